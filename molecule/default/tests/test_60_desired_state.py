@@ -1,0 +1,71 @@
+"""The second run changes nothing, check mode is true, bad input touches nothing (F1, H1, E1, E4)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import yaml
+from conftest import ALICE, INVENTORY, PlayOutcome, Server
+
+Play = Callable[..., PlayOutcome]
+
+
+def variables() -> dict[str, Any]:
+    """Return the users and groups of the example inventory as they are written."""
+    merged: dict[str, Any] = {}
+    for file in sorted((INVENTORY / "group_vars").rglob("*.yml")):
+        merged.update(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    return merged
+
+
+@pytest.fixture(scope="module")
+def with_erin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Variables with a new user, and with twice the quota for the group of alice."""
+    written = variables()
+    groups, users = written["lab_groups"], written["lab_users"]
+    students = next(group for group in groups if group["name"] == "students")
+    students["quota"].update(soft="400m", hard="500m")
+    users.append({"name": "erin", "uid": 2005, "group": "students"})
+    file = tmp_path_factory.mktemp("variables") / "erin.json"
+    file.write_text(json.dumps({"lab_groups": groups, "lab_users": users}), encoding="utf-8")
+    return file
+
+
+def test_a_new_user_and_a_raised_quota_need_one_run_and_no_restart(
+    server: Server, play: Play, with_erin: Path
+) -> None:
+    server.user("alice", "container retire my-thesis; project launch my-thesis --detach")
+    started = server.inspect("my-thesis", ALICE)["State"]["StartedAt"]
+    promised = play("--check", "--diff", "-e", f"@{with_erin}")
+    assert promised.rc == 0, promised.text[-3000:]
+    assert "erin" in promised.text and promised.count("changed") > 0
+    assert server.root("getent passwd erin", check=False).rc != 0
+
+    done = play("-e", f"@{with_erin}")
+    assert done.rc == 0, done.text[-3000:]
+    assert done.count("changed") == promised.count("changed")
+    assert server.root("stat -c %U:%a /home/.workspaces/erin").out == "erin:700"
+    assert server.user("erin", "touch ~/workspace/mine && workspace usage").rc == 0
+    assert server.root("repquota -u -n -p /home | awk '$1 == \"#2001\" {print $5}'").out == str(500 << 10)
+    assert server.inspect("my-thesis", ALICE)["State"]["StartedAt"] == started
+    assert int(server.inside("my-thesis", ALICE, "df -k --output=size /workspace | tail -1").out) == 500 << 10
+
+
+def test_check_mode_on_a_provisioned_server_promises_what_a_run_does(
+    server: Server, play: Play, with_erin: Path
+) -> None:
+    promised = play("--check", "--diff", "-e", f"@{with_erin}")
+    assert promised.rc == 0, promised.text[-3000:]
+    assert promised.count("changed") == 0
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_changed(server: Server, play: Play) -> None:
+    before = server.root("sha256sum /etc/lab-server/policy.json /etc/passwd /etc/fstab").out
+    refused = play("-e", json.dumps({"lab_shares": [{"name": "x", "access": "group", "group": "nobodys"}]}))
+    assert refused.rc != 0
+    assert "lab_shares[0].group: 'nobodys' is not in lab_groups." in " ".join(refused.text.split())
+    assert refused.count("changed") == 0
+    assert server.root("sha256sum /etc/lab-server/policy.json /etc/passwd /etc/fstab").out == before

@@ -1,0 +1,92 @@
+"""After a reboot what should run runs; without its data disk the server waits and says so (H1, A2, D2)."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+from conftest import ALICE, CAROL, Server
+
+TREE = "cd /home/.workspaces/alice && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+
+
+def reachable(server: Server) -> bool:
+    """Tell whether ssh answers, whatever the state of the machine."""
+    try:
+        return server.root("true", check=False).rc == 0
+    except RuntimeError:  # testinfra raises it for exit status 255 of ssh
+        return False
+
+
+@pytest.fixture(scope="module")
+def before(server: Server) -> str:
+    """What should run and what should not, and the checksum of alice's files."""
+    server.user("alice", "project launch my-thesis --detach")
+    server.user("carol", "project launch vision --detach && project init paused --base lab/debian")
+    server.user("carol", "printf 'FROM lab/debian\\n' > ~/workspace/paused/Dockerfile")
+    server.user("carol", "project launch paused --detach && container stop paused")
+    return server.root(TREE).out
+
+
+def running(server: Server) -> bool:
+    """Tell whether what should run runs."""
+    found = server.root("docker ps --format '{{.Names}}'", check=False)
+    return {f"my-thesis._.{ALICE}", f"vision._.{CAROL}"} <= set(found.out.split())
+
+
+def settled(server: Server, boot: str) -> bool:
+    """Tell whether the machine has booted anew and what should run runs."""
+    try:
+        return server.root("cat /proc/sys/kernel/random/boot_id").out != boot and running(server)
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def test_after_a_reboot_what_should_run_runs(server: Server, before: str) -> None:
+    boot = server.root("cat /proc/sys/kernel/random/boot_id").out
+    server.root("systemd-run --quiet --on-active=1 systemctl reboot")
+    server.wait(lambda: settled(server, boot), "the containers of alice and carol run again", 400)
+    assert f"paused._.{CAROL}" not in server.containers()
+    assert server.root(TREE).out == before
+    assert server.root("systemctl is-system-running", check=False).out in ("running", "starting")
+    assert server.inside("vision", CAROL, "ls /srv/data/datasets").out
+
+
+def test_without_the_data_disk_nothing_pretends(
+    server: Server, before: str, machine: Callable[..., None]
+) -> None:
+    machine("stop")
+    machine("start", "--without", "data")
+    server.wait(lambda: reachable(server), "ssh answers without the data disk", 400)
+    server.wait(
+        lambda: (
+            server.root("systemctl is-active lab-server-boot", check=False).out in ("failed", "activating")
+        ),
+        "the boot unit has looked",
+        200,
+    )
+    server.wait(
+        lambda: (
+            "/srv/data" in server.root("journalctl -b -u lab-server-boot -o cat --no-pager", check=False).out
+        ),
+        "the message",
+        200,
+    )
+    assert server.root("findmnt /srv/data", check=False).rc != 0
+    assert server.root("docker ps", check=False).out.count("._.") == 0
+    refused = server.user("alice", "project launch my-thesis --detach", check=False)
+    assert refused.rc != 0 and "/srv/data" in refused.text and "Traceback" not in refused.text
+    assert server.user("alice", "ls ~/workspace/my-thesis").rc == 0
+    assert server.root(TREE).out == before
+
+
+def test_with_the_data_disk_back_everything_is_back(
+    server: Server, before: str, machine: Callable[..., None]
+) -> None:
+    machine("stop")
+    machine("start")
+    server.wait(
+        lambda: reachable(server) and running(server), "the containers of alice and carol run again", 400
+    )
+    assert f"paused._.{CAROL}" not in server.containers()
+    assert server.root(TREE).out == before

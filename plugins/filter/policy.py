@@ -1,0 +1,41 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The filter that turns the inventory's variables into the policy of a server, or says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.lab.server.plugins.module_utils._core.errors import LabError
+from ansible_collections.lab.server.plugins.module_utils._core.policy import dump, from_inventory
+
+
+def policy(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the roles are handed, checked as a whole before anything is touched."""
+    lab = {key: variables[key] for key in variables if isinstance(key, str) and key.startswith("lab_")}
+    try:
+        checked, keys = from_inventory(lab)
+    except LabError as error:
+        raise AnsibleFilterError(str(error)) from None
+    plain = dump(checked)
+    return {
+        "policy": plain,
+        "gid": checked.lab_gid,
+        "data_root": checked.data_root,
+        "docker_root": checked.docker_root,
+        "filesystems": [{"role": role, **values} for role, values in plain["filesystems"].items()],
+        "groups": plain["groups"],
+        "users": [{**user, "ssh_keys": list(keys[user["name"]])} for user in plain["users"]],
+        "shares": plain["shares"],
+        "base_images": plain["base_images"],
+        "projects": plain["projects"],
+    }
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"policy": policy}

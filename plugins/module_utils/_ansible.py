@@ -1,0 +1,57 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The only bridge between Ansible and the library.
+
+A module file is its documentation, its argument spec and one call of ``run_items``.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ._core.errors import LabError
+from ._core.items import ItemResult
+
+
+def build_module(argument_spec: Mapping[str, Any]) -> AnsibleModule:
+    """Return a module that supports check mode, as every module of this collection does."""
+    return AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True)
+
+
+def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]]) -> None:
+    """Call ``function``, report item by item, and leave the module.
+
+    Items that failed do not hide what was done to the others: the task fails at the end, with all reasons
+    in its message and every result in ``results``.
+    """
+    try:
+        items = list(function())
+    except LabError as error:
+        module.fail_json(msg=str(error))
+    except Exception as error:  # noqa: BLE001  # the last place where a person could be shown a stack trace
+        module.log(traceback.format_exc())
+        module.fail_json(
+            msg=f"Unexpected {type(error).__name__}: {error}. The details are in the server's system log."
+        )
+    results = [item.as_dict() for item in items]
+    answer: dict[str, Any] = {"changed": any(item.changed for item in items), "results": results}
+    # module._diff is how AnsibleModule itself tells a module that --diff was asked for.
+    if module._diff:
+        answer["diff"] = [
+            {
+                "before_header": item.name,
+                "after_header": item.name,
+                "before": item.diff.get("before", ""),
+                "after": item.diff.get("after", ""),
+            }
+            for item in items
+            if item.changed and item.diff
+        ]
+    failed = [item for item in items if item.failed]
+    if failed:
+        module.fail_json(msg="; ".join(f"{item.name}: {item.message}" for item in failed), **answer)
+    module.exit_json(**answer)

@@ -1,0 +1,595 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Accounts: groups, users, homes, ssh keys and slices, all in one pass.
+
+What is there is read from the files of passwd(5), group(5), shadow(5) and subuid(5), so that two hundred
+unchanged users cost milliseconds; changes are made by the distribution's useradd, usermod and groupadd.
+Accounts that are not declared are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import os
+import posixpath
+import pwd
+import stat
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import hostfiles, mounts, slices, units
+from .errors import HostError, InvalidInput
+from .items import ItemResult
+from .names import group_name, slice_name, user_name
+from .policy import HOME_ROOT, Limits, User
+from .quota import quota_from_options
+from .sizes import parse_size
+
+LAB_GROUP = "lab"
+KEY_DIRECTORY = "/etc/ssh/lab_authorized_keys"
+SHELL = "/bin/bash"
+SKELETON = "/etc/skel"
+_SUBORDINATE = ("/etc/subuid", "/etc/subgid")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A lab user as declared, with the public keys that open the account."""
+
+    user: User
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything that is declared. ``groups`` are (name, gid) of the lab groups, without lab itself."""
+
+    lab_gid: int
+    groups: tuple[tuple[str, int], ...]
+    users: tuple[Wanted, ...]
+    closed_groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account of the host; one that is not ``local`` comes from a directory service (nsswitch.conf(5))."""
+
+    name: str
+    uid: int
+    gid: int
+    comment: str = ""
+    home: str = ""
+    shell: str = SHELL
+    locked: bool = True
+    local: bool = True
+
+
+@dataclass(frozen=True)
+class UnixGroup:
+    """A group of the host."""
+
+    name: str
+    gid: int
+    members: tuple[str, ...] = ()
+    local: bool = True
+
+
+@dataclass(frozen=True)
+class Home:
+    """What is at the path of a home; ``directory`` is false for a link or a file."""
+
+    owner: int
+    mode: int
+    directory: bool = True
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids."""
+
+    users: Mapping[str, Account] = field(default_factory=dict)
+    groups: Mapping[str, UnixGroup] = field(default_factory=dict)
+    subordinate: frozenset[str] = frozenset()
+    homes: Mapping[str, Home] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do. ``verb`` chooses how; ``arguments`` are a command line or what the verb needs."""
+
+    verb: str
+    arguments: tuple[str, ...]
+
+
+@dataclass
+class Planned:
+    """An item with the steps that carry it out."""
+
+    item: ItemResult
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, text: str, step: Step, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """Note one change: what is said, what is done, and what differs."""
+        self.item.changed = True
+        self.item.actions.append(text)
+        self.item.diff.setdefault("before", {}).update(before)
+        self.item.diff.setdefault("after", {}).update(after)
+        self.steps.append(step)
+
+
+def conflicts(desired: Desired, actual: Actual) -> list[str]:
+    """Return why the declared accounts cannot be made here, a sentence each with the fix."""
+    sentences = []
+    gids = {group.gid: group for group in actual.groups.values()}
+    uids = {account.uid: account for account in actual.users.values()}
+    private = [(wanted.user.name, wanted.user.gid) for wanted in desired.users]
+    for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups, *private):
+        there, holder = actual.groups.get(name), gids.get(gid)
+        if there is not None and there.gid != gid:
+            sentences.append(f"The group {name} exists with gid {there.gid}, not {gid}. Declare {there.gid}.")
+        elif there is None and holder is not None:
+            sentences.append(f"gid {gid} for the group {name} is taken by {holder.name}. Choose another.")
+    for wanted in desired.users:
+        user = wanted.user
+        account, holder_of_uid = actual.users.get(user.name), uids.get(user.uid)
+        if account is None:
+            if holder_of_uid is not None:
+                sentences.append(
+                    f"uid {user.uid} for {user.name} is taken by {holder_of_uid.name}. "
+                    "Choose one that was never used."
+                )
+        else:
+            sentences += _unlike(user, account)
+        home = actual.homes.get(user.name)
+        if home is not None and not home.directory:
+            sentences.append(f"{user.home} is a link or a file. Move it away.")
+        elif home is not None and home.owner != user.uid:
+            sentences.append(
+                f"{user.home} belongs to uid {home.owner}, not to {user.name} ({user.uid}). "
+                "Move it away, or give it to the user while nobody uses it."
+            )
+    for name in desired.closed_groups:
+        group = actual.groups.get(name)
+        main = sorted(a.name for a in actual.users.values() if group is not None and a.gid == group.gid)
+        if main:
+            sentences.append(
+                f"{name} is the main group of {', '.join(main)}. Run: usermod -g OTHER {main[0]}"
+            )
+    return sentences
+
+
+def _unlike(user: User, account: Account) -> list[str]:
+    """Return in which ways an account of that name cannot become the declared user's."""
+    if not account.local:
+        return [
+            f"{user.name} comes from a directory service, which is not managed here. Choose another name."
+        ]
+    if account.uid != user.uid:
+        return [f"{user.name} exists with uid {account.uid}, not {user.uid}. Correct the uid or the name."]
+    if account.gid != user.gid:
+        return [
+            f"{user.name} exists with the main group {account.gid}, not the private group {user.gid}. "
+            f"Run: groupadd -g {user.gid} {user.name}; usermod -g {user.gid} {user.name}"
+        ]
+    if account.home != user.home:
+        return [f"{user.name} has the home {account.home}. Run: usermod -m -d {user.home} {user.name}"]
+    return []
+
+
+def plan(desired: Desired, actual: Actual) -> list[Planned]:
+    """Return what is to be done, item by item; the accounts have no conflicts."""
+    planned = [
+        _plan_group(name, gid, actual) for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups)
+    ]
+    planned.append(_plan_root_slice(actual))
+    managed = {LAB_GROUP, *(name for name, _gid in desired.groups)}
+    membership = _membership(actual)
+    planned += [
+        _plan_user(wanted, managed, membership.get(wanted.user.name, frozenset()), actual)
+        for wanted in desired.users
+    ]
+    planned += [_plan_closed(name, actual) for name in desired.closed_groups]
+    return planned
+
+
+def _membership(actual: Actual) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for group in actual.groups.values():
+        for member in group.members:
+            found.setdefault(member, set()).add(group.name)
+    return {member: frozenset(groups) for member, groups in found.items()}
+
+
+def _plan_group(name: str, gid: int, actual: Actual) -> Planned:
+    planned = Planned(ItemResult(f"group {name}"))
+    if name not in actual.groups:
+        planned.item.reason = "there is no such group"
+        planned.add(
+            f"make the group {name}", Step("run", ("groupadd", "-g", str(gid), name)), {}, {"gid": str(gid)}
+        )
+    return planned
+
+
+def _plan_root_slice(actual: Actual) -> Planned:
+    name, text = slices.root_unit()
+    planned = Planned(ItemResult(name))
+    _plan_unit(planned, name, text, actual)
+    return planned
+
+
+def _plan_unit(planned: Planned, name: str, text: str, actual: Actual) -> None:
+    old = actual.units.get(name, "")
+    if old != text:
+        planned.add(f"write {name}", Step("unit", (name, text)), {name: old}, {name: text})
+
+
+def _plan_closed(name: str, actual: Actual) -> Planned:
+    planned = Planned(ItemResult(f"group {name}"))
+    group = actual.groups.get(name)
+    if group is not None and group.members:
+        planned.item.reason = f"whoever is in {name} is root on this server"
+        planned.add(
+            f"take {', '.join(group.members)} out of {name}",
+            Step("run", ("gpasswd", "-M", "", name)),
+            {"members": ", ".join(group.members)},
+            {"members": ""},
+        )
+    return planned
+
+
+def _plan_user(wanted: Wanted, managed: set[str], memberships: frozenset[str], actual: Actual) -> Planned:
+    user = wanted.user
+    planned = Planned(ItemResult(user.name))
+    account = actual.users.get(user.name)
+    groups = (memberships - managed) | {LAB_GROUP, user.group, *user.groups}
+    if user.name not in actual.groups:
+        planned.add(
+            f"make the private group {user.name}",
+            Step("run", ("groupadd", "-g", str(user.gid), user.name)),
+            {},
+            {"gid": str(user.gid)},
+        )
+    if account is None:
+        _plan_new(planned, user, groups)
+    else:
+        _plan_existing(planned, user, account, memberships, groups)
+    owners = {user.name, str(user.uid)} & actual.subordinate
+    if owners:
+        planned.add(
+            "take the subordinate ids away",
+            Step("subordinate", tuple(sorted(owners))),
+            {"subids": "yes"},
+            {"subids": "no"},
+        )
+    _plan_home(planned, user, actual.homes.get(user.name))
+    _plan_keys(planned, wanted, actual)
+    name, text = slices.user_unit(
+        user.name, user.uid, cpus=user.limits.cpus, memory=user.limits.memory, pids=user.limits.pids
+    )
+    _plan_unit(planned, name, text, actual)
+    if planned.item.changed:
+        planned.item.reason = "there is no such user" if account is None else "the account differs"
+    return planned
+
+
+def _plan_new(planned: Planned, user: User, groups: Iterable[str]) -> None:
+    # No subordinate ids: they would evade the quota. The password '*' matches nothing, and unlike '!' it
+    # leaves the account open to ssh keys where sshd runs without PAM (sshd(8)).
+    command = ["useradd", "-M", "-N", "-u", str(user.uid), "-g", str(user.gid), "-d", user.home, "-s", SHELL]
+    command += ["-c", user.comment, "-G", ",".join(sorted(groups)), "-p", "*"]
+    command += ["-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", user.name]
+    after = {"uid": str(user.uid), "groups": ", ".join(sorted(groups)), "shell": SHELL}
+    if user.comment:
+        after["comment"] = user.comment
+    planned.add(f"make the user {user.name}", Step("run", tuple(command)), {}, after)
+
+
+def _plan_existing(
+    planned: Planned, user: User, account: Account, memberships: frozenset[str], groups: Iterable[str]
+) -> None:
+    arguments: list[str] = []
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    for key, option, old, new in (
+        ("comment", "-c", account.comment, user.comment or account.comment),
+        ("shell", "-s", account.shell, SHELL),
+        ("groups", "-G", ",".join(sorted(memberships)), ",".join(sorted(groups))),
+    ):
+        if old != new:
+            arguments += [option, new]
+            before[key], after[key] = old, new
+    if not account.locked:
+        arguments.append("-L")
+        before["password"], after["password"] = "set", "locked"
+    if arguments:
+        text = f"change {', '.join(after)} of {user.name}"
+        planned.add(text, Step("run", ("usermod", *arguments, user.name)), before, after)
+
+
+def _plan_home(planned: Planned, user: User, home: Home | None) -> None:
+    if home is None:
+        planned.add(f"make {user.home}", Step("home", (user.name, str(user.uid))), {}, {"home": user.home})
+    elif home.mode & 0o077:
+        planned.add(
+            f"close {user.home} to others",
+            Step("close", (user.name, str(user.uid))),
+            {"home mode": f"{home.mode:04o}"},
+            {"home mode": "0700"},
+        )
+
+
+def _plan_keys(planned: Planned, wanted: Wanted, actual: Actual) -> None:
+    name = wanted.user.name
+    text = "".join(f"{key}\n" for key in wanted.keys)
+    old = actual.keys.get(name, "")
+    if old != text:
+        planned.add(
+            f"write the ssh keys of {name}", Step("keys", (name, text)), {"ssh keys": old}, {"ssh keys": text}
+        )
+
+
+def from_options(
+    lab_gid: int,
+    groups: Sequence[Mapping[str, Any]],
+    users: Sequence[Mapping[str, Any]],
+    closed_groups: Sequence[str] = (),
+) -> Desired:
+    """Return what a module was told; raise InvalidInput for a name, a size or a key that is not allowed."""
+    wanted = []
+    for user in users:
+        keys = tuple(str(key) for key in user.get("ssh_keys") or ())
+        for key in keys:
+            if not key.isprintable() or not key.strip():
+                raise InvalidInput(f"A ssh key of {user['name']} is not one line of text.", "Correct it.")
+        wanted.append(Wanted(user_from_options(user), keys))
+    return Desired(
+        lab_gid=lab_gid,
+        groups=tuple((group_name(group["name"]), int(group["gid"])) for group in groups),
+        users=tuple(wanted),
+        closed_groups=tuple(closed_groups),
+    )
+
+
+def user_from_options(user: Mapping[str, Any]) -> User:
+    """Return one user of a module's list; raise InvalidInput."""
+    name = user_name(user["name"])
+    limits, quota = user["limits"], user.get("quota") or {}
+    return User(
+        name=name,
+        uid=int(user["uid"]),
+        group=group_name(user["group"]),
+        groups=tuple(group_name(group) for group in user.get("groups") or ()),
+        comment=str(user.get("comment") or ""),
+        limits=Limits(
+            containers=int(limits.get("containers") or 0),
+            cpus=float(limits["cpus"]),
+            memory=parse_size(limits["memory"], f"limits.memory of {name}"),
+            pids=int(limits["pids"]),
+            shm=parse_size(limits.get("shm") or 0, f"limits.shm of {name}"),
+            gpus=int(limits.get("gpus") or 0),
+        ),
+        quota=quota_from_options(quota, name),
+    )
+
+
+def read_actual(desired: Desired) -> Actual:
+    """Read what is on the host; change nothing. Raises HostError."""
+    passwords = {row[0]: row[1] for row in _rows("/etc/shadow", 2)}
+    users = {
+        row[0]: Account(
+            name=row[0],
+            uid=int(row[2]),
+            gid=int(row[3]),
+            comment=row[4],
+            home=row[5],
+            shell=row[6],
+            locked=passwords.get(row[0], "*").startswith(("!", "*")),
+        )
+        for row in _rows("/etc/passwd", 7)
+    }
+    groups = {
+        row[0]: UnixGroup(row[0], int(row[2]), tuple(name for name in row[3].split(",") if name))
+        for row in _rows("/etc/group", 4)
+    }
+    _add_foreign(desired, users, groups)
+    unit_names = [slices.root_unit()[0], *(slice_name(wanted.user.uid) for wanted in desired.users)]
+    names = [wanted.user.name for wanted in desired.users]
+    return Actual(
+        users=users,
+        groups=groups,
+        subordinate=frozenset(row[0] for path in _SUBORDINATE for row in _rows(path, 3)),
+        homes={name: home for name, home in ((name, _home(name)) for name in names) if home is not None},
+        keys=_texts(KEY_DIRECTORY, names),
+        units=_texts(units.DIRECTORY, unit_names),
+    )
+
+
+def _rows(path: str, columns: int) -> list[list[str]]:
+    text = hostfiles.read_text(path) or ""
+    rows = [line.split(":") for line in text.splitlines()]
+    return [row for row in rows if len(row) >= columns]
+
+
+def _texts(directory: str, names: Iterable[str]) -> dict[str, str]:
+    found = ((name, hostfiles.read_text(posixpath.join(directory, name))) for name in names)
+    return {name: text for name, text in found if text is not None}
+
+
+def _home(name: str) -> Home | None:
+    try:
+        status = os.lstat(posixpath.join(HOME_ROOT, name))
+    except OSError:
+        return None
+    return Home(status.st_uid, stat.S_IMODE(status.st_mode), stat.S_ISDIR(status.st_mode))
+
+
+def _add_foreign(desired: Desired, users: dict[str, Account], groups: dict[str, UnixGroup]) -> None:
+    """Add the accounts of a directory service that have a declared name or number."""
+    local_uids = {account.uid for account in users.values()}
+    local_gids = {group.gid for group in groups.values()}
+    for wanted in desired.users:
+        user = wanted.user
+        with contextlib.suppress(KeyError):
+            if user.name not in users:
+                found = pwd.getpwnam(user.name)
+                users[user.name] = Account(user.name, found.pw_uid, found.pw_gid, local=False)
+        with contextlib.suppress(KeyError):
+            if user.uid not in local_uids:
+                found = pwd.getpwuid(user.uid)
+                users.setdefault(
+                    found.pw_name, Account(found.pw_name, found.pw_uid, found.pw_gid, local=False)
+                )
+    private = [(wanted.user.name, wanted.user.gid) for wanted in desired.users]
+    for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups, *private):
+        with contextlib.suppress(KeyError):
+            if name not in groups:
+                groups[name] = UnixGroup(name, grp.getgrnam(name).gr_gid, local=False)
+        with contextlib.suppress(KeyError):
+            if gid not in local_gids:
+                there = grp.getgrgid(gid)
+                groups.setdefault(there.gr_name, UnixGroup(there.gr_name, there.gr_gid, local=False))
+
+
+def reconcile(desired: Desired, *, mounted: bool, check: bool) -> list[ItemResult]:
+    """Bring the accounts of the host to what is declared, item by item.
+
+    ``mounted`` says that the homes have a file system of their own, without which no home is made.
+    Raises HostError, before anything is changed, if a name, a number or a home is somebody else's.
+    """
+    if mounted and not check and mounts.at(HOME_ROOT, mounts.read()) is None:
+        raise HostError(f"{HOME_ROOT} is not mounted.", "Run the role storage first, or look for its disk.")
+    actual = read_actual(desired)
+    found = conflicts(desired, actual)
+    if found:
+        raise HostError(" ".join(found))
+    planned = plan(desired, actual)
+    if not check:
+        carry_out(planned)
+    return [one.item for one in planned]
+
+
+def carry_out(planned: Sequence[Planned]) -> None:
+    """Do the steps of all items; one that fails is marked so and does not stop the others."""
+    reload = False
+    for one in planned:
+        try:
+            for step in one.steps:
+                _DO[step.verb](step.arguments)
+                reload = reload or step.verb == "unit"
+        except (HostError, OSError, subprocess.SubprocessError) as error:
+            one.item.failed, one.item.message = True, str(error)
+    if reload:
+        units.reload()
+
+
+def _run(arguments: tuple[str, ...]) -> None:
+    hostfiles.run(arguments)
+
+
+def _write_unit(arguments: tuple[str, ...]) -> None:
+    units.write(*arguments)
+
+
+def _write_keys(arguments: tuple[str, ...]) -> None:
+    name, text = arguments
+    os.makedirs(KEY_DIRECTORY, mode=0o755, exist_ok=True)
+    hostfiles.write_text(posixpath.join(KEY_DIRECTORY, name), text)
+
+
+def _remove_subordinate(owners: tuple[str, ...]) -> None:
+    # The tools of shadow hold this lock while they change any of their files (lckpwdf(3)).
+    with os.fdopen(os.open("/etc/.pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        for path in _SUBORDINATE:
+            text = hostfiles.read_text(path) or ""
+            kept = "".join(
+                line for line in text.splitlines(keepends=True) if line.split(":")[0] not in owners
+            )
+            if kept != text:
+                hostfiles.write_text(path, kept)
+
+
+def _open_homes() -> int:
+    descriptor = os.open(HOME_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if status.st_uid != 0 or stat.S_IMODE(status.st_mode) & 0o022:
+        os.close(descriptor)
+        raise HostError(
+            f"{HOME_ROOT} can be changed by others than root.", f"Run: chown root:root {HOME_ROOT}"
+        )
+    return descriptor
+
+
+def _make_home(arguments: tuple[str, ...]) -> None:
+    """Make a home under another name and rename it at last, so that it is never there without its files.
+
+    Root makes the empty folder and gives it away by its descriptor; everything in it is written by the user.
+    """
+    name, number = arguments
+    temporary, uid = f".new-{name}", int(number)
+    homes = _open_homes()
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(temporary, 0o700, dir_fd=homes)
+        descriptor = os.open(
+            temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=homes
+        )
+        try:
+            os.fchown(descriptor, uid, uid)
+        finally:
+            os.close(descriptor)
+        if os.path.isdir(SKELETON):
+            target = posixpath.join(HOME_ROOT, temporary)
+            command = ["cp", "-R", "-P", "--no-target-directory", SKELETON, target]
+            done = subprocess.run(
+                command,
+                user=uid,
+                group=uid,
+                extra_groups=[],
+                umask=0o077,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                encoding="utf-8",
+                errors="replace",
+                timeout=60,
+            )
+            if done.returncode != 0:
+                raise HostError(f"{SKELETON} could not be copied: {done.stderr.strip()[:200]}")
+        os.rename(temporary, name, src_dir_fd=homes, dst_dir_fd=homes)
+        os.fsync(homes)
+    finally:
+        os.close(homes)
+
+
+def _close_home(arguments: tuple[str, ...]) -> None:
+    name, number = arguments
+    homes = _open_homes()
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=homes)
+        try:
+            if os.fstat(descriptor).st_uid != int(number):
+                raise HostError(f"{HOME_ROOT}/{name} does not belong to {name}.", "Look at who changed it.")
+            os.fchmod(descriptor, 0o700)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(homes)
+
+
+_DO = {
+    "run": _run,
+    "unit": _write_unit,
+    "keys": _write_keys,
+    "subordinate": _remove_subordinate,
+    "home": _make_home,
+    "close": _close_home,
+}

@@ -1,0 +1,499 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The one program that lab users run as root: ``sudo lab-broker VERB [NAME]``.
+
+It is told a verb of a fixed table and at most the name of a project: never a user, a path, or an option of
+Docker's. Who calls is what sudo says (SUDO_UID, sudo(8)), checked against the accounts and the policy.
+``serve`` is the whole of it and knows nothing of sudo, so that another way in can replace it.
+
+The answer is one JSON object a line on the standard output: any number of ``{"event": "progress"}``, then one
+``{"event": "result"}`` or ``{"event": "error"}``. The work is done by a process of its own session that does
+not hold the caller's descriptors: a lost connection, a closed pipe, Ctrl-C, Ctrl-Z or a terminal that nobody
+reads cannot stop it halfway, nor make it wait with a lock in its hands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import json
+import os
+import pwd
+import re
+import resource
+import select
+import signal
+import sys
+import syslog
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from . import RUN_DIRECTORY, journal, names
+from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
+from .items import ItemResult
+from .policy import Policy, User, load
+from .protocol import ATTACH, EXIT_CODES, kind_of
+
+DOCKER = "/usr/bin/docker"
+GROUP = "lab"
+
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+}
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,31}")
+_UID = re.compile(r"[0-9]{1,10}")
+# Docker leaves an attached terminal at this sequence; its default begins with Ctrl-P, the shell's 'previous
+# command'. It cannot be turned off, so it is one that nobody types.
+_DETACH_KEYS = "ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^"
+_CALLS_AT_ONCE = 64
+_SLOW_READER = 30.0  # seconds that an answer waits for a reader before it is given up
+_PIPE_BYTES = 1 << 20
+# Whatever the caller's are: neither may the work be cut off in the middle, nor grow without bounds.
+_LIMITS = {
+    resource.RLIMIT_CPU: resource.RLIM_INFINITY,
+    resource.RLIMIT_FSIZE: resource.RLIM_INFINITY,
+    resource.RLIMIT_AS: resource.RLIM_INFINITY,
+    resource.RLIMIT_DATA: resource.RLIM_INFINITY,
+    resource.RLIMIT_STACK: 8 << 20,
+    resource.RLIMIT_NOFILE: 1024,
+}
+
+
+class Events:
+    """Writes events to a descriptor and never waits long for who reads them.
+
+    A reader that has gone is forgotten; one that is slow loses progress, then after 30 seconds the answer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._gone = False
+
+    def _write(self, event: Mapping[str, Any], patience: float) -> None:
+        data = json.dumps(event, ensure_ascii=True, sort_keys=True).encode("ascii") + b"\n"
+        deadline = time.monotonic() + patience
+        while data and not self._gone:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    # An event that was cut would spoil the next one.
+                    self._gone = patience > 0
+                    return
+                select.select([], [self._descriptor], [], left)
+            except OSError:
+                self._gone = True
+
+    def progress(self, text: str) -> None:
+        """Tell what is being done, in one line; dropped when nobody reads."""
+        # At most PIPE_BUF bytes, so that the line is written whole or not at all (pipe(7)).
+        self._write({"event": "progress", "text": names.printable(text)[:300]}, patience=0)
+
+    def result(self, data: Mapping[str, Any]) -> None:
+        """Give the answer."""
+        self._write({"event": "result", "data": data}, _SLOW_READER)
+
+    def error(self, kind: str, message: str, hint: str = "") -> None:
+        """Give the error that ends the call; ``kind`` is a key of EXIT_CODES."""
+        event = {
+            "event": "error",
+            "kind": kind,
+            "message": names.printable(message),
+            "hint": names.printable(hint),
+        }
+        self._write(event, _SLOW_READER)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call: whose it is, by what policy, and on which project (empty for verbs that name none)."""
+
+    policy: Policy
+    user: User
+    project: str
+    events: Events
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A thing that the broker does. ``needs_mounts``: not while a file system of the server is missing."""
+
+    takes_name: bool
+    run: Callable[[Request], dict[str, Any]]
+    needs_mounts: bool = False
+
+
+@contextmanager
+def _engine() -> Iterator[Any]:
+    from .engine import Engine
+
+    try:
+        connection = Engine.connect()
+    except EngineError as error:
+        raise EngineError(
+            "The container engine of this server does not answer.", "Tell your admins."
+        ) from error
+    with closing(connection) as engine:
+        yield engine
+
+
+def _answer(item: ItemResult) -> dict[str, Any]:
+    if item.failed:
+        raise EngineError(item.message)
+    return {"changed": item.changed, "actions": list(item.actions), "reason": item.reason, **item.facts}
+
+
+def _container(info: Any) -> dict[str, Any]:
+    return {
+        "project": info.project,
+        "container": info.name,
+        "status": info.status,
+        "created": info.created,
+        "image": info.image,
+        "image_newer": info.image_newer,
+    }
+
+
+def _project_launch(request: Request) -> dict[str, Any]:
+    from .containers import launch
+
+    with _engine() as engine:
+        progress = request.events.progress
+        return _answer(launch(engine, request.policy, request.user, request.project, progress=progress))
+
+
+def _project_list(request: Request) -> dict[str, Any]:
+    from .containers import listing
+    from .workspaces import projects
+
+    # First as the user: it forks, and does not need Docker.
+    found = projects(request.policy, request.user)
+    note = ""
+    containers: dict[str, dict[str, Any]] = {}
+    try:
+        with _engine() as engine:
+            containers = {
+                info.project: _container(info) for info in listing(engine, request.policy, request.user)
+            }
+    except EngineError as error:
+        note = str(error)
+    listed = [{**project, "container": containers.pop(project["name"], None)} for project in found]
+    # A container whose folder was removed still runs, and is still somebody's to retire.
+    listed += [
+        {"name": name, "dockerfile": False, "folder": False, "container": containers[name]}
+        for name in containers
+    ]
+    return {"projects": listed, "note": note}
+
+
+def _container_list(request: Request) -> dict[str, Any]:
+    from .containers import listing
+
+    with _engine() as engine:
+        return {"containers": [_container(info) for info in listing(engine, request.policy, request.user)]}
+
+
+def _container_stop(request: Request) -> dict[str, Any]:
+    from .containers import stop
+
+    with _engine() as engine:
+        return _answer(stop(engine, request.user, request.project))
+
+
+def _container_retire(request: Request) -> dict[str, Any]:
+    from .containers import retire
+
+    with _engine() as engine:
+        return _answer(retire(engine, request.user, request.project))
+
+
+def _image_update(request: Request) -> dict[str, Any]:
+    from .images import build
+
+    with _engine() as engine:
+        progress = request.events.progress
+        return _answer(build(engine, request.policy, request.user, request.project, progress=progress))
+
+
+#: All that the broker does besides ``attach``, which hands the caller's terminal to a shell in the container.
+VERBS: dict[str, Verb] = {
+    "project-launch": Verb(True, _project_launch, needs_mounts=True),
+    "project-list": Verb(False, _project_list),
+    "container-list": Verb(False, _container_list),
+    "container-stop": Verb(True, _container_stop),
+    "container-retire": Verb(True, _container_retire),
+    "image-update": Verb(True, _image_update, needs_mounts=True),
+}
+
+
+def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """Return (verb, project name or empty) of a call; raise InvalidInput for everything not in the table."""
+    if verb != ATTACH and verb not in VERBS:
+        raise InvalidInput(
+            "The broker does not know this verb.", "Use the commands project, container or workspace."
+        )
+    wanted = 1 if verb == ATTACH or VERBS[verb].takes_name else 0
+    if len(arguments) != wanted:
+        raise InvalidInput(
+            f"{verb}: expected {wanted or 'no'} argument{'s' if not wanted else ''}.", "Use the commands."
+        )
+    return verb, names.project_name(arguments[0]) if wanted else ""
+
+
+def identify(uid: int, policy: Policy) -> User:
+    """Return the lab user whose uid this is.
+
+    The account must exist, bear the name of the policy, and be in the group of lab users; root is refused.
+    Raises Refused.
+    """
+    if uid == 0:
+        raise Refused(
+            "Root is no lab user.",
+            "Become the user with 'sudo -iu NAME', or change the inventory and run the playbook.",
+        )
+    try:
+        account = pwd.getpwuid(uid)
+        user = policy.user_by_uid(uid)
+    except (KeyError, NotFound):
+        raise Refused(
+            f"uid {uid} is not a lab user of this server.", "Ask your admins to add the account."
+        ) from None
+    try:
+        member = grp.getgrnam(GROUP).gr_gid == policy.lab_gid and policy.lab_gid in os.getgrouplist(
+            account.pw_name, account.pw_gid
+        )
+    except KeyError:
+        member = False
+    if account.pw_name != user.name or not member:
+        raise Refused(
+            f"The account '{names.printable(account.pw_name)}' does not match the policy of this server.",
+            "Ask your admins to run the playbook.",
+        )
+    return user
+
+
+def _require_mounts(policy: Policy) -> None:
+    from .storage import check_mounts
+
+    missing = check_mounts(policy)
+    if missing:
+        raise HostError("The disks of this server are not ready: " + " ".join(missing), "Tell your admins.")
+
+
+def _take_slot(uid: int) -> int:
+    """Return the descriptor of a lock that counts one call of the user; raise Refused or HostError."""
+    directory = os.path.join(RUN_DIRECTORY, "calls")
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        for number in range(_CALLS_AT_ONCE):
+            path = os.path.join(directory, f"{uid}.{number}")
+            slot = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(slot)
+                continue
+            return slot
+    except OSError as error:
+        raise HostError(f"{directory} cannot be used: {error.strerror}.", "Tell your admins.") from error
+    raise Refused(f"You have {_CALLS_AT_ONCE} commands at work already.", "Wait for them to end.")
+
+
+@contextmanager
+def _counted(uid: int) -> Iterator[None]:
+    """Count a call while it lasts, so that nobody can fill the server's memory with them; raise Refused."""
+    slot = _take_slot(uid)
+    try:
+        yield
+    finally:
+        os.close(slot)
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    last = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{last}"
+
+
+def _fault(error: Exception) -> tuple[str, str, str]:
+    """Return (kind, message, hint) for people of any error; what is no LabError is a fault of ours."""
+    if isinstance(error, LabError):
+        return kind_of(error), error.message, error.hint
+    return "failed", "Something went wrong that should not.", "Tell your admins; the system log says more."
+
+
+def _attach(user: User, project: str, policy: Policy, descriptors: tuple[int, int, int], term: str) -> None:
+    """Become a shell in the running container, on the caller's terminal. Raises LabError when it cannot."""
+    from .containers import listing, shell_arguments
+
+    if not all(os.isatty(descriptor) for descriptor in descriptors[:2]):
+        raise Refused("attach needs a terminal.", "Log in with 'ssh -t'.")
+    with _engine() as engine:
+        found = [info for info in listing(engine, policy, user) if info.project == project]
+    if not found:
+        raise NotFound(
+            f"You have no container of a project '{project}'.", f"Start it: project launch {project}"
+        )
+    if found[0].status != "running":
+        raise NotFound(f"The container of '{project}' is not running.", f"Start it: project launch {project}")
+    arguments = shell_arguments(user, project, tty=True)
+    # Options of 'docker exec' go before the container; all of them are ours.
+    where = arguments.index("exec") + 1
+    arguments[where:where] = ["--detach-keys", _DETACH_KEYS, "--env", f"TERM={term}"]
+    _become(arguments, {**_ENVIRONMENT, "TERM": term}, descriptors)
+
+
+def _become(
+    arguments: Sequence[str], environment: Mapping[str, str], descriptors: tuple[int, int, int]
+) -> NoReturn:
+    """Replace this process by Docker's client, with the caller's descriptors as its own."""
+    for wanted, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, wanted)  # inheritable, as dup2 is by default
+    # Python ignores SIGPIPE and SIGXFSZ from its start; the new program is to have the ordinary behaviour.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.execve(DOCKER, list(arguments), environment)  # noqa: S606  # a fixed program with our own arguments
+
+
+def serve(
+    uid: int, verb: str, arguments: Sequence[str], descriptors: tuple[int, int, int], term: str = "dumb"
+) -> int:
+    """Serve one call of the user ``uid`` and return its exit code (0, or one of EXIT_CODES).
+
+    ``descriptors`` are the caller's input, output and errors: events go to the output, while ``attach``
+    becomes the shell and does not return. Nothing is raised: every error is an event and a line of the
+    audit log.
+    """
+    events = Events(descriptors[1])
+    who: dict[str, Any] = {"uid": uid}
+    known, project = verb if verb in VERBS or verb == ATTACH else "?", ""
+    try:
+        policy = load()
+        user = identify(uid, policy)
+        who["user"] = user.name
+        verb, project = parse(verb, arguments)
+        if verb == ATTACH:
+            journal.record(**who, verb=verb, project=project, outcome="asked")
+            _attach(user, project, policy, descriptors, term)
+        with _counted(uid):
+            if VERBS[verb].needs_mounts:
+                _require_mounts(policy)
+            data = VERBS[verb].run(Request(policy, user, project, events))
+    except Exception as error:  # noqa: BLE001  # the last place before the user, who gets a sentence
+        kind, message, hint = _fault(error)
+        detail = str(error.__cause__ or error) if isinstance(error, LabError) else _where(error)
+        journal.record(syslog.LOG_WARNING, **who, verb=known, project=project, outcome=kind, detail=detail)
+        if known == ATTACH:
+            with suppress(OSError):
+                os.write(
+                    descriptors[2],
+                    f"{names.printable(message)} {names.printable(hint)}".strip().encode() + b"\n",
+                )
+        else:
+            events.error(kind, message, hint)
+        return EXIT_CODES[kind]
+    journal.record(**who, verb=verb, project=project, outcome="done", changed=data.get("changed", False))
+    events.result(data)
+    return 0
+
+
+def _harden() -> tuple[str, str]:
+    """Forget all that the caller could have prepared; return (SUDO_UID, TERM) of the environment.
+
+    sudo(8) keeps the working directory, umask, resource limits, signals and timers of its caller.
+    """
+    identity, term = os.environ.get("SUDO_UID", ""), os.environ.get("TERM", "")
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+    time.tzset()
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest one that is free, which is this one (open(2))
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if descriptor > 2:
+            with suppress(OSError):  # the one that listed them is closed already
+                os.close(descriptor)
+    os.chdir("/")
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in signal.valid_signals():
+        # SIGKILL and SIGSTOP cannot be set; neither can those that libc keeps for its threads.
+        with suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
+    for limit, value in _LIMITS.items():
+        # A root without CAP_SYS_RESOURCE, as in a container, has to stay below the hard limit (setrlimit(2)).
+        with suppress(ValueError):
+            resource.setrlimit(limit, (value, resource.RLIM_INFINITY))
+            continue
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard if value == resource.RLIM_INFINITY else min(value, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    return identity, term if _TERM.fullmatch(term) else "dumb"
+
+
+def _work(work: Callable[[int], int], writer: int) -> NoReturn:
+    """Do the work in this process, cut off from the caller's session, terminal and descriptors."""
+    status = EXIT_CODES["failed"]
+    try:
+        os.setsid()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        os.set_blocking(writer, False)
+        with suppress(OSError):  # a bigger pipe is only a convenience: fcntl(2), F_SETPIPE_SZ
+            fcntl.fcntl(writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), _PIPE_BYTES)
+        status = work(writer)
+    finally:
+        os._exit(status)
+
+
+def _relay(work: Callable[[int], int]) -> int:
+    """Run ``work(descriptor)`` in a process of its own, copy what it writes to our output; its exit code."""
+    reader, writer = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.close(reader)
+        _work(work, writer)
+    os.close(writer)
+    listening = True
+    while True:
+        data = os.read(reader, 1 << 16)
+        if not data:
+            break
+        while data and listening:
+            try:
+                data = data[os.write(1, data) :]
+            except OSError:
+                listening = False
+    status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    return status if status >= 0 else EXIT_CODES["failed"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program ``lab-broker``: harden, find out who calls, serve. Returns the exit code."""
+    words = list(sys.argv if argv is None else argv)[1:]
+    identity, term = _harden() if os.geteuid() == 0 else ("", "dumb")
+    if not _UID.fullmatch(identity):
+        message = "The broker is run by sudo for lab users."
+        Events(1).error("refused", message, "Use the commands project, container or workspace.")
+        return EXIT_CODES["refused"]
+    verb, arguments = (words[0], words[1:]) if words else ("", [])
+    if verb == ATTACH:
+        return serve(int(identity), verb, arguments, (0, 1, 2), term)
+    return _relay(lambda output: serve(int(identity), verb, arguments, (0, output, 2)))

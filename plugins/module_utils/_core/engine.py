@@ -1,0 +1,393 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The one place that talks to Docker Engine: raw API JSON in and out, errors as sentences.
+
+It uses the Docker SDK for Python (5.0 to 7), imported on first use, and for builds the ``docker`` command,
+since only that one streams a build and cancels it when it is killed.
+API: https://docs.docker.com/engine/api/v1.41/.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import posixpath
+import signal
+import subprocess
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, BinaryIO, Callable
+
+from . import names
+from .errors import EngineError, NotFound, Refused
+from .spec import NETWORK, EngineFacts
+
+DEFAULT_URL = "unix:///var/run/docker.sock"
+DOCKER = "/usr/bin/docker"
+_BUILD_SECONDS = 4 * 3600
+
+
+def ignore(_line: str) -> None:
+    """Take a line of progress and do nothing with it."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """A build: the checked context (a tar), what it is called in messages, and what it gets and may use."""
+
+    context: BinaryIO
+    title: str
+    labels: Mapping[str, str]
+    build_args: Mapping[str, str]
+    cgroup_parent: str = ""
+    memory: int = 0
+    cpus: float = 0.0
+
+
+class BuildFailed(EngineError):
+    """A build that ended without an image. ``step`` counts instructions from 1, 0 when unknown."""
+
+    def __init__(self, message: str, step: int, last: str, left_over: str) -> None:
+        super().__init__(message)
+        self.step = step
+        self.last = last
+        self.left_over = left_over
+
+
+class Engine:
+    """Docker Engine, as far as a lab server needs it. Every method raises EngineError."""
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    @classmethod
+    def connect(cls, url: str = DEFAULT_URL, timeout: int = 120) -> Engine:
+        """Return a connection to the engine at ``url``; raise EngineError when it is not there."""
+        try:
+            import docker  # a third-party library; the library must be importable without it
+        except ImportError as error:
+            raise EngineError(
+                "The Docker SDK for Python is missing.", "Install the package python3-docker."
+            ) from error
+        with _sentences("be reached", url):
+            return cls(docker.APIClient(base_url=url, version="auto", timeout=timeout), url)
+
+    @staticmethod
+    def is_installed(url: str = DEFAULT_URL) -> bool:
+        """Say whether there is a Docker Engine at all: its socket, and the library to speak to it."""
+        scheme, _, path = url.partition("://")
+        return find_spec("docker") is not None and (scheme != "unix" or os.path.exists(path))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    @cached_property
+    def facts(self) -> EngineFacts:
+        """The engine's cgroup driver and number of cores."""
+        with self._asked("describe itself"):
+            info = self._client.info()
+        return EngineFacts(cgroup_driver=str(info.get("CgroupDriver")), cpus=int(info.get("NCPU") or 1))
+
+    # Containers
+
+    def containers(self, *only: str) -> list[dict[str, Any]]:
+        """Return Docker's listing of all containers, running or not; with names ``only`` those."""
+        # The filter is a regular expression on the name with its leading slash.
+        patterns = ["^/" + name.replace(".", "[.]") + "$" for name in only]
+        with self._asked("list the containers"):
+            listed = self._client.containers(all=True, filters={"name": patterns} if only else None)
+        return [dict(item) for item in listed]
+
+    def create(self, name: str, config: Mapping[str, Any]) -> str:
+        """Create a container, and return its id."""
+        with self._asked(f"create the container {name}"):
+            return str(self._client.create_container_from_config(dict(config), name)["Id"])
+
+    def start(self, container: str) -> None:
+        """Start a container."""
+        with self._asked("start the container"):
+            self._client.start(container)
+
+    def stop(self, container: str, seconds: int = 10) -> None:
+        """Stop a container; after ``seconds`` it is killed."""
+        with self._asked("stop the container"):
+            self._client.stop(container, timeout=seconds)
+
+    def remove(self, container: str) -> None:
+        """Remove a container, running or not, with its anonymous volumes; one that is gone is no error."""
+        with contextlib.suppress(NotFound), self._asked("remove the container"):
+            self._client.remove_container(container, v=True, force=True)
+
+    def rename(self, container: str, name: str) -> None:
+        """Give a container another name."""
+        with self._asked("rename the container"):
+            self._client.rename(container, name)
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Return Docker's description of a container; raise NotFound."""
+        with self._asked("describe the container"):
+            return dict(self._client.inspect_container(container))
+
+    # Files in a container that was never started
+
+    def file_status(self, container: str, path: str) -> dict[str, Any] | None:
+        """Return {name, size, mode (Go's FileMode), linkTarget} of a path in it, None where there is none."""
+        url = f"{self._client.base_url}/v{self._client.api_version}/containers/{container}/archive"
+        with self._asked("look into the container"):
+            answer = self._client.head(url, params={"path": path}, timeout=self._client.timeout)
+            if answer.status_code == 404:
+                return None
+            answer.raise_for_status()
+            status = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
+        return dict(status)
+
+    def read_file(self, container: str, path: str, limit: int) -> bytes | None:
+        """Return the content of a regular file in it; None for anything else, or more than ``limit`` bytes."""
+        collected = io.BytesIO()
+        try:
+            with self._asked("read from the container"):
+                chunks, _status = self._client.get_archive(container, path)
+                for chunk in chunks:
+                    collected.write(chunk)
+                    # The archive adds a header and padding to the file.
+                    if collected.tell() > limit + 64 * 1024:
+                        return None
+        except NotFound:
+            return None
+        collected.seek(0)
+        with tarfile.open(fileobj=collected, mode="r:") as archive:
+            member = archive.next()
+            content = archive.extractfile(member) if member is not None and member.isreg() else None
+            return content.read() if content is not None else None
+
+    def put(self, container: str, archive: bytes) -> None:
+        """Unpack a tar archive at the root of the container's file system."""
+        with self._asked("write into the container"):
+            self._client.put_archive(container, "/", archive)
+
+    # Networks
+
+    def ensure_network(self) -> None:
+        """Make the bridge network of the containers if it is missing: no traffic between containers."""
+        with self._asked("list the networks"):
+            listed = self._client.networks(names=[NETWORK])
+        # The filter matches parts of names.
+        if any(network.get("Name") == NETWORK for network in listed):
+            return
+        # check_duplicate: two launches at once would make two networks of one name. The second is refused.
+        with contextlib.suppress(Refused), self._asked("create the network"):
+            self._client.create_network(
+                NETWORK,
+                driver="bridge",
+                check_duplicate=True,
+                options={"com.docker.network.bridge.enable_icc": "false"},
+                labels={"lab.server.kind": "network"},
+            )
+
+    # Images
+
+    def images(self, reference: str = "") -> list[dict[str, Any]]:
+        """Return Docker's listing of images, with ``reference`` (``lab/*/*``) of those that match."""
+        with self._asked("list the images"):
+            listed = self._client.images(filters={"reference": reference} if reference else None)
+        return [dict(item) for item in listed]
+
+    def inspect_image(self, reference: str) -> dict[str, Any] | None:
+        """Return Docker's description of an image, None if it is not on the server."""
+        try:
+            with self._asked("describe the image"):
+                return dict(self._client.inspect_image(reference))
+        except NotFound:
+            return None
+
+    def pull(self, reference: str, progress: Callable[[str], None] = ignore) -> None:
+        """Fetch an image from its registry."""
+        repository, tag = split_reference(reference)
+        with self._asked(f"fetch the image {reference}"):
+            for event in self._client.pull(repository, tag=tag, stream=True, decode=True):
+                if "error" in event:
+                    raise EngineError(f"{reference} could not be fetched: {one_line(event['error'])}.")
+                if event.get("status") and "progress" not in event:
+                    progress(one_line(str(event["status"])))
+
+    def load(self, archive: BinaryIO) -> str:
+        """Load an archive of ``docker save``; return the id of the one image in it."""
+        loaded: list[str] = []
+        with self._asked("load the archive"):
+            for event in self._client.load_image(archive):
+                if "error" in event:
+                    raise EngineError(f"The archive could not be loaded: {one_line(event['error'])}.")
+                for line in str(event.get("stream") or "").splitlines():
+                    if line.startswith(("Loaded image ID: ", "Loaded image: ")):
+                        loaded.append(line.split(": ", 1)[1].strip())
+        if len(loaded) != 1:
+            raise EngineError(
+                f"The archive holds {len(loaded)} images.", "Save one image with one name in it."
+            )
+        found = self.inspect_image(loaded[0])
+        if found is None:
+            raise EngineError("The archive was loaded, but its image is not there.", "Try again.")
+        return str(found["Id"])
+
+    def tag(self, image: str, reference: str) -> None:
+        """Give an image a further name."""
+        repository, tag = split_reference(reference)
+        with self._asked(f"name the image {reference}"):
+            self._client.tag(image, repository, tag=tag, force=True)
+
+    def remove_image(self, reference: str) -> None:
+        """Remove a name of an image, or an image without a name; what is in use stays, silently."""
+        with contextlib.suppress(NotFound, Refused), self._asked("remove the image"):
+            self._client.remove_image(reference)
+
+    def build(self, request: BuildRequest, progress: Callable[[str], None] = ignore) -> str:
+        """Build an image with the classic builder, and return its id. Raises BuildFailed."""
+        with tempfile.TemporaryDirectory(prefix="lab-build-") as directory:
+            id_file = posixpath.join(directory, "id")
+            arguments = [DOCKER, "build", "--force-rm", "--iidfile", id_file]
+            arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
+            arguments += [f"--build-arg={name}={value}" for name, value in sorted(request.build_args.items())]
+            if request.cgroup_parent:
+                arguments.append(f"--cgroup-parent={request.cgroup_parent}")
+            if request.memory:
+                arguments += [f"--memory={request.memory}", f"--memory-swap={request.memory}"]
+            if request.cpus:
+                arguments += ["--cpu-period=100000", f"--cpu-quota={int(request.cpus * 100000)}"]
+            arguments.append("-")
+            environment = {
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "DOCKER_HOST": self._url,
+                # BuildKit knows neither a parent cgroup nor a memory limit for a build.
+                "DOCKER_BUILDKIT": "0",
+            }
+            reader = _BuildReader(progress)
+            code = _run(arguments, environment, request.context, reader)
+            with contextlib.suppress(OSError), open(id_file, encoding="ascii") as file:
+                built = file.read().strip()
+                if code == 0 and built:
+                    return built
+        said = f"The build of {request.title} failed: {reader.last or f'docker ended with code {code}'}"
+        raise BuildFailed(said, reader.step, reader.last, reader.newest)
+
+    @contextlib.contextmanager
+    def _asked(self, deed: str) -> Iterator[None]:
+        with _sentences(deed, self._url):
+            yield
+
+
+class _BuildReader:
+    """Follows the output of a build: the step, the last line that says something, the newest layer made."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self.step = 0
+        self.last = ""
+        self.newest = ""
+        self._cached = False
+
+    def line(self, text: str) -> None:
+        shown = one_line(text)
+        if not shown:
+            return
+        words = shown.split()
+        if words[0] == "Step" and len(words) > 1 and words[1].split("/")[0].isdigit():
+            self.step = int(words[1].split("/")[0])
+            self._cached = False
+        elif shown == "---> Using cache":
+            self._cached = True
+        elif words[0] == "--->" and len(words) == 2 and len(words[1]) == 12:
+            if self.step > 1 and not self._cached:
+                self.newest = words[1]
+        elif not shown.startswith(
+            ("--->", "Removing intermediate", "Sending build", "DEPRECATED", "Install the buildx")
+        ):
+            self.last = shown
+        self._progress(shown)
+
+
+def _run(
+    arguments: Sequence[str], environment: Mapping[str, str], context: BinaryIO, reader: _BuildReader
+) -> int:
+    try:
+        process = subprocess.Popen(
+            arguments,
+            env=dict(environment),
+            cwd="/",
+            stdin=context,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=True,
+        )
+    except OSError as error:
+        raise EngineError(
+            f"{arguments[0]} cannot be run: {error.strerror}.", "Install the package docker.io."
+        ) from error
+    timer = threading.Timer(_BUILD_SECONDS, _kill, (process,))
+    timer.daemon = True
+    timer.start()
+    try:
+        if process.stdout is not None:
+            for raw in iter(lambda: process.stdout.readline(1 << 16) if process.stdout else b"", b""):
+                reader.line(raw.decode("utf-8", "replace"))
+        return process.wait()
+    except BaseException:
+        _kill(process)
+        process.wait()
+        raise
+    finally:
+        timer.cancel()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def one_line(text: str) -> str:
+    """Return the last thing that a terminal would show of ``text``, as one printable line."""
+    last = [part for part in text.replace("\r", "\n").split("\n") if part.strip()]
+    return names.printable(last[-1].strip())[:1000] if last else ""
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Return (repository, tag) of an image reference; the tag is "latest" where there is none."""
+    if "@" in reference:
+        repository, digest = reference.split("@", 1)
+        return repository, digest
+    head, _, tail = reference.rpartition(":")
+    return (head, tail) if head and "/" not in tail else (reference, "latest")
+
+
+@contextlib.contextmanager
+def _sentences(deed: str, url: str) -> Iterator[None]:
+    """Turn the errors of the Docker SDK and of its transport into ours."""
+    import docker.errors  # imported by connect() before this can be needed
+    import requests.exceptions
+
+    try:
+        yield
+    except docker.errors.NotFound as error:
+        raise NotFound(f"Docker could not {deed}: {one_line(str(error.explanation))}.") from error
+    except docker.errors.APIError as error:
+        said = one_line(str(error.explanation or error)).rstrip(".")
+        kind = Refused if error.status_code == 409 else EngineError
+        raise kind(f"Docker could not {deed}: {said}.") from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise EngineError(
+            f"Docker Engine does not answer at {url} ({one_line(str(error))[:200]}).",
+            "Look at: systemctl status docker.",
+        ) from error

@@ -1,0 +1,290 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Brings the library, the programs that run from it and the policy to a server.
+
+Every version has a directory of its own, named for its content, and the link ``current`` is switched last:
+a command that starts at any instant sees one whole version.
+"""
+
+from __future__ import annotations
+
+import compileall
+import hashlib
+import json
+import os
+import pkgutil
+import posixpath
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from . import POLICY_PATH, VERSION, cli, hostfiles
+from .errors import HostError
+from .items import ItemResult
+from .policy import Policy, dump
+from .protocol import BROKER
+
+LIBRARY = "/usr/local/lib/lab-server"
+CURRENT = posixpath.join(LIBRARY, "current")
+PACKAGE = "_core"
+BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
+_PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
+_MARK = "# Installed by lab.server: changes are lost."
+_PROGRAM = f"""#!/usr/bin/python3 -I
+{_MARK}
+import sys
+
+sys.path.insert(0, "{CURRENT}")
+try:
+    from {PACKAGE}.{{module}} import main
+
+    sys.exit(main(sys.argv))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def tree_digest(path: str) -> str:
+    """Return the SHA-256 of a tree of files: names and contents; compiled files (__pycache__) left out.
+
+    Raises OSError if it cannot be read whole.
+    """
+    files: dict[str, bytes] = {}
+    waiting = [""]
+    while waiting:
+        directory = waiting.pop()
+        for entry in os.scandir(os.path.join(path, directory)):
+            name = posixpath.join(directory, entry.name)
+            if entry.name == "__pycache__":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(name)
+            elif entry.is_file(follow_symlinks=False):
+                with open(entry.path, "rb") as stream:
+                    files[name] = stream.read()
+            else:
+                files[name] = b"not a regular file"
+    return digest_of(files)
+
+
+def digest_of(files: Mapping[str, bytes]) -> str:
+    """Return what ``tree_digest`` gives for a tree of these files."""
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    return total.hexdigest()
+
+
+def sources() -> dict[str, bytes]:
+    """Return this very library, file by file, from wherever Python runs it: a directory or an archive.
+
+    Raises HostError if a file of it cannot be had.
+    """
+    package = __name__.rpartition(".")[0]
+    path = __import__(package, fromlist=["__path__"]).__path__
+    found = {}
+    for name in ["__init__", *(module.name for module in pkgutil.iter_modules(path))]:
+        data = pkgutil.get_data(package, f"{name}.py")
+        if data is None:
+            raise HostError(f"{name}.py of the library cannot be read.", "Install the collection again.")
+        found[f"{name}.py"] = data
+    return found
+
+
+def programs() -> dict[str, str]:
+    """Return the text of each program that is installed, by its path."""
+    found = {posixpath.join("/usr/local/bin", name): _PROGRAM.format(module="cli") for name in cli.programs()}
+    found[BROKER] = _PROGRAM.format(module="broker")
+    found[BOOT_PROGRAM] = _PROGRAM.format(module="boot")
+    return found
+
+
+def policy_text(policy: Policy) -> str:
+    """Return the policy file. The texts of declared files stay out: everybody on the server may read it."""
+    plain = dump(policy)
+    for project in plain["projects"]:
+        project["files"] = {}
+    return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+
+
+def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult]:
+    """Bring library, programs and policy to what they should be; ``root`` is put before every path.
+
+    The policy comes last, when the programs that understand it are there. Raises HostError.
+    """
+    try:
+        return [
+            _library(sources(), check=check, root=root),
+            _programs(programs(), check=check, root=root),
+            _policy(policy_text(policy), check=check, root=root),
+        ]
+    except OSError as error:
+        raise HostError(f"{error.filename or LIBRARY} cannot be written: {error.strerror}.") from error
+
+
+# ---- the library -----------------------------------------------------------------------------------------
+
+
+def _library(files: Mapping[str, bytes], *, check: bool, root: str) -> ItemResult:
+    item = ItemResult("library")
+    current = root + CURRENT
+    name = f"{VERSION}-{digest_of(files)[:12]}"
+    before, after = _fingerprints(_installed(posixpath.join(current, PACKAGE))), _fingerprints(files)
+    link = os.readlink(current) if os.path.islink(current) else ""
+    if before == after and link == name:
+        return item
+    item.changed = True
+    item.reason = "the library on the server differs" if before else "the library is not there"
+    item.diff = {"before": {"current": link, **before}, "after": {"current": name, **after}}
+    item.actions = [f"write {file}" for file in after if before.get(file) != after[file]]
+    item.actions += [f"remove {file}" for file in before if file not in after]
+    item.actions.append(f"switch {CURRENT} to {name}")
+    if not check:
+        _install(files, root + LIBRARY, name)
+        _prune(root + LIBRARY, {name, link})
+    return item
+
+
+def _installed(path: str) -> dict[str, bytes]:
+    """Return the files of an installed library; one with a wrong owner or mode counts as empty."""
+    found: dict[str, bytes] = {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for entry in os.scandir(path):
+            if entry.name == "__pycache__":
+                continue
+            status = entry.stat(follow_symlinks=False)
+            found[entry.name] = b""
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o644 and _is_ours(status):
+                with open(entry.path, "rb") as stream:
+                    found[entry.name] = stream.read()
+    return found
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+
+
+def _fingerprints(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in sorted(files.items())}
+
+
+def _install(files: Mapping[str, bytes], library: str, name: str) -> None:
+    os.makedirs(library, mode=0o755, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".new-", dir=library)
+    package = posixpath.join(temporary, PACKAGE)
+    try:
+        os.mkdir(package)
+        for file, data in files.items():
+            with open(posixpath.join(package, file), "wb") as stream:
+                stream.write(data)
+                os.fchmod(stream.fileno(), 0o644)
+                stream.flush()
+                os.fsync(stream.fileno())
+        # Lab users cannot write compiled files there, and would compile the library at every command.
+        final = posixpath.join(library, name)
+        compileall.compile_dir(package, quiet=2, ddir=posixpath.join(final, PACKAGE))
+        for directory in (package, temporary):
+            os.chmod(directory, 0o755)  # noqa: S103  # everybody runs the commands
+            hostfiles.sync_directory(directory)
+        if os.path.lexists(final):  # damaged, or it would have been found to be in order
+            os.rename(final, tempfile.mkdtemp(prefix=".old-", dir=library))
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    link = posixpath.join(library, ".current")
+    with suppress(FileNotFoundError):
+        os.unlink(link)
+    os.symlink(name, link)
+    if os.path.isdir(posixpath.join(library, "current")) and not os.path.islink(
+        posixpath.join(library, "current")
+    ):
+        raise HostError(
+            f"{library}/current is a directory, not a link.", "Remove it and run the playbook again."
+        )
+    os.replace(link, posixpath.join(library, "current"))
+    hostfiles.sync_directory(library)
+
+
+def _prune(library: str, keep: set[str]) -> None:
+    """Remove all versions but the current one and the one before it, from which a command may still run."""
+    for entry in list(os.scandir(library)):
+        if entry.is_dir(follow_symlinks=False) and entry.name not in keep:
+            shutil.rmtree(entry.path)
+
+
+# ---- programs and policy ---------------------------------------------------------------------------------
+
+
+def _programs(wanted: Mapping[str, str], *, check: bool, root: str) -> ItemResult:
+    item = ItemResult("programs")
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    for path, text in wanted.items():
+        found = _text(root + path)
+        sound = found == text and _mode(root + path) == 0o755
+        if not sound:
+            item.actions.append(f"write {path}")
+            before[path], after[path] = found or "", text
+            if not check:
+                _write(root + path, text, 0o755)
+    for path in _stale(wanted, root):
+        item.actions.append(f"remove {path}")
+        before[path], after[path] = _text(root + path) or "", ""
+        if not check:
+            os.unlink(root + path)
+    if item.actions:
+        item.changed = True
+        item.diff = {"before": before, "after": after}
+        item.reason = "the programs on the server differ"
+    return item
+
+
+def _stale(wanted: Mapping[str, str], root: str) -> Sequence[str]:
+    """Return the programs of ours that this version no longer has."""
+    found = []
+    for directory in _PROGRAM_DIRECTORIES:
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(root + directory):
+                path = posixpath.join(directory, entry.name)
+                if path in wanted or not entry.is_file(follow_symlinks=False):
+                    continue
+                with open(entry.path, "rb") as stream:
+                    if _MARK.encode() in stream.read(200):
+                        found.append(path)
+    return sorted(found)
+
+
+def _policy(text: str, *, check: bool, root: str) -> ItemResult:
+    item = ItemResult("policy")
+    path = root + POLICY_PATH
+    before = _text(path)
+    if before == text and _mode(path) == 0o644:
+        return item
+    item.changed = True
+    item.actions = [f"write {POLICY_PATH}"]
+    item.diff = {"before": before or "", "after": text}
+    item.reason = "the inventory says otherwise" if before else "the policy is not there"
+    if not check:
+        _write(path, text, 0o644)
+    return item
+
+
+def _text(path: str) -> str | None:
+    return hostfiles.read_text(path)
+
+
+def _mode(path: str) -> int:
+    """Return the permissions of a regular file of ours, or -1 for anything else."""
+    status = os.lstat(path)
+    return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) and _is_ours(status) else -1
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    os.makedirs(posixpath.dirname(path), mode=0o755, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if _mode(path) != mode:
+            os.unlink(path)  # write_text keeps owner and mode of what it replaces
+    hostfiles.write_text(path, text, mode)

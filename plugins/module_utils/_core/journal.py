@@ -1,0 +1,38 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The audit log: one line of syslog for each privileged act.
+
+It goes to the facility LOG_AUTHPRIV, which users cannot read. Anyone may send lines with our ident to
+syslog(3), so trust a line by what its sender cannot choose (systemd.journal-fields(7), trusted fields):
+``journalctl _UID=0 SYSLOG_IDENTIFIER=lab-server``.
+"""
+
+from __future__ import annotations
+
+import syslog
+
+from .names import printable
+
+IDENT = "lab-server"
+_LONGEST = 900  # bytes kept of one value; a syslog line of more than 1 KiB may be cut (RFC 3164, section 4.1)
+
+
+def _pair(key: str, value: object) -> str:
+    text = printable(str(value))[:_LONGEST]
+    if not text or any(c in ' "=\\' for c in text):
+        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{key}={text}"
+
+
+def line(**values: object) -> str:
+    """Return ``key=value`` pairs on one line; control characters are escaped, values with blanks quoted."""
+    return " ".join(_pair(key, value) for key, value in values.items())
+
+
+def record(priority: int = syslog.LOG_NOTICE, **values: object) -> None:
+    """Write one line to the audit log. ``priority`` is one of syslog's, such as LOG_NOTICE or LOG_WARNING."""
+    syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    try:
+        syslog.syslog(priority, line(**values))
+    finally:
+        syslog.closelog()

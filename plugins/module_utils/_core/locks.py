@@ -1,0 +1,60 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Locks that die with their holder: flock(2) on files that only root can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import posixpath
+import time
+from collections.abc import Iterator
+
+from . import RUN_DIRECTORY
+from .errors import HostError, InvalidInput, Refused
+from .names import printable
+
+
+@contextlib.contextmanager
+def hold(name: str, *, timeout: float = 600.0, directory: str = "") -> Iterator[None]:
+    """Hold the lock ``name`` inside the ``with`` block; wait for it for at most ``timeout`` seconds.
+
+    Raises Refused when somebody else holds it all that time. The file stays: removing it would let two
+    processes hold locks on two files of one name.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise InvalidInput(f"{printable(name)!r} cannot name a lock.")
+    where = directory or posixpath.join(RUN_DIRECTORY, "locks")
+    try:
+        os.makedirs(where, mode=0o700, exist_ok=True)
+        descriptor = os.open(
+            posixpath.join(where, f"{name}.lock"),
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+    except OSError as error:
+        raise HostError(
+            f"The lock {name} cannot be made in {where}: {error.strerror}.", "Run it as root."
+        ) from error
+    try:
+        _wait(descriptor, name, timeout)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, name: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    pause = 0.02
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Refused(
+                    f"Somebody else is at work on {name}.", "Wait until that is done, then try again."
+                ) from None
+        time.sleep(pause)
+        pause = min(pause * 2, 0.5)

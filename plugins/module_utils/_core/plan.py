@@ -1,0 +1,165 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What must be done to make a container as it is wanted: a pure function of wish and fact.
+
+Drift is a different digest of the spec, or one of two live facts: whether it runs, and the id of its image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import names
+from .errors import InvalidInput, Refused
+from .spec import LABEL_DIGEST, LABEL_OWNER, LABEL_PROJECT, LABEL_SPEC, ContainerSpec, parse
+
+STARTED, STOPPED, RETIRED, ABSENT = STATES = ("started", "stopped", "retired", "absent")
+CREATE, START, STOP, REMOVE = "create", "start", "stop", "remove"
+
+# Docker's states of a container in which its processes live.
+_LIVE = frozenset({"running", "paused", "restarting"})
+# Made but never started, or never removed to the end: nobody's work is in it.
+_UNFINISHED = frozenset({"created", "dead", "removing"})
+
+
+@dataclass(frozen=True)
+class Actual:
+    """A container as Docker lists it. ``ours``: its labels are whole and say what its name says."""
+
+    id: str
+    name: str
+    state: str
+    image: str
+    ours: bool
+    digest: str = ""
+    spec: ContainerSpec | None = None
+    created: int = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether its processes live."""
+        return self.state in _LIVE
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it was never started, so nothing is lost with it."""
+        return self.state in _UNFINISHED
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Actions in their order, the reason in words, and what a diff shows."""
+
+    actions: tuple[str, ...] = ()
+    reason: str = ""
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+
+
+def actual_of(listed: Mapping[str, Any], base_name: str = "") -> Actual:
+    """Return one item of Docker's listing of containers as Actual.
+
+    ``base_name`` is the name that its labels must agree with, where that is not the container's own.
+    """
+    name = str((listed.get("Names") or ["/"])[0]).lstrip("/")
+    labels = listed.get("Labels") or {}
+    text, digest = str(labels.get(LABEL_SPEC, "")), str(labels.get(LABEL_DIGEST, ""))
+    ours, spec = False, None
+    with contextlib.suppress(InvalidInput):
+        project, uid = names.parse_container_name(base_name or name)
+        whole = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() == digest
+        ours = whole and labels.get(LABEL_OWNER) == str(uid) and labels.get(LABEL_PROJECT) == project
+    if ours:
+        # The spec of another version of ours does not parse; its digest differs, and that is all we need.
+        with contextlib.suppress(InvalidInput):
+            spec = parse(text)
+    return Actual(
+        id=str(listed["Id"]),
+        name=name,
+        state=str(listed.get("State", "")),
+        image=str(listed.get("ImageID", "")),
+        ours=ours,
+        digest=digest,
+        spec=spec,
+        created=int(listed.get("Created") or 0),
+    )
+
+
+def refuse_foreign(actual: Actual) -> None:
+    """Raise Refused when the container is not ours: nothing is adopted by its name."""
+    if not actual.ours:
+        raise Refused(
+            f"There is a container {names.printable(actual.name)} whose labels are not those of lab.server.",
+            f"Let IT look at it and remove it by hand: docker rm -f {actual.id[:12]}.",
+        )
+
+
+def plan(state: str, spec: ContainerSpec, image: str | None, actual: Actual | None) -> Plan:
+    """Return what makes ``actual`` as wanted; an empty plan when it is so already.
+
+    ``image`` is the id of the project's image, None when there is none yet (in check mode). Raises Refused
+    for a container that is not ours, InvalidInput for an unknown state.
+    """
+    if state not in STATES:
+        raise InvalidInput(f"{names.printable(state)!r} is not a state.", f"Use one of: {', '.join(STATES)}.")
+    if actual is not None:
+        refuse_foreign(actual)
+    if state in (RETIRED, ABSENT):
+        return _plan_absent(actual)
+    if state == STOPPED:
+        return _plan_stopped(actual)
+    return _plan_started(spec, image, actual)
+
+
+def _word(actual: Actual | None) -> str:
+    if actual is None:
+        return ABSENT
+    return STARTED if actual.live else STOPPED
+
+
+def _plan_absent(actual: Actual | None) -> Plan:
+    if actual is None:
+        return Plan()
+    return Plan((REMOVE,), "it is to be retired", {"state": _word(actual)}, {"state": ABSENT})
+
+
+def _plan_stopped(actual: Actual | None) -> Plan:
+    if actual is None or not actual.live:
+        return Plan()
+    return Plan((STOP,), "it runs", {"state": STARTED}, {"state": STOPPED})
+
+
+def _plan_started(spec: ContainerSpec, image: str | None, actual: Actual | None) -> Plan:
+    after: dict[str, Any] = {"state": STARTED}
+    if actual is None:
+        shown = {**after, "image": image or "(to be built)", **spec.shown()}
+        return Plan((CREATE, START), "there is none", {"state": ABSENT}, shown)
+    if actual.unfinished:
+        reason = "it was made but never started"
+        return Plan((REMOVE, CREATE, START), reason, {"state": actual.state}, after)
+    before: dict[str, Any] = {"state": _word(actual)}
+    reasons = []
+    if actual.digest != spec.digest():
+        changed = _differences(actual.spec, spec)
+        before.update({key: old for key, (old, _new) in changed.items()})
+        after.update({key: new for key, (_old, new) in changed.items()})
+        reasons.append(f"the policy changed ({', '.join(changed) or 'version'})")
+    if image is not None and actual.image != image:
+        before["image"], after["image"] = actual.image, image
+        reasons.append("the image is newer")
+    if reasons:
+        return Plan((REMOVE, CREATE, START), " and ".join(reasons), before, after)
+    if actual.live:
+        return Plan()
+    return Plan((START,), "it does not run", before, after)
+
+
+def _differences(old: ContainerSpec | None, new: ContainerSpec) -> dict[str, tuple[object, object]]:
+    if old is None:
+        return {}
+    before, after = old.shown(), new.shown()
+    return {key: (before[key], after[key]) for key in after if before[key] != after[key]}

@@ -1,0 +1,715 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The policy of a server: who may use what, and how much of it.
+
+``from_inventory`` makes it of the inventory's ``lab_*`` variables, checked as a whole; ``dump`` and ``parse``
+are its form in ``/etc/lab-server/policy.json``, which commands, timers and the boot unit read with ``load``.
+Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Callable, TypeVar
+
+from . import POLICY_PATH, names
+from .errors import HostError, InvalidInput, NotFound
+from .sizes import format_size, parse_size
+
+FORMAT = 1
+HOME_ROOT = "/home"
+WORKSPACES_ROOT = "/home/.workspaces"
+
+_FILESYSTEM_TYPES = ("ext4", "xfs")
+_DEFAULT_MOUNTS = {"home": HOME_ROOT, "data": "", "docker": "/var/lib/docker"}
+_SHARE_ACCESS = ("read-only", "group", "admin")
+_STATES = ("started", "stopped", "absent")
+_PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
+# Debian policy 9.2.2 gives 1000-59999 to ordinary accounts.
+_FIRST_ID, _LAST_ID = 1000, 59999
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one user may hold at once over all containers; memory and shm in bytes, cpus in cores."""
+
+    containers: int
+    cpus: float
+    memory: int
+    pids: int
+    shm: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A user's quota on the file system of the homes: bytes and inodes; 0 means no limit."""
+
+    soft: int
+    hard: int
+    inodes_soft: int
+    inodes_hard: int
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    """A file system that the server stands on. An empty device means that somebody else mounts it."""
+
+    role: str
+    mount: str
+    device: str
+    fstype: str
+    options: tuple[str, ...]
+    create: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of lab users, with the limits and the quota that each of them gets."""
+
+    name: str
+    gid: int
+    limits: Limits
+    quota: Quota
+
+
+@dataclass(frozen=True)
+class User:
+    """A lab user; limits and quota are the group's with the user's own overrides."""
+
+    name: str
+    uid: int
+    group: str
+    groups: tuple[str, ...]
+    comment: str
+    limits: Limits
+    quota: Quota
+
+    @property
+    def gid(self) -> int:
+        """The gid of the user's private group, the same number as the uid."""
+        return self.uid
+
+    @property
+    def home(self) -> str:
+        """The user's home on the host, and the path of HOME in the containers."""
+        return posixpath.join(HOME_ROOT, self.name)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A folder of the data root. ``group`` writes to it, and is empty where only root does."""
+
+    name: str
+    access: str
+    group: str
+
+
+@dataclass(frozen=True)
+class BaseImage:
+    """An image that projects build on, from a registry (``image``) or an archive on the controller."""
+
+    name: str
+    image: str
+    archive: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project that IT declared. What is None follows the user's limits."""
+
+    user: str
+    name: str
+    type: str
+    base: str
+    files: tuple[tuple[str, str], ...]
+    state: str
+    cpus: float | None
+    memory: int | None
+    pids: int | None
+    shm: int | None
+    environment: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """All that a server was told by its inventory."""
+
+    lab_gid: int
+    data_root: str
+    docker_root: str
+    filesystems: tuple[Filesystem, ...]
+    groups: tuple[Group, ...]
+    users: tuple[User, ...]
+    shares: tuple[Share, ...]
+    base_images: tuple[BaseImage, ...]
+    projects: tuple[Project, ...]
+    environment: tuple[tuple[str, str], ...]
+
+    @property
+    def home_root(self) -> str:
+        """The file system that holds the homes and the workspaces."""
+        return HOME_ROOT
+
+    def user(self, name: str) -> User:
+        """Return the lab user of that name; raise NotFound."""
+        return _find(
+            self.users, lambda user: user.name == name, f"'{names.printable(name)}' is not a lab user."
+        )
+
+    def user_by_uid(self, uid: int) -> User:
+        """Return the lab user of that uid; raise NotFound."""
+        return _find(self.users, lambda user: user.uid == uid, f"uid {uid} is not a lab user's.")
+
+    def group(self, name: str) -> Group:
+        """Return the group of that name; raise NotFound."""
+        return _find(
+            self.groups, lambda group: group.name == name, f"'{names.printable(name)}' is not a lab group."
+        )
+
+    def workspace(self, user: User) -> str:
+        """Return the canonical path of the user's workspace; all its parents belong to root."""
+        return posixpath.join(WORKSPACES_ROOT, user.name)
+
+    def share_path(self, share: Share) -> str:
+        """Return the path of the share, the same on the host and in the containers."""
+        return posixpath.join(self.data_root, share.name)
+
+    def shares_for(self, user: User) -> tuple[Share, ...]:
+        """Return the group shares that the user may write, in the order of the inventory."""
+        mine = {user.group, *user.groups}
+        return tuple(share for share in self.shares if share.access == "group" and share.group in mine)
+
+
+def _find(items: Iterable[T], wanted: Callable[[T], bool], message: str) -> T:
+    for item in items:
+        if wanted(item):
+            return item
+    raise NotFound(message)
+
+
+class _Table:
+    """A mapping of the inventory that is read key by key; a key that nobody read is unknown."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, Mapping):
+            raise InvalidInput(f"{where}: expected a mapping of keys to values.", "See docs/variables.md.")
+        self.where = where
+        self._left = dict(value)
+        self._known: list[str] = []
+
+    def at(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+    def take(self, key: str, default: object = None) -> object:
+        self._known.append(key)
+        value = self._left.pop(key, None)
+        return default if value is None else value
+
+    def required(self, key: str) -> object:
+        value = self.take(key)
+        if value is None:
+            raise InvalidInput(
+                f"{self.at(key)} is missing.", "Set it in the inventory; see docs/variables.md."
+            )
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str):
+            raise InvalidInput(f"{self.at(key)}: expected text.", "Quote the value.")
+        # Ansible hands out marked subclasses of str; the policy is plain data.
+        return str(value)
+
+    def line(self, key: str, default: str = "") -> str:
+        value = self.text(key, default)
+        if not value.isprintable() or ":" in value:
+            raise InvalidInput(
+                f"{self.at(key)}: a ':' or a control character is not allowed.", "Use plain text."
+            )
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str = "") -> str:
+        value = self.take(key, default)
+        if value not in choices:
+            raise InvalidInput(
+                f"{self.at(key)}: {names.printable(str(value))[:40]!r} is not known.",
+                f"Use one of: {', '.join(choices)}.",
+            )
+        return str(value)
+
+    def boolean(self, key: str, default: bool = False) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise InvalidInput(f"{self.at(key)}: expected true or false.", "Do not quote it.")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.required(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidInput(
+                f"{self.at(key)}: expected a whole number from {low} to {high}.", "Correct the value."
+            )
+        return int(value)
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.required(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise InvalidInput(
+                f"{self.at(key)}: expected a number from {low} to {high}.", "Correct the value."
+            )
+        return float(value)
+
+    def size(self, key: str) -> int:
+        return parse_size(self.required(key), self.at(key))
+
+    def path(self, key: str, default: str = "") -> str:
+        value = self.text(key, default)
+        if value and (posixpath.normpath(value) != value or not value.startswith("/") or value == "/"):
+            raise InvalidInput(
+                f"{self.at(key)}: {value!r} is not a plain absolute path.", "Write it as /a/b."
+            )
+        if any(c.isspace() for c in value) or not value.isprintable():
+            raise InvalidInput(
+                f"{self.at(key)}: a path with white space is not supported.", "Choose another path."
+            )
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.take(key, [])
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise InvalidInput(f"{self.at(key)}: expected a list.", "Write it as a YAML list.")
+        for number, item in enumerate(value):
+            if not isinstance(item, str):
+                raise InvalidInput(f"{self.at(key)}[{number}]: expected text.", "Quote the value.")
+        return tuple(str(item) for item in value)
+
+    def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
+        value = self.take(key, {})
+        if not isinstance(value, Mapping):
+            raise InvalidInput(
+                f"{self.at(key)}: expected a mapping of names to text.", "See docs/variables.md."
+            )
+        for name, text in value.items():
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise InvalidInput(f"{self.at(key)}.{name}: expected text.", "Quote the value.")
+            if "\0" in text:
+                raise InvalidInput(f"{self.at(key)}.{name}: holds a NUL character.", "Remove it.")
+        return tuple(sorted((str(name), str(text)) for name, text in value.items()))
+
+    def environment(self, key: str) -> tuple[tuple[str, str], ...]:
+        pairs = self.pairs(key)
+        for name, text in pairs:
+            names.environment_name(name, f"{self.at(key)}")
+            if "\n" in text:
+                raise InvalidInput(f"{self.at(key)}.{name}: holds a line break.", "Write it on one line.")
+            if name.startswith(("NVIDIA_", "LD_")) or name in ("PATH", "HOME", "USER", "LOGNAME"):
+                raise InvalidInput(f"{self.at(key)}.{name}: is set by lab.server.", "Remove it.")
+        return pairs
+
+    def tables(self, key: str) -> list[_Table]:
+        value = self.take(key, [])
+        if isinstance(value, (str, Mapping)) or not isinstance(value, (list, tuple)):
+            raise InvalidInput(f"{self.at(key)}: expected a list.", "Write it as a YAML list of mappings.")
+        return [_Table(item, f"{self.at(key)}[{number}]") for number, item in enumerate(value)]
+
+    def table(self, key: str, default: object = None) -> _Table:
+        return _Table(self.take(key, {} if default is None else default), self.at(key))
+
+    def overlaid(self, key: str, base: Mapping[str, object]) -> _Table:
+        """Return the table under ``key`` with the values of ``base`` where it has none."""
+        own = self.table(key)
+        for name in own._left:
+            if name not in base:
+                raise InvalidInput(f"{own.at(name)}: unknown key.", f"Use one of: {', '.join(sorted(base))}.")
+        return _Table({**base, **{k: v for k, v in own._left.items() if v is not None}}, own.where)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that are there and were not read yet."""
+        return list(self._left)
+
+    def done(self) -> None:
+        for key in self._left:
+            raise InvalidInput(
+                f"{self.at(names.printable(str(key)))}: unknown key.",
+                f"Use one of: {', '.join(sorted(self._known))}.",
+            )
+
+
+def _limits(table: _Table) -> Limits:
+    limits = Limits(
+        containers=table.integer("containers", 0, 1000),
+        cpus=table.number("cpus", 0.01, 4096),
+        memory=table.size("memory"),
+        pids=table.integer("pids", 16, 1 << 22),
+        shm=table.size("shm"),
+        gpus=table.integer("gpus", 0, 1024),
+    )
+    table.done()
+    # Docker refuses less than 6 MiB of memory for a container.
+    if limits.memory < 16 << 20:
+        raise InvalidInput(f"{table.at('memory')}: less than 16m holds no container.", "Give more memory.")
+    if limits.shm > limits.memory:
+        raise InvalidInput(
+            f"{table.at('shm')}: shm counts as memory and is above it.", "Lower shm or raise memory."
+        )
+    return limits
+
+
+def _quota(table: _Table) -> Quota:
+    quota = Quota(
+        soft=table.size("soft"),
+        hard=table.size("hard"),
+        inodes_soft=table.integer("inodes_soft", 0, 1 << 40),
+        inodes_hard=table.integer("inodes_hard", 0, 1 << 40),
+    )
+    table.done()
+    for kind, soft, hard, shown in (
+        ("", quota.soft, quota.hard, format_size),
+        ("inodes_", quota.inodes_soft, quota.inodes_hard, str),
+    ):
+        if hard and soft > hard:
+            raise InvalidInput(
+                f"{table.at(kind + 'soft')}: the soft limit {shown(soft)} is above "
+                f"the hard limit {shown(hard)}.",
+                f"Lower it, or raise {table.at(kind + 'hard')}.",
+            )
+    return quota
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _unique(what: str, values: Iterable[tuple[object, str]]) -> None:
+    seen: dict[object, str] = {}
+    for value, where in values:
+        if value in seen:
+            raise InvalidInput(
+                f"{where}: {what} {value} is also that of {seen[value]}.", "Each must be there once."
+            )
+        seen[value] = where
+
+
+def _filesystem(role: str, table: _Table, data_root: str) -> Filesystem:
+    default = data_root if role == "data" else _DEFAULT_MOUNTS[role]
+    filesystem = Filesystem(
+        role=role,
+        mount=table.path("mount", default),
+        device=table.text("device"),
+        fstype=table.choice("fstype", _FILESYSTEM_TYPES, "ext4"),
+        options=table.texts("options"),
+        create=table.boolean("create"),
+    )
+    table.done()
+    if filesystem.device and not filesystem.device.startswith(("/dev/", "UUID=", "LABEL=")):
+        raise InvalidInput(
+            f"{table.at('device')}: {filesystem.device!r} is no device.",
+            "Use /dev/disk/by-id/..., UUID=... or LABEL=...",
+        )
+    if filesystem.create and not filesystem.device.startswith("/dev/"):
+        raise InvalidInput(
+            f"{table.at('create')}: needs a device under /dev.", "Set device, or create: false."
+        )
+    if role == "home" and filesystem.mount != HOME_ROOT:
+        raise InvalidInput(f"{table.at('mount')}: the homes are at {HOME_ROOT}.", "Remove the key.")
+    if role == "data" and filesystem.mount != data_root:
+        raise InvalidInput(f"{table.at('mount')}: differs from lab_data_root.", "Set lab_data_root alone.")
+    for option in filesystem.options:
+        if (
+            option in ("suid", "dev", "noquota", "defaults")
+            or not option.isprintable()
+            or "," in option
+            or " " in option
+        ):
+            raise InvalidInput(
+                f"{table.at('options')}: {option!r} cannot be used.", "Name one plain option an item."
+            )
+    return filesystem
+
+
+def _group(table: _Table) -> Group:
+    group = Group(
+        name=names.group_name(table.required("name"), table.at("name")),
+        gid=table.integer("gid", _FIRST_ID, _LAST_ID),
+        limits=_limits(table.table("limits", table.required("limits"))),
+        quota=_quota(table.table("quota", table.required("quota"))),
+    )
+    table.done()
+    return group
+
+
+def _user(table: _Table, groups: Mapping[str, Group]) -> User:
+    name = names.user_name(table.required("name"), table.at("name"))
+    group = str(table.required("group"))
+    further = table.texts("groups")
+    for key, value in [("group", group)] + [("groups", item) for item in further]:
+        if value not in groups:
+            raise InvalidInput(
+                f"{table.at(key)}: '{names.printable(value)}' is not in lab_groups.",
+                f"Use one of: {', '.join(sorted(groups)) or 'none is declared'}.",
+            )
+    return User(
+        name=name,
+        uid=table.integer("uid", _FIRST_ID, _LAST_ID),
+        group=group,
+        groups=tuple(sorted(set(further) - {group})),
+        comment=table.line("comment"),
+        limits=_limits(table.overlaid("limits", _as_dict(groups[group].limits))),
+        quota=_quota(table.overlaid("quota", _as_dict(groups[group].quota))),
+    )
+
+
+def _share(table: _Table, groups: Mapping[str, Group], users: Iterable[User]) -> Share:
+    share = Share(
+        name=names.share_name(table.required("name"), table.at("name")),
+        access=table.choice("access", _SHARE_ACCESS),
+        group=table.text("group"),
+    )
+    table.done()
+    if share.access == "group" and not share.group:
+        raise InvalidInput(
+            f"{table.at('group')} is missing.", "A group share names the group that writes to it."
+        )
+    if share.access == "admin" and share.group:
+        raise InvalidInput(f"{table.at('group')}: an admin share belongs to root alone.", "Remove the key.")
+    if share.group and share.group not in groups:
+        raise InvalidInput(
+            f"{table.at('group')}: '{names.printable(share.group)}' is not in lab_groups.",
+            f"Use one of: {', '.join(sorted(groups)) or 'none is declared'}.",
+        )
+    if share.group and not any(share.group in (user.group, *user.groups) for user in users):
+        raise InvalidInput(
+            f"{table.at('group')}: nobody is in the group '{share.group}'.",
+            "Add it to a user's groups in lab_users, or remove the share.",
+        )
+    return share
+
+
+def _base_image(table: _Table) -> BaseImage:
+    base = BaseImage(
+        name=names.image_reference(table.required("name"), table.at("name")),
+        image=table.text("image"),
+        archive=table.text("archive"),
+    )
+    table.done()
+    if bool(base.image) == bool(base.archive):
+        raise InvalidInput(f"{table.where}: needs either 'image' or 'archive'.", "Set exactly one of them.")
+    if base.image:
+        names.image_reference(base.image, table.at("image"))
+    parts = base.name.split("/")
+    if parts[0] == "lab" and len(parts) > 2:
+        raise InvalidInput(
+            f"{table.at('name')}: lab/<uid>/... holds the users' images.", "Use a name such as lab/python."
+        )
+    return base
+
+
+def _relative_file(path: str, where: str) -> None:
+    parts = path.split("/")
+    if not path.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise InvalidInput(
+            f"{where}: {names.printable(path)!r} is not a path in the project.", "Write it as src/a.py."
+        )
+
+
+def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, ...]) -> Project:
+    owner = str(table.required("user"))
+    if owner not in users:
+        raise InvalidInput(
+            f"{table.at('user')}: '{names.printable(owner)}' is not in lab_users.", "Add the user first."
+        )
+    limits = users[owner].limits
+
+    def within(key: str, reader: Callable[[], T], limit: T) -> T | None:
+        if table._left.get(key) is None:
+            table.take(key)
+            return None
+        value = reader()
+        if value > limit:  # type: ignore[operator]  # int or float, the same type on both sides
+            raise InvalidInput(
+                f"{table.at(key)}: is above the limit of the user {owner}.", f"At most {limit}."
+            )
+        return value
+
+    project = Project(
+        user=owner,
+        name=names.project_name(table.required("name"), table.at("name")),
+        type=table.choice("type", _PROJECT_TYPES, "custom"),
+        base=table.text("base", bases[0].name if bases else ""),
+        files=table.pairs("files"),
+        state=table.choice("state", _STATES, "started"),
+        cpus=within("cpus", lambda: table.number("cpus", 0.01, 4096), limits.cpus),
+        memory=within("memory", lambda: table.size("memory"), limits.memory),
+        pids=within("pids", lambda: table.integer("pids", 16, 1 << 22), limits.pids),
+        shm=within("shm", lambda: table.size("shm"), limits.shm),
+        environment=table.environment("environment"),
+    )
+    table.done()
+    for path, _text in project.files:
+        _relative_file(path, table.at("files"))
+    if project.base not in {base.name for base in bases}:
+        raise InvalidInput(
+            f"{table.at('base')}: '{names.printable(project.base)}' is not in lab_base_images.",
+            f"Use one of: {', '.join(base.name for base in bases) or 'none is declared'}.",
+        )
+    return project
+
+
+def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]]:
+    """Return the policy in ``root``, whose keys begin with ``prefix``, and the ssh keys of its users."""
+    lab_gid = root.integer(prefix + "gid", _FIRST_ID, _LAST_ID)
+    data_root = root.path(prefix + "data_root", "/srv/data")
+    file_systems = root.table(prefix + "filesystems")
+    roles = [role for role in _DEFAULT_MOUNTS if role in file_systems.keys]
+    filesystems = tuple(_filesystem(role, file_systems.table(role), data_root) for role in roles)
+    for role in _DEFAULT_MOUNTS:
+        file_systems.take(role)
+    file_systems.done()
+    group_tables = root.tables(prefix + "groups")
+    groups = tuple(_group(table) for table in group_tables)
+    by_group = {group.name: group for group in groups}
+    user_tables = root.tables(prefix + "users")
+    users = tuple(_user(table, by_group) for table in user_tables)
+    keys = {user.name: table.texts("ssh_keys") for user, table in zip(users, user_tables)}
+    for table in user_tables:
+        table.done()
+    by_user = {user.name: user for user in users}
+    shares = tuple(_share(table, by_group, users) for table in root.tables(prefix + "shares"))
+    bases = tuple(_base_image(table) for table in root.tables(prefix + "base_images"))
+    project_tables = root.tables(prefix + "projects")
+    projects = tuple(_project(table, by_user, bases) for table in project_tables)
+    environment = root.environment(prefix + "environment")
+
+    ids = [(lab_gid, prefix + "gid")]
+    ids += [(group.gid, table.at("gid")) for group, table in zip(groups, group_tables)]
+    ids += [(user.uid, table.at("uid")) for user, table in zip(users, user_tables)]
+    _unique("the number", ids)
+    accounts = [(group.name, table.at("name")) for group, table in zip(groups, group_tables)]
+    accounts += [(user.name, table.at("name")) for user, table in zip(users, user_tables)]
+    _unique("the name", accounts)
+    _unique(
+        "the share", [(share.name, f"{prefix}shares[{number}].name") for number, share in enumerate(shares)]
+    )
+    _unique(
+        "the image", [(base.name, f"{prefix}base_images[{number}].name") for number, base in enumerate(bases)]
+    )
+    _unique("the project", [(f"{p.user}/{p.name}", t.at("name")) for p, t in zip(projects, project_tables)])
+    for user, table in zip(users, user_tables):
+        mine = [project for project in projects if project.user == user.name and project.state != "absent"]
+        if len(mine) > user.limits.containers:
+            raise InvalidInput(
+                f"{prefix}projects: {len(mine)} containers are declared for {user.name}, who may have "
+                f"{user.limits.containers}.",
+                f"Raise {table.at('limits')}.containers, or declare fewer.",
+            )
+        for key in keys[user.name]:
+            if "\n" in key or not key.isprintable() or " " not in key:
+                raise InvalidInput(
+                    f"{table.at('ssh_keys')}: holds something that is no public key.", "One key an item."
+                )
+
+    docker_root = next((fs.mount for fs in filesystems if fs.role == "docker"), "/var/lib/docker")
+    policy = Policy(
+        lab_gid=lab_gid,
+        data_root=data_root,
+        docker_root=docker_root,
+        filesystems=filesystems,
+        groups=groups,
+        users=users,
+        shares=shares,
+        base_images=bases,
+        projects=projects,
+        environment=environment,
+    )
+    return policy, keys
+
+
+#: Variables of the inventory that concern the playbooks alone and are not part of the policy.
+_PLAYBOOK_VARIABLES = frozenset({"lab_docker_source", "lab_ca_certificates", "lab_policy"})
+
+
+def from_inventory(variables: Mapping[str, object]) -> tuple[Policy, dict[str, tuple[str, ...]]]:
+    """Return the policy that the ``lab_*`` variables mean, and each user's ssh public keys.
+
+    ``variables`` may hold other variables, which are left alone; an unknown ``lab_*`` variable is an error.
+    Raises InvalidInput, which names the variable and the fix.
+    """
+    mine = {
+        key: value
+        for key, value in variables.items()
+        if key.startswith("lab_") and key not in _PLAYBOOK_VARIABLES
+    }
+    mine.setdefault("lab_gid", 3000)
+    root = _Table(mine, "")
+    policy, keys = _read(root, "lab_")
+    root.done()
+    return policy, keys
+
+
+def _record(value: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, (Limits, Quota)):
+            record[field.name] = _as_dict(item)
+        elif field.name in ("files", "environment"):
+            record[field.name] = dict(item)
+        elif isinstance(item, tuple):
+            record[field.name] = list(item)
+        else:
+            record[field.name] = item
+    return record
+
+
+def dump(policy: Policy) -> dict[str, Any]:
+    """Return the policy as plain data; ``parse`` of it gives an equal policy."""
+    return {
+        "format": FORMAT,
+        "gid": policy.lab_gid,
+        "data_root": policy.data_root,
+        "filesystems": {
+            fs.role: {key: value for key, value in _record(fs).items() if key != "role"}
+            for fs in policy.filesystems
+        },
+        "groups": [_record(group) for group in policy.groups],
+        "users": [_record(user) for user in policy.users],
+        "shares": [_record(share) for share in policy.shares],
+        "base_images": [_record(base) for base in policy.base_images],
+        "projects": [_record(project) for project in policy.projects],
+        "environment": dict(policy.environment),
+    }
+
+
+def parse(data: object) -> Policy:
+    """Return the policy of its plain form; raise InvalidInput."""
+    root = _Table(data, "")
+    if root.take("format") != FORMAT:
+        raise InvalidInput(
+            "The policy was written by another version of lab.server.",
+            "Run the playbook lab.server.site again.",
+        )
+    policy, _keys = _read(root, "")
+    root.done()
+    return policy
+
+
+def load(path: str = POLICY_PATH) -> Policy:
+    """Return the policy of the server; raise HostError if it is missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return parse(json.load(stream))
+    except FileNotFoundError:
+        raise HostError(
+            f"{path} is missing: this server is not provisioned.", "Run the playbook lab.server.site."
+        ) from None
+    except (OSError, ValueError, InvalidInput) as error:
+        raise HostError(
+            f"{path} cannot be used: {error}", "Run the playbook lab.server.site again."
+        ) from error

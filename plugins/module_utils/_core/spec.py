@@ -1,0 +1,335 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a project's container is: one frozen value, its canonical form, and the request that Docker gets.
+
+The spec holds decisions of the policy only, nothing that belongs to one host; what the engine and the image
+add is in ``EngineFacts`` and ``ImageFacts``. Docker's API: https://docs.docker.com/engine/api/v1.41/.
+Sizes are bytes, cpus are cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from . import VERSION, names
+from .errors import InvalidInput, Refused
+from .policy import Policy, User
+from .sizes import format_size
+
+LABEL_OWNER = "lab.server.owner"
+LABEL_USER = "lab.server.user"
+LABEL_PROJECT = "lab.server.project"
+LABEL_DIGEST = "lab.server.digest"
+LABEL_SPEC = "lab.server.spec"
+LABEL_VERSION = "lab.server.version"
+
+WORKSPACE = "/workspace"
+NETWORK = "lab"
+_FORMAT = 1
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DOCKER_MEMORY_MINIMUM = 6 << 20
+_STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """A container as the policy wants it, apart from its image, which moves on by itself."""
+
+    project: str
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    workspace: str
+    data_root: str
+    shares: tuple[str, ...]
+    cpus: float
+    memory: int
+    pids: int
+    shm: int
+    environment: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the container."""
+        return names.container_name(self.project, self.uid)
+
+    @property
+    def home(self) -> str:
+        """HOME in the container."""
+        return posixpath.join("/home", self.user)
+
+    def canonical(self) -> str:
+        """Return the one JSON text of this spec: sorted keys, no white space, ASCII."""
+        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        data["format"] = _FORMAT
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical form, in hexadecimal."""
+        return hashlib.sha256(self.canonical().encode("ascii")).hexdigest()
+
+    def shown(self) -> dict[str, object]:
+        """Return what a diff shows: values for people."""
+        return {
+            "cpus": self.cpus,
+            "memory": format_size(self.memory),
+            "pids": self.pids,
+            "shm": format_size(self.shm),
+            "data": self.data_root,
+            "shares": list(self.shares),
+            "workspace": self.workspace,
+            "environment": dict(self.environment),
+            "user": f"{self.user} {self.uid}:{self.gid}",
+            "groups": list(self.groups),
+        }
+
+
+def parse(text: str) -> ContainerSpec:
+    """Return the spec of a canonical form; raise InvalidInput for anything else."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+            raise ValueError("format")
+        data["groups"] = tuple(int(gid) for gid in data["groups"])
+        data["shares"] = tuple(str(share) for share in data["shares"])
+        data["environment"] = tuple((str(name), str(value)) for name, value in data["environment"])
+        spec = ContainerSpec(**data)
+        same = spec.canonical() == text
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidInput("A container's label does not hold a spec of this version.") from error
+    if not same:
+        raise InvalidInput("A container's label holds a spec that is not in canonical form.")
+    return spec
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody asks for one container; None follows the user's limits."""
+
+    cpus: float | None = None
+    memory: int | None = None
+    pids: int | None = None
+    shm: int | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) -> ContainerSpec:
+    """Return the spec that the policy gives to a user's project; raise Refused when it asks too much."""
+    limits = user.limits
+    memory = _within("memory", wishes.memory, limits.memory, user, format_size)
+    if memory < _DOCKER_MEMORY_MINIMUM:
+        raise InvalidInput(
+            f"memory: {format_size(memory)} is less than Docker accepts.", "Ask for 6m or more."
+        )
+    cpus = _within("cpus", wishes.cpus, limits.cpus, user, str)
+    pids = _within("pids", wishes.pids, limits.pids, user, str)
+    if cpus < 0.01 or pids < 1:
+        raise InvalidInput(
+            "cpus and pids: too small for any process.", "Ask for at least 0.01 cpus and 1 pid."
+        )
+    shares = policy.shares_for(user)
+    return ContainerSpec(
+        project=names.project_name(project),
+        user=user.name,
+        uid=user.uid,
+        gid=user.gid,
+        groups=tuple(sorted({policy.group(share.group).gid for share in shares})),
+        workspace=policy.workspace(user),
+        data_root=policy.data_root,
+        shares=tuple(sorted(policy.share_path(share) for share in shares)),
+        cpus=float(cpus),
+        memory=memory,
+        pids=pids,
+        shm=_within("shm", wishes.shm, min(limits.shm, memory), user, format_size),
+        environment=tuple(sorted({**dict(policy.environment), **dict(wishes.environment)}.items())),
+    )
+
+
+def _within(what: str, asked: Any, limit: Any, user: User, shown: Any) -> Any:
+    if asked is None:
+        return limit
+    if asked > limit:
+        raise Refused(
+            f"{what}: {shown(asked)} is more than the limit of {shown(limit)} for {user.name}.",
+            "Ask for less, or ask IT for a higher limit.",
+        )
+    return asked
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What matters here of an image: its id, PATH ("" when unset) and the VOLUMEs that it declares."""
+
+    id: str
+    path: str = ""
+    volumes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What matters here of an engine: its cgroup driver ("systemd" or "cgroupfs") and number of cores."""
+
+    cgroup_driver: str
+    cpus: int
+
+
+def image_facts(inspected: Mapping[str, Any]) -> ImageFacts:
+    """Return the facts of an image from Docker's answer to GET /images/{name}/json."""
+    config = inspected.get("Config") or {}
+    path = ""
+    for entry in config.get("Env") or []:
+        name, _, value = str(entry).partition("=")
+        path = value if name == "PATH" else path
+    return ImageFacts(str(inspected["Id"]), path, tuple(sorted(config.get("Volumes") or {})))
+
+
+def check_volumes(spec: ContainerSpec, image: ImageFacts) -> None:
+    """Raise Refused when a VOLUME of the image would hide or shadow what we mount or keep."""
+    ours = (WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares)
+    for volume in image.volumes:
+        path = posixpath.normpath("/" + volume.strip().lstrip("/"))
+        for own in ours:
+            if path == own or path.startswith(own + "/") or own.startswith(path.rstrip("/") + "/"):
+                raise Refused(
+                    f"The image declares VOLUME {names.printable(volume)}, which would hide {own}.",
+                    "Remove that VOLUME line from the Dockerfile, or choose another base image.",
+                )
+
+
+def cgroup_parent(uid: int, driver: str) -> str:
+    """Return the parent of a user's containers and builds: the slice, or a path for the cgroupfs driver."""
+    return names.slice_name(uid) if driver == "systemd" else f"/lab/{uid}"
+
+
+def labels(spec: ContainerSpec) -> dict[str, str]:
+    """Return the labels that make a container ours."""
+    return {
+        LABEL_OWNER: str(spec.uid),
+        LABEL_USER: spec.user,
+        LABEL_PROJECT: spec.project,
+        LABEL_DIGEST: spec.digest(),
+        LABEL_SPEC: spec.canonical(),
+        LABEL_VERSION: VERSION,
+    }
+
+
+def environment(spec: ContainerSpec, image: ImageFacts) -> list[str]:
+    """Return the container's environment. What we set wins over the image's and the policy's."""
+    values = {
+        "LANG": "C.UTF-8",
+        **dict(spec.environment),
+        "HOME": spec.home,
+        "USER": spec.user,
+        "LOGNAME": spec.user,
+        "PATH": f"{spec.home}/.local/bin:{image.path or _DEFAULT_PATH}",
+        # The NVIDIA runtime gives GPUs to whoever asks in the environment; an image could ask for all.
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "LD_PRELOAD": "",
+        "LD_AUDIT": "",
+    }
+    return [f"{name}={value}" for name, value in sorted(values.items())]
+
+
+def _mount(source: str, target: str, read_only: bool) -> dict[str, Any]:
+    # Mounts, not Binds: a missing source is an error here, and a new empty folder there.
+    # NonRecursive: what is mounted below a read-only source would stay writable (Docker before 25).
+    return {
+        "Type": "bind",
+        "Source": source,
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
+    }
+
+
+def mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
+    """Return the bind mounts: the workspace, the data root read-only, and the user's group shares."""
+    return [
+        _mount(spec.workspace, WORKSPACE, read_only=False),
+        _mount(spec.data_root, spec.data_root, read_only=True),
+        *(_mount(share, share, read_only=False) for share in spec.shares),
+    ]
+
+
+def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -> dict[str, Any]:
+    """Return the body of POST /containers/create. Raises Refused for an image that cannot be used safely."""
+    check_volumes(spec, image)
+    host: dict[str, Any] = {
+        "Init": True,
+        "Mounts": mounts(spec),
+        "Tmpfs": {"/run": f"rw,nosuid,nodev,size=16m,mode=0755,uid={spec.uid},gid={spec.gid}"},
+        "GroupAdd": [str(gid) for gid in spec.groups],
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": False,
+        "NetworkMode": NETWORK,
+        "PublishAllPorts": False,
+        "CgroupParent": cgroup_parent(spec.uid, engine.cgroup_driver),
+        "CgroupnsMode": "private",
+        "IpcMode": "private",
+        "Memory": spec.memory,
+        "MemorySwap": spec.memory,
+        # Docker refuses more cores than the host has; the spec itself must not depend on the host.
+        "NanoCpus": int(min(spec.cpus, float(engine.cpus)) * 1_000_000_000),
+        "PidsLimit": spec.pids,
+        "ShmSize": spec.shm,
+        "Ulimits": [
+            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "nofile", "Soft": 16384, "Hard": 16384},
+        ],
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
+        # Brought back at boot by our own unit, after the mounts are checked.
+        "RestartPolicy": {"Name": "no"},
+    }
+    return {
+        "Image": image.id,
+        "Hostname": spec.project,
+        "User": f"{spec.uid}:{spec.gid}",
+        "Entrypoint": ["sleep", "infinity"],
+        "Cmd": [],
+        # Not the project's folder: the runtime makes a missing one as root, through the user's own links.
+        "WorkingDir": WORKSPACE,
+        "Env": environment(spec, image),
+        "Labels": labels(spec),
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGTERM",
+        "StopTimeout": _STOP_SECONDS,
+        "Tty": False,
+        "OpenStdin": False,
+        "HostConfig": host,
+    }
+
+
+def account_files(
+    spec: ContainerSpec, passwd: str, group: str, group_names: Sequence[tuple[str, int]], shell: str
+) -> tuple[str, str]:
+    """Return (passwd, group) of the image with the user's entries in the place of any of the same name or id.
+
+    ``group_names`` are further groups that get a name in the container. Source: passwd(5), group(5).
+    """
+    kept = _without(passwd, {spec.user}, {str(spec.uid)})
+    kept.append(f"{spec.user}:x:{spec.uid}:{spec.gid}::{spec.home}:{shell}")
+    further = [(name, gid) for name, gid in group_names if gid != spec.gid and name != spec.user]
+    groups = _without(
+        group,
+        {spec.user, *(name for name, _gid in further)},
+        {str(spec.gid), *(str(gid) for _name, gid in further)},
+    )
+    groups.append(f"{spec.user}:x:{spec.gid}:")
+    groups += [f"{name}:x:{gid}:{spec.user}" for name, gid in further]
+    return "\n".join(kept) + "\n", "\n".join(groups) + "\n"
+
+
+def _without(text: str, wrong_names: set[str], wrong_ids: set[str]) -> list[str]:
+    lines = []
+    for line in text.splitlines():
+        parts = line.split(":")
+        if line and not (parts[0] in wrong_names or (len(parts) > 2 and parts[2] in wrong_ids)):
+            lines.append(line)
+    return lines

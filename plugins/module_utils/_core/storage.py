@@ -1,0 +1,413 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The file systems that a server stands on: made, in fstab, mounted, and enforcing quotas.
+
+``plan`` decides on what ``examine`` found; ``carry_out`` does it. ``check_mounts`` is what the broker and the
+boot unit ask before they let anybody work.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import hostfiles, mounts, quota, units
+from .errors import HostError, InvalidInput, LabError
+from .items import ItemResult
+from .mounts import Mount
+from .policy import Filesystem, Policy
+
+FSTAB = "/etc/fstab"
+
+# security.md of the design: nothing in a user's tree may be a setuid program or a device for the host.
+_SAFE = {"home": ("nosuid", "nodev"), "data": ("nosuid", "nodev"), "docker": ()}
+_QUOTA = {"ext4": ("usrquota", "prjquota"), "xfs": ("uquota", "pquota")}
+# systemd.mount(5): a missing disk must not put the server into emergency mode, where nobody can log in.
+_BOOT = ("nofail", "x-systemd.device-timeout=30s")
+# Nobody logs in before the homes are there, or are known to be missing (systemd-user-sessions.service(8)).
+_BOOT_HOME = ("x-systemd.before=systemd-user-sessions.service",)
+# mke2fs(8): project needs inodes of 256 bytes, which are the default. No group quota: shares have none.
+_MAKE = {
+    "ext4": ("mke2fs", "-q", "-F", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=usrquota:prjquota"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+}
+_FEATURES = {"quota", "project"}
+# Names of devices that change when disks come or go.
+_UNSTABLE = re.compile(r"/dev/(?:sd|vd|xvd|hd|nvme|mmcblk)[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A block device; its ``fstype`` is empty if it has no content that is known, ``features`` are ext4's."""
+
+    path: str
+    number: str
+    fstype: str
+    uuid: str
+    features: frozenset[str]
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What is there for one declared file system."""
+
+    device: Device | None
+    mount: Mount | None
+    elsewhere: str
+    hidden: tuple[str, ...]
+    enforced: frozenset[int]
+    fstab: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: make, fstab, mount, remount or enforce; ``text`` says it to people."""
+
+    verb: str
+    text: str
+
+
+def options(filesystem: Filesystem) -> tuple[str, ...]:
+    """Return the mount options of a file system, each once, in the order of fstab(5)."""
+    chosen = [*_SAFE[filesystem.role], *_QUOTA[filesystem.fstype], *filesystem.options, *_BOOT]
+    if filesystem.role == "home":
+        chosen += _BOOT_HOME
+    return tuple(dict.fromkeys(chosen))
+
+
+def fstab_line(filesystem: Filesystem, uuid: str) -> str:
+    """Return the line of fstab(5); a device whose name may change with the next disk is named by its UUID."""
+    source = filesystem.device
+    if _UNSTABLE.fullmatch(source):
+        source = f"UUID={uuid}" if uuid else source
+    last = "2" if filesystem.fstype == "ext4" else "0"
+    return f"{source} {filesystem.mount} {filesystem.fstype} {','.join(options(filesystem))} 0 {last}"
+
+
+def _mounted_by(line: str) -> str:
+    """Return the mount point of a line of fstab, or '' for a comment, an empty or a broken line."""
+    fields = line.split()
+    if len(fields) < 3 or fields[0].startswith("#"):
+        return ""
+    return fields[1].rstrip("/") or "/"
+
+
+def fstab_lines(text: str, mount: str) -> tuple[str, ...]:
+    """Return the lines of fstab that mount something at ``mount``, with their white space made single."""
+    return tuple(" ".join(line.split()) for line in text.splitlines() if _mounted_by(line) == mount)
+
+
+def fstab_with(text: str, mount: str, line: str) -> str:
+    """Return fstab with ``line`` as the only one for ``mount``, in the place of the first that was there."""
+    lines = []
+    placed = False
+    for old in text.splitlines():
+        if _mounted_by(old) != mount:
+            lines.append(old)
+        elif not placed:
+            lines.append(line)
+            placed = True
+    if not placed:
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def check_options(filesystem: Filesystem) -> None:
+    """Raise InvalidInput if the options of IT would undo what a lab server rests on."""
+    where = f"lab_filesystems.{filesystem.role}.options"
+    for option in filesystem.options:
+        if not option or any(c in ", \t\n#" for c in option) or not option.isprintable():
+            raise InvalidInput(f"{where}: {option!r} is not one mount option.", "Write one option an item.")
+        undone = option in ("suid", "dev", "defaults", "user", "users", "owner", "group")
+        if option in ("noquota", "uqnoenforce", "pqnoenforce", "noauto") or (
+            undone and _SAFE[filesystem.role]
+        ):
+            raise InvalidInput(f"{where}: '{option}' undoes what lab.server needs.", "Remove it.")
+
+
+def problem(filesystem: Filesystem, actual: Actual) -> str:
+    """Return why the file system cannot be brought up, in a sentence with the fix, or ''."""
+    mount, device = filesystem.mount, actual.device
+    where = f"lab_filesystems.{filesystem.role}"
+    if not filesystem.device:
+        if actual.mount is None:
+            return f"{mount} is not mounted and {where}.device is not set. Set it, or mount it before."
+        return _unsafe(filesystem, actual)
+    if device is None:
+        return f"{where}.device: {filesystem.device} is no disk of this server. See: ls -l /dev/disk/by-id"
+    if actual.mount is not None and actual.mount.number != device.number:
+        return (
+            f"{mount} is mounted from {actual.mount.source}, not from {filesystem.device}. "
+            f"Correct {where}.device, or unmount it and run again."
+        )
+    if actual.elsewhere:
+        return f"{filesystem.device} is mounted at {actual.elsewhere}. Unmount it, or correct {where}."
+    if actual.mount is None and actual.hidden:
+        return (
+            f"{mount} holds {', '.join(actual.hidden)} on the disk of the system, which "
+            f"{filesystem.device} would hide. Move it away and run again."
+        )
+    return _unusable(filesystem, device)
+
+
+def _unusable(filesystem: Filesystem, device: Device) -> str:
+    """Return why the content of a device cannot be used, or ''."""
+    where = f"lab_filesystems.{filesystem.role}"
+    if not device.fstype:
+        if device.parts:
+            return (
+                f"{filesystem.device} is not blank: it holds {', '.join(device.parts)}. "
+                f"Name the partition or volume itself in {where}.device."
+            )
+        if not filesystem.create:
+            return (
+                f"{filesystem.device} is blank. Set {where}.create: true to make {filesystem.fstype} on it."
+            )
+        return ""
+    if device.fstype not in _QUOTA:
+        return (
+            f"{filesystem.device} holds {device.fstype}, which cannot hold the quotas of lab.server. "
+            "Use a disk with XFS or ext4, or a blank one with create: true."
+        )
+    if device.fstype != filesystem.fstype:
+        return f"{filesystem.device} holds {device.fstype}, not {filesystem.fstype}. Correct {where}.fstype."
+    missing = _FEATURES - device.features if device.fstype == "ext4" else frozenset()
+    if missing:
+        return (
+            f"{filesystem.device} is ext4 without {' and '.join(sorted(missing))}, so it cannot hold quotas. "
+            f"Unmount it and run: e2fsck -f {device.path} && "
+            f"tune2fs -O project,quota -Q usrquota,prjquota {device.path}"
+        )
+    return ""
+
+
+def plan(filesystem: Filesystem, actual: Actual) -> tuple[ItemResult, list[Step]]:
+    """Compare a declared file system, which has no problem, with what is there."""
+    item = ItemResult(filesystem.mount)
+    steps: list[Step] = []
+    if not filesystem.device or actual.device is None:
+        return item, steps
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    if not actual.device.fstype:
+        steps.append(Step("make", f"make {filesystem.fstype} on {filesystem.device}"))
+        before["content"], after["content"] = "blank", filesystem.fstype
+    line = fstab_line(filesystem, actual.device.uuid)
+    if actual.fstab != (line,):
+        steps.append(Step("fstab", f"write the line of {filesystem.mount} in {FSTAB}"))
+        before["fstab"], after["fstab"] = "\n".join(actual.fstab), line
+    live = _live(filesystem)
+    if actual.mount is None:
+        steps.append(Step("mount", f"mount {filesystem.mount}"))
+        before["mounted"], after["mounted"] = "no", "yes"
+    else:
+        absent = [option for option in live if option not in actual.mount.options]
+        if absent:
+            steps.append(Step("remount", f"remount {filesystem.mount} with {','.join(absent)}"))
+            before["options"] = ",".join(sorted(actual.mount.options))
+            after["options"] = ",".join(sorted({*actual.mount.options, *absent}))
+        if actual.enforced != {quota.USER, quota.PROJECT}:
+            steps.append(Step("enforce", f"enforce quotas on {filesystem.mount}"))
+            before["quotas"], after["quotas"] = "not enforced", "enforced"
+    if steps:
+        item.changed = True
+        item.actions = [step.text for step in steps]
+        item.diff = {"before": before, "after": after}
+        item.reason = "the server differs from lab_filesystems"
+    return item, steps
+
+
+def _live(filesystem: Filesystem) -> tuple[str, ...]:
+    """Return the options that mountinfo shows for a mount and that lab.server insists on."""
+    known = ("noatime", "nodiratime", "relatime", "noexec", "ro")
+    return (*_SAFE[filesystem.role], *(option for option in filesystem.options if option in known))
+
+
+def examine(filesystem: Filesystem, table: Sequence[Mount], fstab: str) -> Actual:
+    """Look at what is there for a declared file system; change nothing."""
+    mount = mounts.at(filesystem.mount, table)
+    device = probe(filesystem.device) if filesystem.device else None
+    elsewhere = ""
+    if device is not None and mount is None:
+        elsewhere = next((one.point for one in table if one.number == device.number and one.root == "/"), "")
+    return Actual(
+        device=device,
+        mount=mount,
+        elsewhere=elsewhere,
+        hidden=() if mount else _entries(filesystem.mount),
+        enforced=quota.enforced(mount.source) if mount else frozenset(),
+        fstab=fstab_lines(fstab, filesystem.mount),
+    )
+
+
+def _entries(path: str, most: int = 3) -> tuple[str, ...]:
+    try:
+        names = sorted(name for name in os.listdir(path) if name != "lost+found")
+    except OSError:
+        return ()
+    return tuple(posixpath.join(path, name) for name in names[:most])
+
+
+def probe(device: str) -> Device | None:
+    """Return what a block device holds, or None if it is not there; raise HostError."""
+    path = os.path.realpath(mounts.device_path(device))
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if not stat.S_ISBLK(status.st_mode):
+        return None
+    # blkid(8): -p looks at the device and not at a cache; 2 is 'nothing found', 8 'several things found'.
+    found = hostfiles.run(["blkid", "-p", "-o", "export", path], accept=(0, 2, 8))
+    tags = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    fstype = tags.get("TYPE", "")
+    parts = list(_sysfs_parts(number))
+    if tags.get("PTTYPE") and not fstype:
+        parts.append(f"a partition table ({tags['PTTYPE']})")
+    if found.returncode == 8:
+        parts.append("the signatures of several file systems")
+    return Device(
+        path=path,
+        number=number,
+        fstype=fstype,
+        uuid=tags.get("UUID", ""),
+        features=_features(path) if fstype == "ext4" else frozenset(),
+        parts=tuple(parts),
+    )
+
+
+def _sysfs_parts(number: str) -> list[str]:
+    """Return the partitions on a device, and the volumes that are made of it (sysfs: block devices)."""
+    root = f"/sys/dev/block/{number}"
+    found = []
+    try:
+        found += [
+            f"the partition {name}"
+            for name in sorted(os.listdir(root))
+            if os.path.exists(f"{root}/{name}/partition")
+        ]
+        found += [f"a part of {name}" for name in sorted(os.listdir(f"{root}/holders"))]
+    except OSError:
+        return found
+    return found
+
+
+def _features(path: str) -> frozenset[str]:
+    shown = hostfiles.run(["dumpe2fs", "-h", path])
+    for line in shown.stdout.splitlines():
+        key, _, value = line.partition(":")
+        if key == "Filesystem features":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def reconcile(filesystems: Sequence[Filesystem], *, check: bool) -> list[ItemResult]:
+    """Bring the declared file systems up. Raises LabError, before anything is touched, if one cannot be."""
+    ordered = sorted(filesystems, key=lambda one: one.mount.count("/"))
+    for filesystem in ordered:
+        check_options(filesystem)
+    table = mounts.read()
+    fstab = hostfiles.read_text(FSTAB) or ""
+    found = [(filesystem, examine(filesystem, table, fstab)) for filesystem in ordered]
+    problems = [text for text in (problem(filesystem, actual) for filesystem, actual in found) if text]
+    if problems:
+        raise HostError(" ".join(problems))
+    planned = [(filesystem, *plan(filesystem, actual)) for filesystem, actual in found]
+    if not check:
+        carry_out([(filesystem, steps) for filesystem, _item, steps in planned], fstab)
+    return [item for _filesystem, item, _steps in planned]
+
+
+def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) -> None:
+    """Do the steps: all file systems are made first, then fstab is written once, then each is mounted."""
+    wanted = fstab
+    for filesystem, steps in planned:
+        verbs = {step.verb for step in steps}
+        if "make" in verbs:
+            label = f"lab-{filesystem.role}"
+            hostfiles.run([*_MAKE[filesystem.fstype], "-L", label, filesystem.device], timeout=3600)
+        if "fstab" in verbs:
+            device = probe(filesystem.device)
+            wanted = fstab_with(
+                wanted, filesystem.mount, fstab_line(filesystem, device.uuid if device else "")
+            )
+    if wanted != fstab:
+        hostfiles.write_text(FSTAB, wanted)
+        units.reload()  # it makes the units of the mounts
+    for filesystem, steps in planned:
+        for step in steps:
+            if step.verb == "mount":
+                os.makedirs(filesystem.mount, mode=0o755, exist_ok=True)
+                hostfiles.run(["mount", filesystem.mount])
+            elif step.verb == "remount":
+                hostfiles.run(["mount", "-o", ",".join(("remount", *_live(filesystem))), filesystem.mount])
+            elif step.verb == "enforce":
+                quota.enforce(_source(filesystem.mount))
+        if steps:
+            _verify(filesystem)
+
+
+def _source(point: str) -> str:
+    mount = mounts.at(point, mounts.read())
+    if mount is None:
+        raise HostError(f"{point} is not mounted.", "Look at 'journalctl -b' for its disk.")
+    return mount.source
+
+
+def _verify(filesystem: Filesystem) -> None:
+    sentences = _state(filesystem, mounts.read())
+    if sentences:
+        raise HostError(" ".join(sentences))
+
+
+def _unsafe(filesystem: Filesystem, actual: Actual) -> str:
+    """Return what is wrong with a file system that somebody else mounts, or ''."""
+    if actual.mount is None:
+        return f"{filesystem.mount} is not mounted."
+    return " ".join(_faults(filesystem, actual.mount, actual.enforced))
+
+
+def _faults(filesystem: Filesystem, mount: Mount, enforced: frozenset[int]) -> list[str]:
+    sentences = []
+    absent = [option for option in _SAFE[filesystem.role] if option not in mount.options]
+    if absent:
+        sentences.append(
+            f"{mount.point} is mounted without {','.join(absent)}. Run the playbook lab.server.site."
+        )
+    if filesystem.role == "home" and quota.USER not in enforced:
+        sentences.append(f"No user quotas are enforced on {mount.point}. Run the playbook lab.server.site.")
+    return sentences
+
+
+def _state(filesystem: Filesystem, table: Sequence[Mount]) -> list[str]:
+    mount = mounts.at(filesystem.mount, table)
+    if mount is None:
+        missing = filesystem.device and not mounts.device_number(filesystem.device)
+        why = f"its disk {filesystem.device} is missing" if missing else "see 'journalctl -b' for the reason"
+        return [
+            f"{filesystem.mount} is not mounted: {why}. Bring the disk back and run: mount {filesystem.mount}"
+        ]
+    if filesystem.device and mounts.device_number(filesystem.device) != mount.number:
+        return [
+            f"{filesystem.mount} is mounted from {mount.source}, not {filesystem.device}. Correct {FSTAB}."
+        ]
+    return _faults(filesystem, mount, quota.enforced(mount.source))
+
+
+def check_mounts(policy: Policy, table: Sequence[Mount] | None = None) -> list[str]:
+    """Return what is wrong with the file systems of the policy, a sentence each; empty if all is well.
+
+    Asked before a container is started: on a missing disk it would work in an empty folder of the system's
+    disk, where nothing is kept. ``table`` is what is mounted, read from the kernel if it is not given.
+    """
+    try:
+        table = mounts.read() if table is None else table
+    except LabError as error:
+        return [str(error)]
+    return [sentence for filesystem in policy.filesystems for sentence in _state(filesystem, table)]

@@ -1,0 +1,91 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How much the directories of a tree hold. To be run as the user whose tree it is."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory with all below it: ``path`` relative to the tree, bytes on the disk, number of files."""
+
+    path: str
+    size: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The largest directories of a tree; ``complete`` is False when time ran out before all was seen."""
+
+    largest: tuple[Directory, ...]
+    complete: bool
+
+
+_BLOCK = 512  # bytes; the unit of st_blocks (stat(3type))
+
+
+class _Walk:
+    """One walk through a tree, on one file system, that counts each directory into its ancestors."""
+
+    def __init__(self, root: str, depth: int) -> None:
+        self.root = root
+        self.depth = depth
+        self.device = os.lstat(root).st_dev
+        self.sizes: dict[str, list[int]] = {}
+        # Directories yet to be read, each with the names of those that it counts for.
+        self.waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
+        self._seen: set[int] = set()
+
+    def step(self) -> None:
+        """Read one directory. Raises OSError only for the root; others that cannot be read are left out."""
+        path, ancestors = self.waiting.pop()
+        try:
+            with os.scandir(path) as entries:
+                found = list(entries)
+        except OSError:
+            if path == self.root:
+                raise
+            return
+        for entry in found:
+            with suppress(FileNotFoundError):
+                self._count(entry, entry.stat(follow_symlinks=False), ancestors)
+
+    def _count(self, entry: os.DirEntry[str], status: os.stat_result, ancestors: tuple[str, ...]) -> None:
+        if status.st_dev != self.device:
+            return
+        directory = stat.S_ISDIR(status.st_mode)
+        if directory:
+            relative = os.path.relpath(entry.path, self.root)
+            if relative.count(os.sep) < self.depth:
+                self.sizes[relative] = [0, 0]
+                ancestors = (*ancestors, relative)
+            self.waiting.append((entry.path, ancestors))
+        elif status.st_nlink > 1:
+            if status.st_ino in self._seen:
+                return
+            self._seen.add(status.st_ino)
+        for name in ancestors:
+            self.sizes[name][0] += status.st_blocks * _BLOCK
+            self.sizes[name][1] += not directory
+
+
+def survey(root: str, *, count: int = 5, depth: int = 2, seconds: float = 3.0) -> Survey:
+    """Return the ``count`` largest directories down to ``depth`` levels below ``root``.
+
+    Stays on one file system, follows no link, counts a file with several names once, leaves out what cannot
+    be read, and stops after ``seconds``. Raises OSError if ``root`` itself cannot be read.
+    """
+    deadline = time.monotonic() + seconds
+    walk = _Walk(root, depth)
+    while walk.waiting and time.monotonic() <= deadline:
+        walk.step()
+    ranked = sorted(walk.sizes.items(), key=lambda pair: (-pair[1][0], pair[0]))
+    largest = tuple(Directory(path, size, files) for path, (size, files) in ranked[:count])
+    return Survey(largest, complete=not walk.waiting)

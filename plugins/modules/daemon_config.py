@@ -1,0 +1,107 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring the configuration of Docker Engine to what is declared."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: daemon_config
+short_description: Settings of Docker Engine, merged and validated
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Merges settings into C(/etc/docker/daemon.json) and lets the installed engine judge the result
+    before the file is replaced.
+  - Where the engine is older than 23.0 or not installed, the names of the settings are checked.
+  - Also reports a change when the engine runs with an older file, so that an interrupted play
+    restarts it the next time.
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  settings:
+    description:
+      - The settings, as in C(daemon.json). Mappings are merged key by key, lists are taken whole.
+      - A setting with the value V(null) is removed.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Docker keeps its logs small
+  lab.server.daemon_config:
+    settings:
+      log-driver: json-file
+      log-opts:
+        max-size: 10m
+        max-file: "3"
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The path of the file.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in words.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: /etc/docker/daemon.json
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
+"""
+
+from typing import Any
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.daemon import reconcile
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module({"settings": {"type": "dict", "required": True}})
+    settings: dict[str, Any] = module.params["settings"]
+    run_items(module, lambda: reconcile(settings, check=module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring packages of the distribution to what is declared."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: packages
+short_description: Packages of the distribution, without bindings on the server
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Installs and removes packages by apt-get or dnf, without those that are merely recommended.
+  - Needs no C(python3-apt), so that a check on a bare machine tells what would be installed.
+  - An unchanged run costs one query of the package database.
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  present:
+    description: Packages that are installed.
+    type: list
+    elements: str
+    default: []
+  absent:
+    description: Packages that are not installed.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: The tools of quotas are installed
+  lab.server.packages:
+    present:
+      - quota
+      - acl
+    absent:
+      - uidmap
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The package.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in words.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: quota
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
+"""
+
+from typing import Any
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.packages import reconcile
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module(
+        {
+            "present": {"type": "list", "elements": "str", "default": []},
+            "absent": {"type": "list", "elements": "str", "default": []},
+        }
+    )
+    given: dict[str, Any] = module.params
+    run_items(module, lambda: reconcile(given["present"], given["absent"], check=module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

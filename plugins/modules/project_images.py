@@ -1,0 +1,132 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring the images of projects up to date."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: project_images
+short_description: Images of projects
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Builds the image of each project from the project's folder, when the fingerprint of what it is made of is new.
+  - The fingerprint covers the Dockerfile, the build context as it is sent (F(.dockerignore) is honoured), the build arguments and the ids of the images that it starts from.
+  - The context is packed by a process that has become the user. The names of the image move only when a build succeeded.
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - lab.server.projects
+  - lab.server.projects.policy
+  - lab.server.projects.docker
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  build_args:
+    description: Build arguments of all the builds. They can be seen in the image, so they must hold no secret.
+    type: dict
+    default: {}
+"""
+
+EXAMPLES = r"""
+- name: The image of Alice's project is up to date
+  lab.server.project_images:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: alice
+        name: my-thesis
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The user and the project.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in order.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+    image:
+      description: The name of the image by its fingerprint.
+      type: str
+      returned: when it is known
+    fingerprint:
+      description: The fingerprint of what the image is made of.
+      type: str
+      returned: when it is known
+  sample:
+    - name: alice/my-thesis
+      changed: true
+      actions: [build, tag]
+      reason: there is none
+      diff: {}
+"""
+
+from typing import Any
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.images import (
+    WantedImage,
+    reconcile_images,
+)
+from ansible_collections.lab.server.plugins.module_utils._projects import (
+    DOCKER,
+    POLICY,
+    PROJECTS,
+    engine_of,
+    environment_of,
+    policy_of,
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module({**PROJECTS, **POLICY, **DOCKER, "build_args": {"type": "dict", "default": {}}})
+    given: dict[str, Any] = module.params
+
+    def work() -> Any:
+        policy = policy_of(given)
+        arguments = environment_of(given["build_args"], "build_args")
+        wanted = [WantedImage(project["user"], project["name"], arguments) for project in given["projects"]]
+        engine = engine_of(given, check=module.check_mode)
+        return reconcile_images(engine, policy, wanted, check=module.check_mode)
+
+    run_items(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring disk quotas to what is declared."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: quotas
+short_description: Disk quotas of lab users
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Sets the user quota, which holds, and the project quota of the same number, which makes C(df)
+    tell the truth in a container.
+  - Both are compared exactly, for all users in one call, and hold at once; nobody needs to log in again.
+  - Works on ext4 and XFS through quotactl(2).
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  path:
+    description: A path on the file system of the homes.
+    type: path
+    default: /home
+  project:
+    description: Whether to set the project quota, too.
+    type: bool
+    default: true
+  users:
+    description: The users. The quota of a user who is not in the list is left alone.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: The name of the user, for the results.
+        type: str
+        required: true
+      uid:
+        description: The number of the user, and of the user's project.
+        type: int
+        required: true
+      quota:
+        description: The limits; what is not given or 0 is without limit.
+        type: dict
+        required: true
+        suboptions:
+          soft:
+            description: Bytes that may be exceeded for the grace time, or with C(k), C(m), C(g) or C(t).
+            type: str
+          hard:
+            description: Bytes that cannot be exceeded, or with C(k), C(m), C(g) or C(t).
+            type: str
+          inodes_soft:
+            description: Files and folders that may be exceeded for the grace time.
+            type: int
+          inodes_hard:
+            description: Files and folders that cannot be exceeded.
+            type: int
+      group:
+        description: Taken by M(lab.server.users). Accepted, as are the next, so that one list serves both.
+        type: str
+      groups:
+        description: See O(users[].group).
+        type: list
+        elements: str
+      comment:
+        description: See O(users[].group).
+        type: str
+      ssh_keys:
+        description: See O(users[].group).
+        type: list
+        elements: str
+      limits:
+        description: See O(users[].group).
+        type: dict
+"""
+
+EXAMPLES = r"""
+- name: Alice has 10 GiB
+  lab.server.quotas:
+    path: /home
+    users:
+      - name: alice
+        uid: 2001
+        quota:
+          soft: 9g
+          hard: 10g
+          inodes_soft: 900000
+          inodes_hard: 1000000
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The user.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in words.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: alice
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
+"""
+
+from typing import Any
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.quota import (
+    Wanted,
+    quota_from_options,
+    reconcile,
+)
+
+_QUOTA = {
+    "soft": {"type": "str"},
+    "hard": {"type": "str"},
+    "inodes_soft": {"type": "int"},
+    "inodes_hard": {"type": "int"},
+}
+_USER = {
+    "name": {"type": "str", "required": True},
+    "uid": {"type": "int", "required": True},
+    "quota": {"type": "dict", "required": True, "options": _QUOTA},
+    "group": {"type": "str"},
+    "groups": {"type": "list", "elements": "str"},
+    "comment": {"type": "str"},
+    "ssh_keys": {"type": "list", "elements": "str", "no_log": False},
+    "limits": {"type": "dict"},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module(
+        {
+            "path": {"type": "path", "default": "/home"},
+            "project": {"type": "bool", "default": True},
+            "users": {"type": "list", "elements": "dict", "required": True, "options": _USER},
+        }
+    )
+    given: dict[str, Any] = module.params
+
+    def work() -> Any:
+        wanted = [
+            Wanted(user["name"], user["uid"], quota_from_options(user["quota"], user["name"]))
+            for user in given["users"]
+        ]
+        return reconcile(given["path"], wanted, project=given["project"], check=module.check_mode)
+
+    run_items(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring unit files of systemd to what is declared."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: units
+short_description: Unit files and drop-ins of systemd
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Writes unit files and drop-ins below C(/etc/systemd/system), all in one call.
+  - Lets systemd read them anew once, and only if one has changed.
+  - Starts and enables nothing.
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  units:
+    description: The text of each unit file, by its name such as C(x.service) or C(x.service.d/y.conf).
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Docker waits for its disk
+  lab.server.units:
+    units:
+      docker.service.d/disk.conf: |
+        [Unit]
+        RequiresMountsFor=/var/lib/docker
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The name of the unit file.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in words.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: docker.service.d/disk.conf
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
+"""
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.units import reconcile
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module({"units": {"type": "dict", "required": True}})
+    units: dict[str, str] = module.params["units"]
+    run_items(module, lambda: reconcile(units, check=module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

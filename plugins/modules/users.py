@@ -1,0 +1,250 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring the accounts of lab users to what is declared."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: users
+short_description: Accounts, groups, homes, ssh keys and slices of lab users
+version_added: 0.1.0
+author: lab.server contributors (@lab-server)
+description:
+  - Makes lab groups and lab users with a private group, a private home, ssh keys and a systemd slice.
+  - Lab users get no subordinate ids and no password, and are kept out of groups that make root of
+    their members.
+  - All users are compared in one call, whose time follows what changes.
+  - A name, a number or a home that belongs to somebody else is an error, and nothing is changed.
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+    support: full
+options:
+  gid:
+    description: The number of the group C(lab), in which every lab user is.
+    type: int
+    default: 3000
+  groups:
+    description: The lab groups.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The name of the group.
+        type: str
+        required: true
+      gid:
+        description: The number of the group.
+        type: int
+        required: true
+      limits:
+        description: The limits that its users inherit, resolved already in O(users[].limits).
+        type: dict
+      quota:
+        description: The quota that its users inherit, resolved already in O(users[].quota).
+        type: dict
+  users:
+    description: The lab users. An account that is not in the list is left alone.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The name of the account.
+        type: str
+        required: true
+      uid:
+        description:
+          - The number of the account and of its private group.
+          - Choose one that was never used on this server.
+        type: int
+        required: true
+      group:
+        description: The user's lab group.
+        type: str
+        required: true
+      groups:
+        description: Further lab groups of the user.
+        type: list
+        elements: str
+        default: []
+      comment:
+        description: The full name. Empty leaves what is there.
+        type: str
+        default: ""
+      ssh_keys:
+        description:
+          - Public keys that open the account, one an item.
+          - They are kept in a file of root's below C(/etc/ssh/lab_authorized_keys).
+        type: list
+        elements: str
+        default: []
+      limits:
+        description: What all containers of the user may use together, held by a systemd slice.
+        type: dict
+        required: true
+        suboptions:
+          containers:
+            description: How many containers. Held by the modules of containers, not by the slice.
+            type: int
+          cpus:
+            description: How many processor cores.
+            type: float
+            required: true
+          memory:
+            description: How much memory, in bytes or with C(k), C(m), C(g) or C(t).
+            type: str
+            required: true
+          pids:
+            description: How many processes and threads.
+            type: int
+            required: true
+          shm:
+            description: How much shared memory. Held by the modules of containers, not by the slice.
+            type: str
+          gpus:
+            description: How many GPUs. Held by the modules of containers, not by the slice.
+            type: int
+      quota:
+        description:
+          - The disk quota, which M(lab.server.quotas) sets.
+          - Accepted so that one list serves both modules.
+        type: dict
+  closed_groups:
+    description: Groups that must have no members, because whoever is in them is root on the server.
+    type: list
+    elements: str
+    default: []
+  mounted:
+    description: Whether C(/home) has a file system of its own, without which no home is made.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Alice has an account
+  lab.server.users:
+    gid: 3000
+    groups:
+      - name: students
+        gid: 3101
+    users:
+      - name: alice
+        uid: 2001
+        group: students
+        ssh_keys:
+          - ssh-ed25519 AAAA... alice@example.org
+        limits:
+          cpus: 2
+          memory: 4g
+          pids: 512
+    closed_groups:
+      - docker
+"""
+
+RETURN = r"""
+results:
+  description: What was done to each item, or in check mode what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The user, C(group NAME), or the slice of all users.
+      type: str
+      returned: always
+    changed:
+      description: Whether the item differed.
+      type: bool
+      returned: always
+    actions:
+      description: What was done, in words.
+      type: list
+      elements: str
+      returned: always
+    reason:
+      description: Why it was done; empty if nothing was.
+      type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: alice
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
+"""
+
+from typing import Any
+
+from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.accounts import from_options, reconcile
+
+_LIMITS = {
+    "containers": {"type": "int"},
+    "cpus": {"type": "float", "required": True},
+    "memory": {"type": "str", "required": True},
+    "pids": {"type": "int", "required": True},
+    "shm": {"type": "str"},
+    "gpus": {"type": "int"},
+}
+_USER = {
+    "name": {"type": "str", "required": True},
+    "uid": {"type": "int", "required": True},
+    "group": {"type": "str", "required": True},
+    "groups": {"type": "list", "elements": "str", "default": []},
+    "comment": {"type": "str", "default": ""},
+    "ssh_keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
+    "limits": {"type": "dict", "required": True, "options": _LIMITS},
+    "quota": {"type": "dict"},
+}
+_GROUP = {
+    "name": {"type": "str", "required": True},
+    "gid": {"type": "int", "required": True},
+    "limits": {"type": "dict"},
+    "quota": {"type": "dict"},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = build_module(
+        {
+            "gid": {"type": "int", "default": 3000},
+            "groups": {"type": "list", "elements": "dict", "default": [], "options": _GROUP},
+            "users": {"type": "list", "elements": "dict", "default": [], "options": _USER},
+            "closed_groups": {"type": "list", "elements": "str", "default": []},
+            "mounted": {"type": "bool", "default": False},
+        }
+    )
+    given: dict[str, Any] = module.params
+
+    def work() -> Any:
+        desired = from_options(given["gid"], given["groups"], given["users"], given["closed_groups"])
+        return reconcile(desired, mounted=given["mounted"], check=module.check_mode)
+
+    run_items(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""A real Docker Engine, a policy with two users, and workspaces in a temporary folder.
+
+LAB_TEST_DOCKER_HOST names the engine, LAB_TEST_DOCKER_BINARY the command (default /usr/bin/docker). The tests
+act as several users, so they need root.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils import _core
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    containers,
+    context,
+    images,
+    locks,
+    state,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+
+TINY = "lab-test/tiny"
+APPLETS = (
+    "sh sleep id cat ls touch grep env mkdir mount echo test chmod cp ln rm true false head pwd wc df".split()
+)
+LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+
+
+def root_file_system(etc: str = "") -> bytes:
+    """Return the tar of a small root file system; with ``etc`` its /etc is a link to that."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+
+        def add(name: str, content: bytes | None = None, mode: int = 0o755, link: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.mode = mode
+            member.type = tarfile.SYMTYPE if link else tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.linkname, member.size = link, len(content or b"")
+            archive.addfile(member, io.BytesIO(content) if content is not None else None)
+
+        for folder in ("bin", "home", "root", "usr", "proc", "sys", "dev"):
+            add(folder)
+        add("tmp", mode=0o1777)
+        add("bin/busybox", Path("/bin/busybox").read_bytes())
+        # A setuid copy, as many images have one.
+        add("usr/busybox", Path("/bin/busybox").read_bytes(), mode=0o4755)
+        for applet in APPLETS:
+            add(f"bin/{applet}", link="busybox")
+        if etc:
+            add("etc", link=etc)
+        else:
+            add("etc")
+            add("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nold:x:2001:2001::/home/old:/bin/sh\n", 0o644)
+            add("etc/group", b"root:x:0:\nold:x:2001:\n", 0o644)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def url() -> str:
+    address = os.environ.get("LAB_TEST_DOCKER_HOST", "")
+    if not address or os.geteuid() != 0:
+        pytest.skip("LAB_TEST_DOCKER_HOST does not name a Docker Engine for tests, or this is not root")
+    return address
+
+
+@pytest.fixture(scope="session")
+def docker(url: str):
+    """Return a function that runs the docker command against the engine of the tests."""
+
+    def run(*arguments: str, **options) -> str:
+        done = subprocess.run(
+            [engines.DOCKER, "-H", url, *arguments], capture_output=True, timeout=120, check=False, **options
+        )
+        if done.returncode:
+            raise AssertionError(f"docker {arguments}: {done.stdout.decode()}{done.stderr.decode()}")
+        return done.stdout.decode()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny(docker) -> str:
+    """Make the image that the tests start from, of nothing but busybox."""
+    docker("import", "-", TINY, input=root_file_system())
+    return TINY
+
+
+@pytest.fixture
+def engine(url: str, docker, tiny: str) -> Iterator[Engine]:
+    connected = Engine.connect(url)
+    yield connected
+    for container in connected.containers():
+        name = container["Names"][0].lstrip("/")
+        if "._." in name:
+            connected.remove(container["Id"])
+    for image in connected.images("lab/*/*"):
+        for tag in image["RepoTags"] or []:
+            connected.remove_image(tag)
+    connected.close()
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder that stands for the server's file systems, and let the library use it."""
+    folder = Path(tempfile.mkdtemp(prefix="lab-server-test-"))
+    folder.chmod(0o755)
+    for name in ("home", "home/.workspaces", "srv", "state", "run"):
+        (folder / name).mkdir()
+    (folder / "home/.workspaces").chmod(0o711)
+    monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(folder / "home/.workspaces"))
+    for module in (context, images, state, _core):
+        monkeypatch.setattr(module, "STATE_DIRECTORY", str(folder / "state"))
+    for module in (locks, _core):
+        monkeypatch.setattr(module, "RUN_DIRECTORY", str(folder / "run"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def policy(root: Path, tiny: str) -> Policy:
+    data = root / "srv"
+    for share in ("datasets", "vision", "admin"):
+        (data / share).mkdir()
+    (data / "datasets/iris.csv").write_text("data\n")
+    os.chown(data / "vision", 0, 3102)
+    (data / "vision").chmod(0o2770)
+    (data / "admin").chmod(0o700)
+    made, _keys = policies.from_inventory(
+        {
+            "lab_data_root": str(data),
+            "lab_environment": {"LAB": "test"},
+            "lab_groups": [
+                {"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA},
+                {"name": "researchers", "gid": 3102, "limits": LIMITS, "quota": QUOTA},
+            ],
+            "lab_users": [
+                {"name": "alice", "uid": 2001, "group": "students"},
+                {"name": "bob", "uid": 2002, "group": "researchers"},
+            ],
+            "lab_shares": [
+                {"name": "datasets", "access": "read-only"},
+                {"name": "vision", "access": "group", "group": "researchers"},
+                {"name": "admin", "access": "admin"},
+            ],
+            "lab_base_images": [{"name": tiny, "image": tiny}],
+        }
+    )
+    for user in made.users:
+        workspace = root / "home/.workspaces" / user.name
+        workspace.mkdir(mode=0o700)
+        os.chown(workspace, user.uid, user.gid)
+    return made
+
+
+@pytest.fixture
+def alice(policy: Policy) -> User:
+    return policy.user("alice")
+
+
+@pytest.fixture
+def bob(policy: Policy) -> User:
+    return policy.user("bob")
+
+
+class Project:
+    """A project's folder, written as its user."""
+
+    def __init__(self, policy: Policy, user: User, name: str) -> None:
+        self.path = Path(policy.workspace(user)) / name
+        self.user = user
+        self.name = name
+        self.path.mkdir()
+        os.chown(self.path, user.uid, user.gid)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.chown(path, self.user.uid, self.user.gid)
+
+
+@pytest.fixture
+def thesis(policy: Policy, alice: User, tiny: str) -> Project:
+    project = Project(policy, alice, "thesis")
+    project.write("Dockerfile", f"FROM {tiny}\nCOPY word /word\n")
+    project.write("word", "one\n")
+    return project
+
+
+@pytest.fixture
+def inside(engine: Engine, docker):
+    """Return a function that runs a shell command in a project's container, as its user."""
+
+    def run(user: User, project: str, command: str) -> str:
+        arguments = containers.shell_arguments(user, project, command=["/bin/sh", "-c", command], tty=False)
+        return docker(*arguments[1:])
+
+    return run

@@ -1,0 +1,513 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The broker: who may call, what may be asked, and that nothing breaks it halfway."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    broker,
+    containers,
+    journal,
+    storage,
+    workspaces,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    EngineError,
+    InvalidInput,
+    NotFound,
+    Refused,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
+from ansible_collections.lab.server.plugins.module_utils._core.protocol import ATTACH
+from hypothesis import given
+from hypothesis import strategies as st
+
+CORE = Path(broker.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("", []),
+        ("exec", ["thesis"]),
+        ("project-launch", []),
+        ("project-launch", ["thesis", "more"]),
+        ("project-launch", ["--privileged"]),
+        ("project-launch", ["../alice"]),
+        ("project-launch", ["thesis\n"]),
+        ("project-launch", ["Thesis"]),
+        ("project-launch", ["thesis._.2002"]),
+        ("project-launch", ["th\u00e9sis"]),
+        ("project-launch", ["a" * 33]),
+        ("container-list", ["--all"]),
+        ("container-list", [""]),
+        ("attach", []),
+        ("attach", ["thesis", "/bin/sh"]),
+    ],
+)
+def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) -> None:
+    with pytest.raises(InvalidInput):
+        broker.parse(verb, arguments)
+
+
+@pytest.mark.parametrize("verb", [*broker.VERBS, ATTACH])
+def test_a_verb_takes_the_name_of_a_project_or_nothing(verb: str) -> None:
+    named = verb == ATTACH or broker.VERBS[verb].takes_name
+    assert broker.parse(verb, ["thesis"] if named else []) == (verb, "thesis" if named else "")
+
+
+@given(st.text(), st.lists(st.text(), max_size=3))
+def test_no_text_gets_past_the_table(verb: str, arguments: list[str]) -> None:
+    try:
+        parsed, project = broker.parse(verb, arguments)
+    except InvalidInput:
+        return
+    assert parsed in (*broker.VERBS, ATTACH)
+    assert arguments == ([project] if project else [])
+
+
+# ---- who calls -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[str, list[int]]]:
+    """Return the accounts of the host, by uid: the name, and the groups it is in."""
+    known: dict[int, tuple[str, list[int]]] = {2001: ("alice", [2001, 3000]), 2002: ("bob", [2002, 3000])}
+
+    def getpwuid(uid: int) -> Any:
+        return SimpleNamespace(pw_name=known[uid][0], pw_gid=uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid={"lab": 3000}[name]))
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: dict(known.values())[name])
+    return known
+
+
+def test_a_lab_user_is_known(accounts: object, lab: Policy) -> None:
+    assert broker.identify(2001, lab).name == "alice"
+
+
+def test_root_is_no_lab_user(accounts: dict[int, tuple[str, list[int]]], lab: Policy) -> None:
+    accounts[0] = ("root", [0, 3000])
+    with pytest.raises(Refused, match="Root"):
+        broker.identify(0, lab)
+
+
+@pytest.mark.parametrize(
+    ("uid", "account"),
+    [(2001, ("mallory", [3000])), (2001, ("alice", [2001])), (2009, ("eve", [3000])), (2009, None)],
+    ids=["another name", "not in the group", "not in the policy", "no account"],
+)
+def test_an_account_that_does_not_match_is_refused(
+    accounts: dict[int, tuple[str, list[int]]], lab: Policy, uid: int, account: tuple[str, list[int]] | None
+) -> None:
+    if account:
+        accounts[uid] = account
+    with pytest.raises(Refused):
+        broker.identify(uid, lab)
+
+
+# ---- serving ---------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A server whose Docker is a table: what was asked of it, and what it is to answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, str]] = []
+        self.audit: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        self.infos: list[Any] = []
+        self.mounts: list[str] = []
+        self.closed = 0
+
+    def act(self, name: str) -> Callable[..., ItemResult]:
+        """Return a deed of the library that notes who asked for what."""
+
+        def deed(*given: Any, **options: Any) -> ItemResult:
+            user, project = given[-2:]
+            self.calls.append((name, user.name, project))
+            if "progress" in options:
+                options["progress"]("Step 1/2 : RUN \x1b[31mtrue")
+            if self.error:
+                raise self.error
+            return ItemResult(f"{project}._.{user.uid}", changed=True, facts={"status": "created"})
+
+        return deed
+
+    def close(self) -> None:
+        """Take note that the connection was closed."""
+        self.closed += 1
+
+    def call(self, uid: int, verb: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+        """Serve one call and return (exit code, events)."""
+        reader, writer = os.pipe()
+        try:
+            code = broker.serve(uid, verb, arguments, (0, writer, 2))
+        finally:
+            os.close(writer)
+        with os.fdopen(reader) as stream:
+            return code, [json.loads(line) for line in stream]
+
+
+@pytest.fixture
+def server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accounts: object, lab: Policy
+) -> Iterator[Server]:
+    """Return a server that knows the accounts and the policy of the tests."""
+    made = Server()
+    monkeypatch.setattr(broker, "load", lambda: lab)
+    monkeypatch.setattr(broker, "RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(storage, "check_mounts", lambda policy: made.mounts)
+    monkeypatch.setattr(journal, "record", lambda *priority, **values: made.audit.append(values))
+    monkeypatch.setattr(engines.Engine, "connect", lambda: made)
+    for name in ("launch", "stop", "retire"):
+        monkeypatch.setattr(containers, name, made.act(name))
+    monkeypatch.setattr(
+        containers, "listing", lambda engine, policy, user: [i for i in made.infos if i.uid == user.uid]
+    )
+    monkeypatch.setattr(workspaces, "projects", lambda policy, user: [{"name": "thesis", "dockerfile": True}])
+    return made
+
+
+def info(project: str, uid: int = 2001, status: str = "running") -> Any:
+    """Return a container as the listing gives it."""
+    return containers.ContainerInfo(
+        name=f"{project}._.{uid}",
+        project=project,
+        user="alice",
+        uid=uid,
+        id="0" * 64,
+        image=f"lab/{uid}/{project}:0123456789ab",
+        status=status,
+        created=1_700_000_000,
+        image_newer=False,
+        digest="d",
+    )
+
+
+def test_a_launch_is_the_callers_and_tells_its_progress(server: Server) -> None:
+    code, events = server.call(2001, "project-launch", "thesis")
+    assert code == 0
+    assert server.calls == [("launch", "alice", "thesis")]
+    assert [event["event"] for event in events] == ["progress", "result"]
+    assert "\x1b" not in events[0]["text"]
+    assert events[1]["data"]["status"] == "created"
+    assert server.closed == 1
+    assert server.audit == [
+        {
+            "uid": 2001,
+            "user": "alice",
+            "verb": "project-launch",
+            "project": "thesis",
+            "outcome": "done",
+            "changed": True,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("container-stop", "stop"), ("container-retire", "retire"), ("project-launch", "launch")],
+)
+def test_the_verb_is_the_deed(server: Server, verb: str, name: str) -> None:
+    assert server.call(2002, verb, "x")[0] == 0
+    assert server.calls == [(name, "bob", "x")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (NotFound("none"), 4, "not-found"),
+        (Refused("no"), 3, "refused"),
+        (EngineError("Docker is down.", "Tell your admins."), 1, "failed"),
+        (ZeroDivisionError("oops"), 1, "failed"),
+    ],
+)
+def test_an_error_is_one_event_one_code_and_one_line(
+    server: Server, error: Exception, code: int, kind: str
+) -> None:
+    server.error = error
+    got, events = server.call(2001, "container-stop", "thesis")
+    assert (got, events[-1]["event"], events[-1]["kind"]) == (code, "error", kind)
+    assert len(events) == 1
+    assert server.audit[0]["outcome"] == kind
+    assert "Traceback" not in json.dumps(events)
+    if isinstance(error, ZeroDivisionError):
+        assert "oops" not in json.dumps(events) and "oops" in server.audit[0]["detail"]
+
+
+def test_a_wrong_call_touches_nothing_and_is_logged(server: Server) -> None:
+    code, _events = server.call(2001, "project-launch", "../bob")
+    assert code == 2 and server.calls == []
+    assert server.audit[0]["verb"] == "project-launch" and server.audit[0]["user"] == "alice"
+    code, _events = server.call(2001, "exec\nuid=0", "x")
+    assert code == 2 and server.audit[1]["verb"] == "?"
+
+
+def test_a_stranger_is_refused(server: Server) -> None:
+    for uid in (0, 1, 4711):
+        assert server.call(uid, "container-list")[0] == 3
+    assert server.calls == [] and server.closed == 0
+
+
+def test_nothing_starts_while_a_disk_is_missing(server: Server) -> None:
+    server.mounts = ["/srv/data is not mounted."]
+    code, events = server.call(2001, "project-launch", "thesis")
+    assert code == 1 and "/srv/data" in events[-1]["message"] and server.calls == []
+    assert server.call(2001, "container-stop", "thesis")[0] == 0
+
+
+def test_lists_hold_the_callers_own(server: Server) -> None:
+    server.infos = [info("thesis"), info("secret", uid=2002), info("gone")]
+    _code, events = server.call(2001, "container-list")
+    assert [one["project"] for one in events[-1]["data"]["containers"]] == ["thesis", "gone"]
+    _code, events = server.call(2001, "project-list")
+    listed = {one["name"]: one for one in events[-1]["data"]["projects"]}
+    assert set(listed) == {"thesis", "gone"}
+    assert listed["gone"]["folder"] is False and listed["thesis"]["container"]["status"] == "running"
+
+
+def test_projects_are_listed_without_docker(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect() -> None:
+        raise EngineError("Docker is down.")
+
+    monkeypatch.setattr(engines.Engine, "connect", connect)
+    code, events = server.call(2001, "project-list")
+    assert code == 0 and "does not answer" in events[-1]["data"]["note"]
+    code, events = server.call(2001, "container-list")
+    assert code == 1 and "does not answer" in events[-1]["message"]
+    assert server.audit[-1]["detail"] == "Docker is down."
+
+
+def test_attach_needs_a_terminal_and_ones_own_running_container(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, events = server.call(2001, "attach", "thesis")
+    assert code == 3 and events == [] and "terminal" in capfd.readouterr().err
+
+
+def test_attach_becomes_the_engines_shell(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.infos = [info("thesis"), info("down", status="exited"), info("hers", uid=2002)]
+    master, terminal = os.openpty()
+    became: list[Any] = []
+
+    def become(arguments: list[str], environment: dict[str, str], _descriptors: object) -> None:
+        became.append((arguments, environment))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(broker, "_become", become)
+    descriptors = (terminal, terminal, terminal)
+    try:
+        assert broker.serve(2001, "attach", ["down"], descriptors) == 4
+        assert broker.serve(2001, "attach", ["hers"], descriptors) == 4
+        assert broker.serve(2001, "attach", ["none"], descriptors) == 4
+        with pytest.raises(SystemExit):
+            broker.serve(2001, "attach", ["thesis"], descriptors, "xterm")
+    finally:
+        os.close(terminal)
+    shown = os.read(master, 4096).decode()
+    os.close(master)
+    hers, none = (line for line in shown.splitlines() if "'hers'" in line or "'none'" in line)
+    assert hers.replace("hers", "none") == none
+    arguments, environment = became[0]
+    assert arguments[:2] == [broker.DOCKER, "exec"]
+    assert "thesis._.2001" in arguments and "--user=2001:2001" in arguments
+    assert environment["TERM"] == "xterm" and set(environment) == {"PATH", "HOME", "LANG", "LC_ALL", "TERM"}
+    assert server.audit[-1]["outcome"] == "asked"
+
+
+def test_the_calls_of_one_user_are_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "_CALLS_AT_ONCE", 2)
+    with broker._counted(2001), broker._counted(2001):
+        assert server.call(2001, "container-list")[0] == 3
+        assert server.call(2002, "container-list")[0] == 0
+    assert server.call(2001, "container-list")[0] == 0
+
+
+# ---- descriptors, signals and the caller's other tricks ---------------------------------------------------
+
+
+def test_events_outlive_their_reader() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    events = broker.Events(writer)
+    previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        events.progress("x")
+        events.result({})
+    finally:
+        signal.signal(signal.SIGPIPE, previous)
+        os.close(writer)
+
+
+def test_a_reader_who_sleeps_does_not_hold_up_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "_SLOW_READER", 0.2)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    events = broker.Events(writer)
+    started = time.monotonic()
+    for _number in range(3000):
+        events.progress("x" * 200)
+    events.result({"much": "y" * 200_000})
+    assert time.monotonic() - started < 5
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        lines = stream.read().splitlines()
+    assert all(json.loads(line)["event"] == "progress" for line in lines[:-1])
+
+
+PROGRAM = """
+import os, signal, sys, time
+sys.path.insert(0, {path!r})
+from _core import broker
+def serve(output):
+    events = broker.Events(output)
+    for number in range(20):
+        events.progress(f"{{number}} sid={{os.getsid(0) == os.getpid()}}")
+        time.sleep(0.05)
+    open({done!r}, "w").write("done")
+    events.result({{"fds": sorted(int(n) for n in os.listdir("/proc/self/fd"))}})
+    return 3
+sys.exit(broker._relay(serve))
+"""
+
+
+def start_relay(tmp_path: Path, **options: Any) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a broker whose work takes a second and leaves a file at its end."""
+    done = tmp_path / "done"
+    text = PROGRAM.format(path=str(CORE.parent), done=str(done))
+    process = subprocess.Popen([sys.executable, "-I", "-c", text], start_new_session=True, **options)
+    return process, done
+
+
+def wait_for(path: Path) -> bool:
+    """Wait until the file is there, for at most 10 seconds."""
+    for _try in range(200):
+        if path.exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_answer_and_the_exit_code_come_through(tmp_path: Path) -> None:
+    process, done = start_relay(tmp_path, stdout=subprocess.PIPE)
+    output, _none = process.communicate()
+    events = [json.loads(line) for line in output.splitlines()]
+    assert process.returncode == 3 and done.exists()
+    assert events[0]["text"] == "0 sid=True" and events[-1]["event"] == "result"
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP]
+)
+def test_a_signal_to_the_callers_group_does_not_stop_the_work(tmp_path: Path, number: int) -> None:
+    process, done = start_relay(tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    os.killpg(process.pid, number)
+    assert wait_for(done)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_closed_output_does_not_stop_the_work(tmp_path: Path) -> None:
+    process, done = start_relay(tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert wait_for(done)
+    assert process.wait() in (3, -signal.SIGPIPE)
+
+
+def test_an_output_that_nobody_reads_does_not_stop_the_work(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    process, done = start_relay(tmp_path, stdout=writer)
+    assert wait_for(done)
+    process.kill()
+    process.wait()
+    os.close(reader)
+    os.close(writer)
+
+
+HARDEN = """
+import os, resource, signal, sys
+sys.path.insert(0, {path!r})
+os.umask(0)
+os.chdir("/tmp")
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+signal.alarm(1)
+os.dup2(os.open("/etc/hostname", os.O_RDONLY), 77)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+os.close(0)
+from _core import broker
+identity, term = broker._harden()
+import json
+report = dict(
+    identity=identity, term=term, environment=sorted(os.environ), cwd=os.getcwd(), umask=os.umask(0),
+    child=signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL, mask=len(signal.pthread_sigmask(0, [])),
+    alarm=signal.alarm(0), fds=[n for n in range(128) if os.path.exists(f"/proc/self/fd/{{n}}")],
+    size=resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY,
+    core=resource.getrlimit(resource.RLIMIT_CORE)[0],
+)
+os.write(1, json.dumps(report).encode())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can raise limits again, as the broker does")
+def test_nothing_of_the_callers_process_is_left() -> None:
+    text = HARDEN.format(path=str(CORE.parent))
+    environment = {"SUDO_UID": "2001", "TERM": "xterm", "LANG": "xx", "TZ": "/etc/shadow", "EVIL": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", text], env=environment, capture_output=True, check=False, close_fds=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == {
+        "identity": "2001",
+        "term": "xterm",
+        "environment": ["HOME", "LANG", "LC_ALL", "PATH"],
+        "cwd": "/",
+        "umask": 0o077,
+        "child": True,
+        "mask": 0,
+        "alarm": 0,
+        "fds": [0, 1, 2],
+        "size": True,
+        "core": 0,
+    }
+
+
+@pytest.mark.parametrize("term", ["", "../x", "a b", "x" * 99, "\x1b[31m"])
+def test_a_strange_terminal_is_a_dumb_one(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    assert not broker._TERM.fullmatch(term)
+
+
+@pytest.mark.parametrize("identity", ["", "-1", "0x10", "2001\n", "\u0662", "99999999999"])
+def test_only_sudo_says_who_calls(monkeypatch: pytest.MonkeyPatch, identity: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(broker, "_harden", lambda: (identity, "dumb"))
+    monkeypatch.setattr(broker, "Events", lambda descriptor: SimpleNamespace(error=lambda *words: None))
+    assert broker.main(["lab-broker", "container-list"]) == 3

@@ -1,0 +1,382 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What lab users type and see: the commands, their words, their exit codes, at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import cli, protocol, quota
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    EngineError,
+    HostError,
+    InvalidInput,
+    NotFound,
+    Refused,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Quota
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lab: Policy, tmp_path: Path
+) -> Run:
+    """Return a function that runs a command as alice and returns (exit code, output, errors)."""
+    monkeypatch.setattr(os, "getuid", lambda: 2001)
+    monkeypatch.setattr(cli, "load", lambda: lab)
+    monkeypatch.setattr(Policy, "workspace", lambda policy, user: str(tmp_path))
+
+    def command(*words: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(list(words))
+        except SystemExit as error:
+            code = int(str(error.code))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that puts a program in the place of sudo, which answers with these lines."""
+
+    def answering(*lines: object, code: int = 0) -> Path:
+        said = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        (tmp_path / "said").write_text(said)
+        program = tmp_path / "sudo"
+        program.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\ncat {tmp_path}/said\nexit {code}\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(cli, "SUDO", str(program))
+        return tmp_path / "asked"
+
+    return answering
+
+
+def result(**data: Any) -> dict[str, Any]:
+    """Return the event of an answer."""
+    return {"event": "result", "data": data}
+
+
+LAUNCHED = result(
+    container="thesis._.2001",
+    status="created",
+    image="lab/2001/thesis:0123456789ab",
+    notes=["The image is newer."],
+    kept=["/workspace", "/srv/data/vision"],
+    read_only=["/srv/data"],
+)
+STEPS = [
+    {"event": "progress", "text": f"Step {number}/3 : RUN pip install {'very-long-name ' * 9}"}
+    for number in (1, 2, 3)
+]
+
+
+# ---- the command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", cli.programs())
+def test_every_program_explains_itself_in_80_columns(run: Run, program: str) -> None:
+    code, out, _err = run(program, "--help")
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    if program in ("project", "container", "workspace"):
+        for line in re.findall(r"^    (\w+) ", out, re.MULTILINE):
+            code, out, _err = run(program, line, "--help")
+            assert code == 0 and f"example:\n  {program} {line}" in out and "exit codes:" in out
+            assert max(len(line) for line in out.splitlines()) <= 80
+    else:
+        assert "example:" in out and "exit codes:" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["project"],
+        ["project", "lunch"],
+        ["project", "launch"],
+        ["project", "launch", "a", "b"],
+        ["project", "launch", "A"],
+        ["project", "launch", "../x"],
+        ["project", "launch", "x", "--det"],
+        ["project-init", "x", "--type", "magic"],
+        ["container", "list", "x"],
+        ["image-update", "x\x1b[31m"],
+    ],
+)
+def test_a_wrong_command_line_is_two_short_lines(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 2 and "--help" in err and "\x1b" not in err
+
+
+def test_a_wrong_name_is_told_the_rule(run: Run) -> None:
+    assert "1 to 32 of a-z, 0-9 and '-'" in run("project", "init", "My_Thesis")[2]
+
+
+def test_the_hyphenated_command_is_the_same(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(containers=[]))
+    assert run("container-list") == run("container", "list")
+    assert asked.read_text().splitlines() == [f"-n {protocol.BROKER} container-list"] * 2
+
+
+@pytest.mark.parametrize(("uid", "word"), [(0, "root"), (4711, "not a lab user")])
+def test_others_are_told_who_the_commands_are_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, uid: int, word: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    for words in (
+        ["project", "list"],
+        ["project", "init", "x"],
+        ["workspace", "usage"],
+        ["container", "stop", "x"],
+    ):
+        code, out, err = run(*words)
+        assert code == 3 and word in err and out == ""
+
+
+# ---- project ---------------------------------------------------------------------------------------------
+
+
+def test_init_lays_out_a_project_once(run: Run, tmp_path: Path) -> None:
+    code, out, _err = run("project", "init", "thesis", "--type", "ml")
+    assert code == 0 and "project launch thesis" in out
+    assert (tmp_path / "thesis/Dockerfile").read_text().count("FROM lab/python") == 1
+    (tmp_path / "thesis/Dockerfile").write_text("mine")
+    code, out, _err = run("project", "init", "thesis")
+    assert code == 0 and "nothing was changed" in out
+    assert (tmp_path / "thesis/Dockerfile").read_text() == "mine"
+    code, out, _err = run("project-init", "thesis", "--json")
+    assert json.loads(out)["changed"] is False
+
+
+def test_init_offers_the_servers_images_alone(run: Run) -> None:
+    code, _out, err = run("project", "init", "thesis", "--base", "lab/evil")
+    assert code == 2 and "lab/python" in err
+
+
+def test_launch_shows_the_steps_and_what_is_kept(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(*STEPS, LAUNCHED)
+    code, out, err = run("project", "launch", "thesis", "--detach")
+    assert code == 0 and asked.read_text() == f"-n {protocol.BROKER} project-launch thesis\n"
+    assert "step 2 of 3: RUN pip" in err
+    assert "kept:      /workspace, /srv/data/vision" in out and "read only: /srv/data" in out
+    assert "note: The image is newer." in out and "lost" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_launch_does_not_attach_without_a_terminal(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker(LAUNCHED)
+    monkeypatch.setattr(os, "execv", lambda *words: pytest.fail("attached"))
+    assert run("project", "launch", "thesis")[0] == 0
+
+
+def test_launch_attaches_on_a_terminal(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker(LAUNCHED)
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, words: became.append(words))
+    monkeypatch.setattr("sys.stdin", type("Keyboard", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run("project", "launch", "thesis")
+    assert became == [[cli.SUDO, "-n", protocol.BROKER, "attach", "thesis"]]
+    run("project", "launch", "thesis", "--detach")
+    run("project", "launch", "thesis", "--json")
+    assert len(became) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("refused", 3), ("not-found", 4), ("failed", 1), ("usage", 2), ("new", 1)]
+)
+def test_the_brokers_errors_keep_their_words_and_codes(
+    run: Run, broker: Callable[..., Path], kind: str, code: int
+) -> None:
+    broker({"event": "error", "kind": kind, "message": "It is so.\x1b[2J", "hint": "Do that."}, code=code)
+    got, out, err = run("project", "launch", "thesis")
+    assert got == code and out == ""
+    assert err == "project launch: It is so.\\x1b[2J\nDo that.\n"
+    got, out, err = run("project", "launch", "thesis", "--json")
+    assert got == code and err == "" and json.loads(out)["error"]["hint"] == "Do that."
+
+
+def test_a_broker_that_does_not_answer_is_told_with_its_last_words(
+    run: Run, broker: Callable[..., Path]
+) -> None:
+    broker("sudo: a password is required", code=1)
+    code, _out, err = run("container", "list")
+    assert code == 1 and "sudo: a password is required" in err and "admins" in err
+
+
+def test_a_server_without_sudo_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SUDO", "/nowhere/sudo")
+    code, _out, err = run("container", "list")
+    assert code == 1 and "/nowhere/sudo" in err
+
+
+def test_ctrl_c_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*words: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "ask", interrupt)
+    code, _out, err = run("project", "launch", "thesis")
+    assert code == 130 and "goes on" in err
+
+
+def container(project: str, **changes: Any) -> dict[str, Any]:
+    """Return a container as the broker tells it."""
+    return {
+        "project": project,
+        "container": f"{project}._.2001",
+        "status": "running",
+        "created": 1_700_000_000,
+        "image": "i",
+        "image_newer": False,
+        **changes,
+    }
+
+
+def test_lists_fit_80_columns(run: Run, broker: Callable[..., Path]) -> None:
+    long = "a" * 32
+    broker(result(containers=[container(long, image_newer=True), container("b", status="exited")]))
+    code, out, _err = run("container", "list")
+    assert code == 0 and "stopped" in out and "running" in out and "retire" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    project = {"name": long, "dockerfile": True, "container": container(long, image_newer=True)}
+    bare = {"name": "b", "dockerfile": False, "container": None}
+    gone = {"name": "c", "dockerfile": False, "folder": False, "container": container("c")}
+    broker(result(projects=[project, bare, gone], note=""))
+    code, out, _err = run("project", "list")
+    assert code == 0 and "no container" in out and "no Dockerfile" in out and "the folder is gone" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    broker(result(projects=[project, bare], note="Docker is down."))
+    code, out, err = run("project", "list")
+    assert code == 0 and "unknown" in out and "Docker is down." in err
+
+
+def test_empty_lists_say_how_to_begin(run: Run, broker: Callable[..., Path]) -> None:
+    broker(result(containers=[], projects=[], note=""))
+    assert "project launch NAME" in run("container", "list")[1]
+    assert "project init NAME" in run("project", "list")[1]
+    assert json.loads(run("project", "list", "--json")[1])["projects"] == []
+
+
+def test_retire_says_that_the_workspace_is_untouched_twice(run: Run, broker: Callable[..., Path]) -> None:
+    broker(result(changed=True))
+    code, out, _err = run("container", "retire", "thesis")
+    assert code == 0 and "untouched" in out
+    broker(result(changed=False))
+    code, out, _err = run("container", "retire", "thesis")
+    assert code == 0 and "nothing to do" in out and "untouched" in out
+
+
+@pytest.mark.parametrize("verb", ["stop", "retire"])
+def test_a_preview_asks_for_the_list_alone(run: Run, broker: Callable[..., Path], verb: str) -> None:
+    asked = broker(result(containers=[container("thesis"), container("other")]))
+    code, out, _err = run("container", verb, "thesis", "--dry-run")
+    assert code == 0 and "would be" in out and "thesis._.2001" in out
+    assert "Nothing to do" in run("container", verb, "none", "--dry-run")[1]
+    assert json.loads(run("container", verb, "thesis", "--dry-run", "--json")[1])["changed"] is True
+    assert {line.split()[2] for line in asked.read_text().splitlines()} == {"container-list"}
+
+
+def test_an_update_says_how_to_change_over(run: Run, broker: Callable[..., Path]) -> None:
+    broker(*STEPS, result(changed=True, image="lab/2001/thesis:0123456789ab", in_use=True))
+    code, out, _err = run("image-update", "thesis")
+    assert code == 0 and "container retire thesis && project launch thesis" in out
+    broker(result(changed=False, in_use=False))
+    assert "up to date" in run("image-update", "thesis")[1]
+
+
+# ---- workspace -------------------------------------------------------------------------------------------
+
+
+def usage(used: int, inodes: int, limits: Quota) -> Callable[..., quota.Usage]:
+    """Return what stands in for the kernel's answer."""
+    return lambda policy, user: quota.Usage(used=used, inodes=inodes, quota=limits)
+
+
+LIMITS = Quota(soft=200 << 20, hard=250 << 20, inodes_soft=20000, inodes_hard=25000)
+
+
+def test_usage_shows_used_limit_and_the_largest(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quota, "usage", usage(125 << 20, 25000, LIMITS))
+    (tmp_path / "thesis/data").mkdir(parents=True)
+    (tmp_path / "thesis/data" / "blob").write_bytes(b"x" * 100_000)
+    code, out, _err = run("workspace", "usage")
+    assert code == 0
+    assert "50 %  125M of 250M" in out and "100 %  25000 of 25000" in out
+    assert re.search(r"1 +~/workspace/thesis/data$", out, re.MULTILINE)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    code, out, _err = run("workspace", "usage", "--json")
+    shown = json.loads(out)
+    assert shown["used"] == 125 << 20 and shown["hard"] == 250 << 20 and shown["complete"] is True
+    assert shown["largest"][0]["path"] == "thesis"
+
+
+def test_usage_without_a_limit_and_above_the_soft_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "usage", usage(1 << 20, 7, Quota(0, 0, 0, 0)))
+    assert "1M used, no limit" in run("workspace", "usage")[1]
+    monkeypatch.setattr(quota, "usage", usage(240 << 20, 7, LIMITS))
+    assert "above the soft limit of 200M" in run("workspace", "usage")[1]
+
+
+def test_usage_without_quotas_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(policy: object, user: object) -> None:
+        raise HostError("Quotas are not on.", "Ask.")
+
+    monkeypatch.setattr(quota, "usage", refuse)
+    assert run("workspace", "usage")[0] == 1
+
+
+# ---- the streams -----------------------------------------------------------------------------------------
+
+
+def test_closed_streams_break_nothing(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker(LAUNCHED)
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    assert cli.main(["project", "launch", "thesis"]) == 0
+
+
+def test_a_full_disk_under_the_output_is_an_error_of_one_line(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker(LAUNCHED)
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code, _out, err = run("project", "launch", "thesis")
+        assert code == 1 and "disk is full" in err and "Traceback" not in err
+
+
+def test_other_encodings_get_escapes(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker({"event": "error", "kind": "failed", "message": "caf\u00e9", "hint": ""})
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(raw, encoding="ascii"))
+    assert run("container", "list")[0] == 1
+    assert raw.getvalue() == b"container list: caf\\xe9\n"
+
+
+def test_kinds_and_errors_are_one_table() -> None:
+    for error in (InvalidInput("m"), Refused("m"), NotFound("m"), HostError("m")):
+        assert type(protocol.error_of(protocol.kind_of(error), "m", "")) is type(error)
+    assert protocol.kind_of(EngineError("m")) == "failed"

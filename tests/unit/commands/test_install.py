@@ -1,0 +1,134 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The library, the programs and the policy on a server: installed whole, kept so, and told truthfully."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils import _core
+from ansible_collections.lab.server.plugins.module_utils._core import install
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, parse
+
+CORE = Path(_core.__file__).parent
+MODULE = CORE.parent.parent / "modules" / "commands.py"
+
+
+def test_the_module_carries_every_file_of_the_library() -> None:
+    carried = {
+        alias.name
+        for node in ast.walk(ast.parse(MODULE.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("._core")
+        for alias in node.names
+    }
+    assert carried == {path.stem for path in CORE.glob("*.py")} - {"__init__"}
+
+
+def test_a_fresh_server_gets_everything_and_a_second_run_changes_nothing(tmp_path: Path, lab: Policy) -> None:
+    root = str(tmp_path)
+    planned = install.reconcile(lab, check=True, root=root)
+    assert all(item.changed for item in planned)
+    assert not any(tmp_path.iterdir())
+    done = install.reconcile(lab, check=False, root=root)
+    assert [item.as_dict() for item in done] == [item.as_dict() for item in planned]
+    assert not any(item.changed for item in install.reconcile(lab, check=False, root=root))
+    installed = tmp_path / "usr/local/lib/lab-server/current/_core"
+    assert install.tree_digest(str(installed)) == install.tree_digest(str(CORE))
+    policy = tmp_path / "etc/lab-server/policy.json"
+    assert policy.stat().st_mode & 0o7777 == 0o644
+    assert parse(json.loads(policy.read_text())).users == lab.users
+
+
+def test_the_files_of_projects_are_nobody_elses_to_read(tmp_path: Path, lab: Policy) -> None:
+    install.reconcile(lab, check=False, root=str(tmp_path))
+    assert "secret-of-alice" not in (tmp_path / "etc/lab-server/policy.json").read_text()
+
+
+def test_another_library_replaces_it_and_one_before_is_kept(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    library = tmp_path / "usr/local/lib/lab-server"
+    versions = [{"__init__.py": b"", "a.py": str(number).encode()} for number in range(4)]
+    for files in versions:
+        install._library(files, check=False, root=root)
+    item = install._library({"__init__.py": b""}, check=False, root=root)
+    assert "remove a.py" in item.actions
+    assert sorted(os.listdir(library / "current" / "_core")) == ["__init__.py", "__pycache__"]
+    assert len([name for name in os.listdir(library) if name != "current"]) == 2
+    assert os.readlink(library / "current") in os.listdir(library)
+
+
+@pytest.mark.parametrize("damage", ["content", "extra", "missing", "mode", "link"])
+def test_a_damaged_library_is_repaired(tmp_path: Path, damage: str) -> None:
+    root, files = str(tmp_path), {"__init__.py": b"", "a.py": b"x = 1\n"}
+    install._library(files, check=False, root=root)
+    core = tmp_path / "usr/local/lib/lab-server/current/_core"
+    if damage == "content":
+        (core / "a.py").write_text("x = 2\n")
+    elif damage == "extra":
+        (core / "b.py").write_text("")
+    elif damage == "missing":
+        (core / "a.py").unlink()
+    elif damage == "mode":
+        (core / "a.py").chmod(0o666)
+    else:
+        (core / "a.py").unlink()
+        (core / "a.py").symlink_to("/etc/hostname")
+    assert install._library(files, check=True, root=root).changed
+    assert install._library(files, check=False, root=root).changed
+    assert not install._library(files, check=False, root=root).changed
+    assert install.tree_digest(str(core)) == install.digest_of(files)
+    assert not [name for name in os.listdir(core.parent.parent) if name.startswith(".")]
+
+
+def test_a_directory_in_the_place_of_the_link_is_an_error_with_a_fix(tmp_path: Path) -> None:
+    (tmp_path / "usr/local/lib/lab-server/current").mkdir(parents=True)
+    with pytest.raises(HostError, match="Remove it"):
+        install._library({"__init__.py": b""}, check=False, root=str(tmp_path))
+
+
+def test_programs_that_are_gone_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    install._programs(install.programs(), check=False, root=root)
+    programs = tmp_path / "usr/local/bin"
+    (programs / "lab-old").write_text((programs / "project").read_text())
+    (programs / "mine").write_text("#!/bin/sh\n")
+    item = install._programs(install.programs(), check=False, root=root)
+    assert item.actions == ["remove /usr/local/bin/lab-old"]
+    assert (programs / "mine").exists()
+    (programs / "project").chmod(0o700)
+    item = install._programs(install.programs(), check=False, root=root)
+    assert item.actions == ["write /usr/local/bin/project"]
+    assert (programs / "project").stat().st_mode & 0o7777 == 0o755
+
+
+def test_every_program_starts_from_the_installed_library(tmp_path: Path, lab: Policy) -> None:
+    install.reconcile(lab, check=False, root=str(tmp_path))
+    current = tmp_path / "usr/local/lib/lab-server/current"
+    for name in ("project", "container-retire", "image-update", "workspace"):
+        text = (tmp_path / "usr/local/bin" / name).read_text()
+        moved = tmp_path / name
+        moved.write_text(text.replace(install.CURRENT, str(current)))
+        done = subprocess.run(
+            [sys.executable, "-I", str(moved), "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"usage: {name}")
+
+
+def test_the_digest_of_a_tree_tells_names_and_contents_apart(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "x").write_text("1")
+    one = install.tree_digest(str(tmp_path))
+    assert one == install.digest_of({"a": b"1"})
+    assert one != install.digest_of({"a1": b""})
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "b").symlink_to("/etc/passwd")
+    assert install.tree_digest(str(tmp_path)) != one

@@ -1,0 +1,235 @@
+"""The policy is checked as a whole, and each error is one sentence that names the variable and the fix."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import policy
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput, NotFound
+
+
+def inventory() -> dict[str, Any]:
+    """Return variables that are right."""
+    return copy.deepcopy(
+        {
+            "lab_gid": 3000,
+            "lab_filesystems": {
+                "home": {"device": "/dev/disk/by-id/virtio-lab-home", "fstype": "ext4", "create": True},
+                "data": {"device": "/dev/disk/by-id/virtio-lab-data", "fstype": "xfs"},
+            },
+            "lab_groups": [
+                {
+                    "name": "students",
+                    "gid": 3101,
+                    "limits": {
+                        "containers": 2,
+                        "cpus": 2,
+                        "memory": "1g",
+                        "pids": 512,
+                        "shm": "64m",
+                        "gpus": 0,
+                    },
+                    "quota": {"soft": "200m", "hard": "250m", "inodes_soft": 20000, "inodes_hard": 25000},
+                },
+                {
+                    "name": "researchers",
+                    "gid": 3102,
+                    "limits": {
+                        "containers": 4,
+                        "cpus": 4,
+                        "memory": "2g",
+                        "pids": 1024,
+                        "shm": "64m",
+                        "gpus": 1,
+                    },
+                    "quota": {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0},
+                },
+            ],
+            "lab_users": [
+                {"name": "alice", "uid": 2001, "group": "students", "ssh_keys": ["ssh-ed25519 AAAA alice"]},
+                {
+                    "name": "carol",
+                    "uid": 2003,
+                    "group": "researchers",
+                    "groups": ["students"],
+                    "quota": {"hard": "9g"},
+                },
+            ],
+            "lab_shares": [
+                {"name": "datasets", "access": "read-only", "group": "researchers"},
+                {"name": "vision", "access": "group", "group": "researchers"},
+                {"name": "vault", "access": "admin"},
+            ],
+            "lab_base_images": [{"name": "lab/python", "archive": "python.tar"}],
+            "lab_projects": [
+                {"user": "alice", "name": "my-thesis", "memory": "512m", "files": {"src/a.py": "print()\n"}},
+            ],
+            "lab_docker_source": "distribution",
+            "unrelated": object(),
+        }
+    )
+
+
+def test_the_policy_survives_its_file() -> None:
+    checked, keys = policy.from_inventory(inventory())
+    assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
+    assert keys["alice"] == ("ssh-ed25519 AAAA alice",)
+    assert "AAAA" not in json.dumps(policy.dump(checked))
+
+
+def test_a_user_has_the_groups_values_and_her_own_overrides() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    carol = checked.user("carol")
+    assert (carol.quota.hard, carol.quota.soft, carol.limits.cpus) == (9 << 30, 0, 4.0)
+    assert checked.user_by_uid(2001).quota.hard == 250 << 20
+    assert checked.workspace(carol) == "/home/.workspaces/carol"
+
+
+def test_group_shares_are_the_members_alone() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    assert [share.name for share in checked.shares_for(checked.user("carol"))] == ["vision"]
+    assert checked.shares_for(checked.user("alice")) == ()
+
+
+def test_who_is_not_there_is_not_found() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    for call in (
+        lambda: checked.user("mallory"),
+        lambda: checked.user_by_uid(0),
+        lambda: checked.group("lab"),
+    ):
+        with pytest.raises(NotFound):
+            call()
+
+
+def _set(path: str, value: object) -> Any:
+    def change(variables: dict[str, Any]) -> None:
+        target: Any = variables
+        *parents, last = path.split("/")
+        for part in parents:
+            target = target[int(part)] if part.isdigit() else target.setdefault(part, {})
+        target[int(last) if last.isdigit() else last] = value
+
+    return change
+
+
+BAD_INPUT = [
+    ("lab_foo", 1, r"^lab_foo: unknown key\. Use one of: "),
+    ("lab_gid", 0, r"^lab_gid: expected a whole number from 1000"),
+    ("lab_data_root", "srv/../data", r"^lab_data_root: .* plain absolute path"),
+    ("lab_environment/PATH", "/x", r"^lab_environment\.PATH: is set by lab\.server"),
+    ("lab_environment/LD_PRELOAD", "/x", r"^lab_environment\.LD_PRELOAD: is set by lab\.server"),
+    ("lab_environment/A", 1, r"^lab_environment\.A: expected text"),
+    (
+        "lab_filesystems/home/fstype",
+        "btrfs",
+        r"^lab_filesystems\.home\.fstype: 'btrfs' is not known\. Use one of: ext4, xfs",
+    ),
+    ("lab_filesystems/scratch", {}, r"^lab_filesystems\.scratch: unknown key"),
+    ("lab_filesystems/home/options", ["suid"], r"^lab_filesystems\.home\.options: 'suid' cannot be used"),
+    ("lab_filesystems/home/device", "sdb", r"^lab_filesystems\.home\.device: 'sdb' is no device"),
+    ("lab_filesystems/home/mount", "/homes", r"^lab_filesystems\.home\.mount: the homes are at /home"),
+    ("lab_groups", "students", r"^lab_groups: expected a list"),
+    ("lab_groups/0", "students", r"^lab_groups\[0\]: expected a mapping"),
+    ("lab_groups/0/colour", "red", r"^lab_groups\[0\]\.colour: unknown key"),
+    ("lab_groups/0/quota/hard", "lots", r"^lab_groups\[0\]\.quota\.hard: 'lots' is not a size"),
+    (
+        "lab_groups/0/quota/soft",
+        "1g",
+        r"^lab_groups\[0\]\.quota\.soft: the soft limit 1G is above the hard limit 250M",
+    ),
+    (
+        "lab_groups/0/quota/inodes_soft",
+        26000,
+        r"^lab_groups\[0\]\.quota\.inodes_soft: the soft limit 26000 is above",
+    ),
+    ("lab_groups/0/limits/memory", "1m", r"^lab_groups\[0\]\.limits\.memory: less than 16m"),
+    ("lab_groups/0/limits/shm", "2g", r"^lab_groups\[0\]\.limits\.shm: .* above it"),
+    ("lab_groups/0/limits/cpus", "two", r"^lab_groups\[0\]\.limits\.cpus: expected a number"),
+    ("lab_groups/0/limits/gpus", True, r"^lab_groups\[0\]\.limits\.gpus: expected a whole number"),
+    (
+        "lab_groups/1/gid",
+        3101,
+        r"^lab_groups\[1\]\.gid: the number 3101 is also that of lab_groups\[0\]\.gid",
+    ),
+    ("lab_users/0/name", "researchers", r"^lab_projects\[0\]\.user: 'alice' is not in lab_users"),
+    ("lab_users/0/name", "Alice", r"^lab_users\[0\]\.name: 'Alice' is not allowed"),
+    ("lab_users/0/name", "root", r"^lab_users\[0\]\.name: 'root' is an account of the system"),
+    ("lab_users/0/uid", 0, r"^lab_users\[0\]\.uid: expected a whole number from 1000"),
+    ("lab_users/0/uid", 2003, r"^lab_users\[1\]\.uid: the number 2003 is also that of lab_users\[0\]\.uid"),
+    ("lab_users/0/group", "staff", r"^lab_users\[0\]\.group: 'staff' is not in lab_groups"),
+    ("lab_users/0/groups", ["docker"], r"^lab_users\[0\]\.groups: 'docker' is not in lab_groups"),
+    ("lab_users/0/comment", "a:b", r"^lab_users\[0\]\.comment: a ':'"),
+    ("lab_users/0/ssh_keys", ["x\ny z"], r"^lab_users\[0\]\.ssh_keys: holds something that is no public key"),
+    (
+        "lab_users/0/quota",
+        {"hard": "100m"},
+        r"^lab_users\[0\]\.quota\.soft: the soft limit 200M is above the hard limit 100M",
+    ),
+    ("lab_users/0/quota", {"hart": 1}, r"^lab_users\[0\]\.quota\.hart: unknown key"),
+    (
+        "lab_users/0/limits",
+        {"containers": 0},
+        r"^lab_projects: 1 containers are declared for alice, who may have 0",
+    ),
+    ("lab_shares/1/group", "nobodys", r"^lab_shares\[1\]\.group: 'nobodys' is not in lab_groups"),
+    ("lab_shares/1/access", "public", r"^lab_shares\[1\]\.access: 'public' is not known"),
+    ("lab_shares/1/name", "../etc", r"^lab_shares\[1\]\.name: '\.\./etc' is not allowed"),
+    ("lab_base_images/0/image", "debian", r"^lab_base_images\[0\]: needs either 'image' or 'archive'"),
+    ("lab_base_images/0/name", "lab/2001/my-thesis", r"^lab_base_images\[0\]\.name: lab/<uid>"),
+    ("lab_projects/0/user", "mallory", r"^lab_projects\[0\]\.user: 'mallory' is not in lab_users"),
+    ("lab_projects/0/name", "My Thesis", r"^lab_projects\[0\]\.name: 'My Thesis' is not allowed"),
+    ("lab_projects/0/base", "lab/nope", r"^lab_projects\[0\]\.base: 'lab/nope' is not in lab_base_images"),
+    ("lab_projects/0/memory", "2g", r"^lab_projects\[0\]\.memory: is above the limit of the user alice"),
+    (
+        "lab_projects/0/files",
+        {"../x": ""},
+        r"^lab_projects\[0\]\.files: '\.\./x' is not a path in the project",
+    ),
+    ("lab_projects/0/state", "running", r"^lab_projects\[0\]\.state: 'running' is not known"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"), BAD_INPUT, ids=[f"{path}={value!r}"[:50] for path, value, _m in BAD_INPUT]
+)
+def test_bad_input_is_named_in_one_sentence(path: str, value: object, message: str) -> None:
+    variables = inventory()
+    _set(path, value)(variables)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        policy.from_inventory(variables)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_user_may_not_have_the_name_of_a_group() -> None:
+    variables = inventory()
+    variables["lab_users"][1]["name"] = "students"
+    with pytest.raises(
+        InvalidInput, match=r"^lab_users\[1\]\.name: the name students is also that of lab_groups\[0\]"
+    ):
+        policy.from_inventory(variables)
+
+
+def test_a_share_of_a_group_that_nobody_has_is_refused() -> None:
+    variables = inventory()
+    variables["lab_users"][1].update(group="students", groups=[])
+    with pytest.raises(InvalidInput, match=r"^lab_shares\[0\]\.group: nobody is in the group 'researchers'"):
+        policy.from_inventory(variables)
+
+
+def test_a_damaged_policy_file_fails_closed(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    with pytest.raises(HostError, match="is missing: this server is not provisioned"):
+        policy.load(str(file))
+    whole = json.dumps(policy.dump(policy.from_inventory(inventory())[0]))
+    file.write_text(whole, encoding="utf-8")
+    assert policy.load(str(file)).user("alice").uid == 2001
+    for damaged in (whole[: len(whole) // 2], "", "[]", '{"format": 99}', "\0"):
+        file.write_text(damaged, encoding="utf-8")
+        with pytest.raises(HostError, match="cannot be used"):
+            policy.load(str(file))

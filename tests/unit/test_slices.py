@@ -1,0 +1,30 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+import configparser
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import slices
+
+
+@pytest.mark.parametrize(("cpus", "share"), [(1.5, "150%"), (0.01, "1%"), (0.001, "1%"), (64, "6400%")])
+def test_a_slice_holds_the_limits_of_its_user(cpus: float, share: str) -> None:
+    name, text = slices.user_unit("alice", 2001, cpus=cpus, memory=1 << 30, pids=512)
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep the case of keys
+    unit.read_string(text)
+    assert name == "lab-2001.slice"
+    assert dict(unit["Slice"]) == {
+        "MemoryMax": str(1 << 30),
+        "MemorySwapMax": "0",
+        "CPUQuota": share,
+        "TasksMax": "512",
+    }
+
+
+def test_the_slices_of_users_are_below_one_slice() -> None:
+    name, _text = slices.root_unit()
+    child, _text = slices.user_unit("alice", 2001, cpus=1, memory=1, pids=1)
+    # systemd.slice(5): the name says the parent, by its dashes.
+    assert child.startswith(name.removesuffix(".slice") + "-")

@@ -1,0 +1,221 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Base images of containers as archives that ``docker load`` takes, made from Debian's packages.
+
+    base_image.py build python debian tiny      makes what is missing or stale, links it into .vm/images
+    base_image.py path tiny                     the same for one, and prints where the archive lies
+
+``python`` (lab/python) is Debian 12 with Python and pip, ``debian`` (lab/debian) a bare Debian 13, ``tiny``
+(lab/tiny) a shell of 2 MB for the integration tests. No registry is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache import DEBIAN_MIRROR, Entry, ToolError, as_root, folder, run, say
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKS = ROOT / ".vm" / "images"
+EPOCH = 1_700_000_000
+"""The time of every file and image: archives of equal content are equal bytes."""
+
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+UNWANTED = [
+    "/usr/share/man/*",
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/var/cache/*",
+]
+KEPT = ["/usr/share/doc/*/copyright"]
+
+TINY_FILES = {
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
+}
+TINY_FOLDERS = {
+    "bin": 0o755,
+    "etc": 0o755,
+    "home": 0o755,
+    "root": 0o700,
+    "srv": 0o755,
+    "tmp": 0o1777,
+    "var": 0o755,
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A base image: its reference, and how the tar of its only layer is made in a folder."""
+
+    reference: str
+    recipe: dict[str, object]
+    layer: Callable[[Path], None]
+
+
+def debian(reference: str, release: str, packages: list[str], hooks: list[str]) -> Image:
+    """Return an image of Debian's smallest variant with ``packages``; in ``hooks``, $1 is its tree."""
+    sources = [
+        f"deb {DEBIAN_MIRROR}/debian {release} main",
+        f"deb {DEBIAN_MIRROR}/debian-security {release}-security main",
+    ]
+    options = [
+        "--variant=minbase",
+        "--format=tar",
+        f"--include={','.join(packages)}",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in UNWANTED),
+        *(f"--dpkgopt=path-include={pattern}" for pattern in KEPT),
+        *(f"--customize-hook={hook}" for hook in hooks),
+    ]
+
+    def layer(work: Path) -> None:
+        target = work / "layer.tar"
+        command = [
+            "env",
+            f"SOURCE_DATE_EPOCH={EPOCH}",
+            "mmdebstrap",
+            *options,
+            release,
+            str(target),
+            *sources,
+        ]
+        run(as_root(*command))
+        run(as_root("chown", f"{os.getuid()}:{os.getgid()}", str(target)))
+
+    return Image(reference, {"options": options, "release": release, "sources": sources}, layer)
+
+
+def tiny_layer(work: Path) -> None:
+    """Make the layer of the tiny image: one static busybox and its names."""
+    command = ["apt-get", "download", "-q", "busybox-static"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    packages = list(work.glob("busybox-static_*.deb"))
+    if done.returncode != 0 or not packages:
+        raise ToolError(f"The package busybox-static cannot be downloaded.\n{done.stderr}")
+    run(["dpkg-deb", "-x", str(packages[0]), str(work / "package")])
+    # Its place moved from /bin to /usr/bin over the releases.
+    program = next(path for path in (work / "package").glob("**/bin/busybox") if path.is_file())
+    names = subprocess.run(
+        [str(program), "--list"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    with tarfile.open(work / "layer.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mode in TINY_FOLDERS.items():
+            tar.addfile(_member(name, mode, tarfile.DIRTYPE))
+        for name, text in TINY_FILES.items():
+            _add(tar, name, text.encode(), 0o644)
+        _add(tar, "bin/busybox", program.read_bytes(), 0o755)
+        for name in sorted(set(names) - {"busybox"}):
+            link = _member(f"bin/{name}", 0o777, tarfile.SYMTYPE)
+            link.linkname = "busybox"
+            tar.addfile(link)
+
+
+IMAGES = {
+    # Debian marks its Python as managed by apt; in a container it is there for pip.
+    "python": debian(
+        "lab/python",
+        "bookworm",
+        ["ca-certificates", "procps", "python3", "python3-pip", "python3-venv", "usr-is-merged"],
+        [
+            # The package that merged /usr has done its work; it alone holds 50 MB of Perl.
+            'chroot "$1" apt-get purge -qq -y usrmerge perl perl-modules-5.36 libperl5.36',
+            'rm -f "$1"/usr/lib/python3.*/EXTERNALLY-MANAGED',
+            'ln -s python3 "$1/usr/bin/python"',
+        ],
+    ),
+    "debian": debian("lab/debian", "trixie", ["ca-certificates"], []),
+    "tiny": Image("lab/tiny", {"files": TINY_FILES, "folders": TINY_FOLDERS}, tiny_layer),
+}
+
+
+def _member(name: str, mode: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.mode, member.type, member.mtime = mode, kind, EPOCH
+    return member
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    member = _member(name, mode)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def write_archive(reference: str, layer: Path, target: Path) -> None:
+    """Write the archive ``target`` of an image with the one layer in the tar ``layer``."""
+    with layer.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    created = "2023-11-14T22:13:20Z"
+    configuration = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": created,
+        "config": {"Env": [f"PATH={SEARCH_PATH}", "LANG=C.UTF-8"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        "history": [{"created": created, "created_by": "tools/base_image.py"}],
+    }
+    text = json.dumps(configuration, sort_keys=True).encode()
+    name = f"{hashlib.sha256(text).hexdigest()}.json"
+    manifest = [{"Config": name, "RepoTags": [f"{reference}:latest"], "Layers": [f"{digest}/layer.tar"]}]
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        _add(tar, name, text, 0o644)
+        tar.addfile(_member(digest, 0o755, tarfile.DIRTYPE))
+        member = _member(f"{digest}/layer.tar", 0o644)
+        member.size = layer.stat().st_size
+        with layer.open("rb") as content:
+            tar.addfile(member, content)
+        _add(tar, "manifest.json", json.dumps(manifest).encode(), 0o644)
+
+
+def archive(name: str, *, force: bool = False) -> Path:
+    """Return the archive of an image, made when it is missing or stale, and link it into the checkout."""
+    image = IMAGES[name]
+
+    def make(work: Path) -> None:
+        image.layer(work)
+        write_archive(image.reference, work / "layer.tar", work / "image.tar")
+        for path in work.iterdir():
+            if path.name != "image.tar":
+                run(["rm", "-rf", str(path)])
+
+    recipe = {"version": 1, "reference": image.reference, "path": SEARCH_PATH, **image.recipe}
+    path = Entry(f"image-{name}", recipe).get(make, force=force) / "image.tar"
+    LINKS.mkdir(parents=True, exist_ok=True)
+    link = LINKS / f"{name}.tar"
+    fresh = LINKS / f".{name}.{os.getpid()}"
+    fresh.symlink_to(path)
+    fresh.rename(link)
+    return link
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description="Base images of containers, as archives for docker load.")
+    parser.add_argument("verb", choices=["build", "path"])
+    parser.add_argument("names", nargs="+", choices=IMAGES, metavar="|".join(IMAGES))
+    parser.add_argument("--force", action="store_true", help="make it even if it is fresh")
+    arguments = parser.parse_args()
+    folder()
+    try:
+        for name in arguments.names:
+            link = archive(name, force=arguments.force)
+            size = link.stat().st_size / (1 << 20)
+            print(link if arguments.verb == "path" else f"{IMAGES[name].reference}: {link} ({size:.0f} MiB)")
+    except ToolError as error:
+        say(f"base_image.py: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
