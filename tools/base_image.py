@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache import DEBIAN_MIRROR, Entry, ToolError, as_root, folder, run, say
+from cache import Entry, ToolError, as_root, folder, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = ROOT / ".vm" / "images"
@@ -66,10 +66,6 @@ class Image:
 
 def debian(reference: str, release: str, packages: list[str], hooks: list[str]) -> Image:
     """Return an image of Debian's smallest variant with ``packages``; in ``hooks``, $1 is its tree."""
-    sources = [
-        f"deb {DEBIAN_MIRROR}/debian {release} main",
-        f"deb {DEBIAN_MIRROR}/debian-security {release}-security main",
-    ]
     options = [
         "--variant=minbase",
         "--format=tar",
@@ -88,12 +84,11 @@ def debian(reference: str, release: str, packages: list[str], hooks: list[str]) 
             *options,
             release,
             str(target),
-            *sources,
         ]
         run(as_root(*command))
         run(as_root("chown", f"{os.getuid()}:{os.getgid()}", str(target)))
 
-    return Image(reference, {"options": options, "release": release, "sources": sources}, layer)
+    return Image(reference, {"options": options, "release": release}, layer)
 
 
 def tiny_layer(work: Path) -> None:

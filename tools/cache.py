@@ -27,8 +27,6 @@ from typing import Callable
 MAXIMUM_AGE = 14
 """Days after which an entry is made again; the variable LAB_CACHE_DAYS overrides it."""
 
-DEBIAN_MIRROR = "http://deb.debian.org"
-
 
 class ToolError(Exception):
     """Something that a person must be told, in one sentence."""

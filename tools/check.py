@@ -31,7 +31,7 @@ HEARTBEAT = 60
 """Seconds between two lines of progress of a step."""
 TAIL = 80
 """Lines of the log that are shown of a step that failed."""
-MOLECULE_ACTION = re.compile(r"➜ (\w+): Executed: (\w+)")
+MOLECULE_ACTION = re.compile(r"\[[\w-]+ > (\w+)\] (?:\x1b\[\d+m)*Executed: (\w+)")
 
 _print_lock = threading.Lock()
 _running: set[subprocess.Popen[bytes]] = set()
@@ -169,7 +169,7 @@ def run(step: Step, *, stream: bool) -> Count:
         "ANSIBLE_HOME": str(ROOT / ".ansible"),
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "PYTHONUNBUFFERED": "1",
-        **({} if stream else {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}),
+        "NO_COLOR": "1",
         **step.environment,
     }
     if step.junit:

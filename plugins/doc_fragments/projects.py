@@ -34,10 +34,12 @@ options:
         choices: [ml, cv, nlp, stats, custom]
         default: custom
       base:
-        description: The image that a new project's Dockerfile starts from; the first of the policy if not given.
+        description: >-
+          The image that a new project's Dockerfile starts from; the first of the policy if not given.
         type: str
       files:
-        description: Files of a new project, by their path in the project, that replace or add to the layout.
+        description: >-
+          Files of a new project, by their path in the project, that replace or add to the layout.
         type: dict
         default: {}
       state:
@@ -58,7 +60,8 @@ options:
         description: Processes and threads; the user's limit if not given.
         type: int
       shm:
-        description: Size of /dev/shm in bytes, or with C(k), C(m), C(g) or C(t); the user's limit if not given.
+        description: >-
+          Size of /dev/shm in bytes, or with C(k), C(m), C(g) or C(t); the user's limit if not given.
         type: str
       environment:
         description: Environment variables of the container.

@@ -14,7 +14,8 @@ author: lab.server contributors (@lab-server)
 description:
   - Loads each image from an archive on the server, or fetches it from a registry.
   - Adds certificate authorities and environment variables to it, so that builds and containers have them.
-  - What an image is made of is recorded in its labels; an image that is up to date is left alone. One from a registry is fetched again only when its reference or an option changes.
+  - What an image is made of is recorded in its labels; an image that is up to date is left alone. One
+    from a registry is fetched again only when its reference or an option changes.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
   - lab.server.projects.docker

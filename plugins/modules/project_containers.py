@@ -13,7 +13,8 @@ version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
   - Makes, starts, stops and removes the containers of projects, all in one call.
-  - A container is made anew only when what the policy makes of it changed, or when its image did. Its workspace stays.
+  - A container is made anew only when what the policy makes of it changed, or when its image did. Its
+    workspace stays.
   - The limits of the policy are checked before anything is made.
   - The image is not built here; see M(lab.server.project_images).
 extends_documentation_fragment:

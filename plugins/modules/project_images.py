@@ -12,9 +12,12 @@ short_description: Images of projects
 version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
-  - Builds the image of each project from the project's folder, when the fingerprint of what it is made of is new.
-  - The fingerprint covers the Dockerfile, the build context as it is sent (F(.dockerignore) is honoured), the build arguments and the ids of the images that it starts from.
-  - The context is packed by a process that has become the user. The names of the image move only when a build succeeded.
+  - Builds the image of each project from the project's folder, when the fingerprint of what it is made of
+    is new.
+  - The fingerprint covers the Dockerfile, the build context as it is sent (F(.dockerignore) is honoured),
+    the build arguments and the ids of the images that it starts from.
+  - The context is packed by a process that has become the user. The names of the image move only when a
+    build succeeded.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
   - lab.server.projects
@@ -30,7 +33,8 @@ attributes:
     support: full
 options:
   build_args:
-    description: Build arguments of all the builds. They can be seen in the image, so they must hold no secret.
+    description: >-
+      Build arguments of all the builds. They can be seen in the image, so they must hold no secret.
     type: dict
     default: {}
 """

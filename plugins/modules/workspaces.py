@@ -12,9 +12,12 @@ short_description: Workspaces of lab users, and the layout of their projects
 version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
-  - Makes the canonical folder of each workspace, which all mounts use, and as the user the link C(workspace) in the home.
-  - Lays out, as the user, each declared project that is not there yet. A project that is there is the user's, whatever is in it.
-  - Gives the workspace its project on the file system of the homes, by which C(df) in a container tells the user's limit.
+  - Makes the canonical folder of each workspace, which all mounts use, and as the user the link
+    C(workspace) in the home.
+  - Lays out, as the user, each declared project that is not there yet. A project that is there is the
+    user's, whatever is in it.
+  - Gives the workspace its project on the file system of the homes, by which C(df) in a container tells
+    the user's limit.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
   - lab.server.projects

@@ -30,9 +30,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import Eng
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
 
 TINY = "lab-test/tiny"
-APPLETS = (
-    "sh sleep id cat ls touch grep env mkdir mount echo test chmod cp ln rm true false head pwd wc df".split()
-)
+APPLETS = "sh sleep id cat ls touch grep env mkdir mount echo chmod cp ln rm true false pwd wc df"
 LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 
@@ -55,7 +53,7 @@ def root_file_system(etc: str = "") -> bytes:
         add("bin/busybox", Path("/bin/busybox").read_bytes())
         # A setuid copy, as many images have one.
         add("usr/busybox", Path("/bin/busybox").read_bytes(), mode=0o4755)
-        for applet in APPLETS:
+        for applet in APPLETS.split():
             add(f"bin/{applet}", link="busybox")
         if etc:
             add("etc", link=etc)
@@ -188,6 +186,18 @@ class Project:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         os.chown(path, self.user.uid, self.user.gid)
+
+
+@pytest.fixture
+def project_of(policy: Policy):
+    """Return a function that makes the folder of a user's project."""
+    return lambda user, name: Project(policy, user, name)
+
+
+@pytest.fixture
+def file_system():
+    """Return the function that makes a small root file system."""
+    return root_file_system
 
 
 @pytest.fixture

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import containers, images, state
+from ansible_collections.lab.server.plugins.module_utils._core import containers, context, images, state
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
+from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
     NotFound,
     Refused,
 )
-
-from .conftest import root_file_system
 
 
 @pytest.fixture
@@ -74,10 +75,8 @@ def test_data_is_read_only_and_other_shares_closed(launched, policy, alice, insi
     assert "Permission denied" in inside(alice, "thesis", f"ls {data}/vision {data}/admin 2>&1 || true")
 
 
-def test_group_share_is_writable_for_members(engine, policy, bob, tiny, inside, root):
-    from .conftest import Project
-
-    Project(policy, bob, "net").write("Dockerfile", f"FROM {tiny}\n")
+def test_group_share_is_writable_for_members(engine, policy, bob, tiny, inside, root, project_of):
+    project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
     result = containers.launch(engine, policy, bob, "net")
     share = f"{policy.data_root}/vision"
     assert result.facts["kept"] == ["/workspace", share]
@@ -166,13 +165,11 @@ def test_launch_without_project(engine, policy, alice):
         containers.launch(engine, policy, alice, "nothing")
 
 
-def test_too_many_containers(engine, policy, alice, tiny):
-    from .conftest import Project
-
+def test_too_many_containers(engine, policy, alice, tiny, project_of):
     for number in range(3):
-        Project(policy, alice, f"p{number}").write("Dockerfile", f"FROM {tiny}\n")
+        project_of(alice, f"p{number}").write("Dockerfile", f"FROM {tiny}\n")
         containers.launch(engine, policy, alice, f"p{number}")
-    Project(policy, alice, "p3").write("Dockerfile", f"FROM {tiny}\n")
+    project_of(alice, "p3").write("Dockerfile", f"FROM {tiny}\n")
     with pytest.raises(Refused, match="3 of 3 containers"):
         containers.launch(engine, policy, alice, "p3")
     results = containers.reconcile(
@@ -201,7 +198,8 @@ def test_other_volumes_go_with_the_container(engine, policy, alice, thesis, tiny
 def test_what_an_image_asks_for_is_not_given(engine, policy, alice, thesis, tiny, inside):
     thesis.write(
         "Dockerfile",
-        f'FROM {tiny}\nUSER root\nENTRYPOINT ["/bin/false"]\nHEALTHCHECK CMD false\nENV NVIDIA_VISIBLE_DEVICES=all'
+        f'FROM {tiny}\nUSER root\nENTRYPOINT ["/bin/false"]\nHEALTHCHECK CMD false\n'
+        "ENV NVIDIA_VISIBLE_DEVICES=all"
         ' LD_PRELOAD=/evil.so HOME=/root\nLABEL lab.server.owner="2002" lab.server.project="x"\n',
     )
     containers.launch(engine, policy, alice, "thesis")
@@ -213,11 +211,11 @@ def test_what_an_image_asks_for_is_not_given(engine, policy, alice, thesis, tiny
 
 
 @pytest.mark.parametrize("target", ["/workspace", "DATA/admin"])
-def test_etc_that_is_a_link_leads_nowhere(engine, policy, alice, thesis, docker, target, inside):
+def test_etc_that_is_a_link_leads_nowhere(engine, policy, alice, thesis, docker, target, inside, file_system):
     target = target.replace("DATA", policy.data_root)
     secret = Path(policy.data_root) / "admin/passwd"
     secret.write_text("secret:x:9:9::/:/bin/sh\n")
-    docker("import", "-", "lab-test/linked", input=root_file_system(etc=target))
+    docker("import", "-", "lab-test/linked", input=file_system(etc=target))
     thesis.write("Dockerfile", "FROM lab-test/linked\n")
     containers.launch(engine, policy, alice, "thesis")
     assert secret.read_text() == "secret:x:9:9::/:/bin/sh\n"
@@ -279,6 +277,45 @@ def test_a_half_made_container_is_healed(launched, engine, policy, alice, docker
     assert inside(alice, "thesis", "id -un").strip() == "alice"
 
 
+def test_two_launches_at_once(engine, url, policy, alice, thesis):
+    children = []
+    for _number in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                containers.launch(Engine.connect(url), policy, alice, "thesis")
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert [info.running for info in containers.listing(engine, policy, alice)] == [True]
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.4, 0.6, 0.8, 1.0])
+def test_a_launch_that_is_killed(engine, url, policy, alice, thesis, delay):
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        try:
+            containers.launch(Engine.connect(url), policy, alice, "thesis")
+        finally:
+            os._exit(0)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert containers.launch(engine, policy, alice, "thesis").facts["status"] in (
+        "created",
+        "running",
+        "started",
+    )
+    assert [info.running for info in containers.listing(engine, policy, alice)] == [True]
+    again = containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)[0]
+    assert not again.changed
+    assert os.listdir(f"{context.STATE_DIRECTORY}/tmp") == []
+
+
 # IT's list
 
 
@@ -330,12 +367,14 @@ def test_drift_recreates_and_keeps_files(built, engine, policy, alice, inside, t
 def test_replacement_that_fails_keeps_the_old(built, engine, policy, alice, inside, monkeypatch):
     containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
     old = containers.listing(engine, policy, alice)[0]
-    real = engine.start
-    monkeypatch.setattr(
-        engine,
-        "start",
-        lambda name: real(name) if name == old.id else (_ for _ in ()).throw(EngineError("no")),
-    )
+    start = engine.start
+
+    def start_only_the_old(container):
+        if container != old.id:
+            raise EngineError("no")
+        start(container)
+
+    monkeypatch.setattr(engine, "start", start_only_the_old)
     result = containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=32)], check=False)[0]
     assert result.failed
     now = containers.listing(engine, policy, alice)
@@ -359,7 +398,6 @@ def test_replacement_broken_off_is_healed(built, engine, policy, alice, monkeypa
     monkeypatch.setattr(engine, breaking, broken)
     with pytest.raises(Off):
         containers.reconcile(engine, policy, wanted, check=False)
-    monkeypatch.undo_all() if hasattr(monkeypatch, "undo_all") else None
     for name in ("stop", "rename", "start", "remove"):
         monkeypatch.setattr(engine, name, getattr(type(engine), name).__get__(engine))
     result = containers.reconcile(engine, policy, wanted, check=False)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import slices
@@ -28,3 +29,21 @@ def test_the_slices_of_users_are_below_one_slice() -> None:
     child, _text = slices.user_unit("alice", 2001, cpus=1, memory=1, pids=1)
     # systemd.slice(5): the name says the parent, by its dashes.
     assert child.startswith(name.removesuffix(".slice") + "-")
+
+
+def test_a_slice_that_runs_is_told_of_its_new_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(slices.hostfiles, "run", calls.append)
+    monkeypatch.setattr(slices, "CGROUPS", str(tmp_path))
+    monkeypatch.setattr(slices, "CONTROL", str(tmp_path / "control"))
+    name, text = slices.user_unit("alice", 2001, cpus=1, memory=1 << 30, pids=512)
+    slices.apply(name, text)
+    assert calls == []
+    (tmp_path / "lab.slice" / name).mkdir(parents=True)
+    note = tmp_path / "control" / f"{name}.d"
+    note.mkdir(parents=True)
+    slices.apply(*slices.root_unit())
+    slices.apply(name, text)
+    limits = ["MemoryMax=1073741824", "MemorySwapMax=0", "CPUQuota=100%", "TasksMax=512"]
+    assert calls == [["systemctl", "set-property", "--runtime", name, *limits]]
+    assert not note.exists()

@@ -68,6 +68,12 @@ class Server:
         flag = "-a" if everything else ""
         return set(self.root(f"docker ps {flag} --format '{{{{.Names}}}}'").out.split())
 
+    def limits(self, name: str) -> dict[str, Any]:
+        """Return the limits of a user as the policy of the server has them."""
+        users = json.loads(self.root("cat /etc/lab-server/policy.json").out)["users"]
+        limits: dict[str, Any] = next(user["limits"] for user in users if user["name"] == name)
+        return limits
+
     def wait(self, true: Callable[[], bool], what: str, seconds: float = 180) -> None:
         """Wait until something is true."""
         end = time.monotonic() + seconds

@@ -94,8 +94,10 @@ def test_in_a_group_share_one_creates_and_another_edits(server: Server) -> None:
 
 def test_the_slice_of_a_user_holds_the_limits_of_the_group(server: Server) -> None:
     shown = server.root("systemctl show -p MemoryMax -p TasksMax -p CPUQuotaPerSecUSec lab-2001.slice").out
-    assert f"MemoryMax={768 << 20}" in shown
-    assert "TasksMax=infinity" not in shown and "CPUQuotaPerSecUSec=infinity" not in shown
+    limits = server.limits("alice")
+    assert f"MemoryMax={limits['memory']}" in shown
+    assert f"TasksMax={limits['pids']}" in shown
+    assert f"CPUQuotaPerSecUSec={limits['cpus']:.0f}s" in shown
 
 
 def test_the_commands_run_the_library_of_the_collection(server: Server) -> None:

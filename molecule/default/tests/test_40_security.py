@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from conftest import ALICE, BOB, CAROL, Server
 
@@ -266,8 +264,7 @@ def test_privileged_acts_are_logged_where_users_cannot_write(server: Server) -> 
 
 
 def test_limits_of_the_policy_are_held(server: Server) -> None:
-    policy = json.loads(server.root("cat /etc/lab-server/policy.json").out)
-    limit = next(user["limits"]["containers"] for user in policy["users"] if user["name"] == "dave")
+    limit = server.limits("dave")["containers"]
     names = [f"many-{number}" for number in range(limit + 1)]
     for name in names:
         server.user(

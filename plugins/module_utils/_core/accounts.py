@@ -494,6 +494,7 @@ def _run(arguments: tuple[str, ...]) -> None:
 
 def _write_unit(arguments: tuple[str, ...]) -> None:
     units.write(*arguments)
+    slices.apply(*arguments)
 
 
 def _write_keys(arguments: tuple[str, ...]) -> None:

@@ -100,7 +100,7 @@ def _run(
         # The child has said all that it had to say, or is not trusted to end by itself.
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = os.waitpid(child, 0)[1]
     if not answer:
         cause = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no reason given"
         raise HostError(f"The work as uid {who.uid} was broken off ({cause}).", "Try again.")

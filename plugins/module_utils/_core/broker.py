@@ -323,6 +323,11 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{last}"
 
 
+def _reason(error: LabError) -> str:
+    """Return the error in words for IT, with what caused it."""
+    return f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+
+
 def _fault(error: Exception) -> tuple[str, str, str]:
     """Return (kind, message, hint) for people of any error; what is no LabError is a fault of ours."""
     if isinstance(error, LabError):
@@ -389,7 +394,7 @@ def serve(
             data = VERBS[verb].run(Request(policy, user, project, events))
     except Exception as error:  # noqa: BLE001  # the last place before the user, who gets a sentence
         kind, message, hint = _fault(error)
-        detail = str(error.__cause__ or error) if isinstance(error, LabError) else _where(error)
+        detail = _reason(error) if isinstance(error, LabError) else _where(error)
         journal.record(syslog.LOG_WARNING, **who, verb=known, project=project, outcome=kind, detail=detail)
         if known == ATTACH:
             with suppress(OSError):

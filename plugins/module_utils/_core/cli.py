@@ -25,7 +25,7 @@ from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import ATTACH, BROKER, EXIT_CODES, error_of, kind_of
 from .sizes import format_size
-from .terminal import Terminal, bar, duration, fit, table
+from .terminal import Terminal, duration, fit, gauge, table
 
 SUDO = "/usr/bin/sudo"
 
@@ -40,6 +40,11 @@ _HELP_ON_CODES = """exit codes:
 _INTERRUPTED = 130  # what shells give for SIGINT, 128 + 2
 _WARN, _ALARM = 0.80, 0.95  # of a quota
 _STEP = re.compile(r"Step ([0-9]+)/([0-9]+) : (.*)")
+# What 'docker build' says of its own doings, and the labels that are ours.
+_NOISE = re.compile(
+    r"\s*--->|Removing intermediate container|Sending build context|Successfully (built|tagged)"
+)
+_OURS = "LABEL lab.server."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -184,6 +189,8 @@ class _Progress:
 
     def __call__(self, text: str) -> None:
         match = _STEP.match(text)
+        if _NOISE.match(text) or (match and match.group(3).startswith(_OURS)):
+            return
         if match:
             self._step = f"step {match.group(1)} of {match.group(2)}: "
             text = match.group(3)
@@ -378,7 +385,7 @@ def _shown_limit(call: Call, label: str, used: int, soft: int, hard: int, show: 
     share = used / limit
     colour = "bad" if share >= _ALARM else "warn" if share >= _WARN else "good"
     shown = f"{round(share * 100):>3} %  {show(used)} of {show(limit)}"
-    return f"{label:<6} {call.out.style(bar(share), colour)} {shown}"
+    return f"{label:<6} {call.out.style(gauge(share), colour)} {shown}"
 
 
 def _workspace_usage(call: Call) -> int:

@@ -84,7 +84,7 @@ class Engine:
     @staticmethod
     def is_installed(url: str = DEFAULT_URL) -> bool:
         """Say whether there is a Docker Engine at all: its socket, and the library to speak to it."""
-        scheme, _, path = url.partition("://")
+        scheme, _separator, path = url.partition("://")
         return find_spec("docker") is not None and (scheme != "unix" or os.path.exists(path))
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Engine:
         return dict(status)
 
     def read_file(self, container: str, path: str, limit: int) -> bytes | None:
-        """Return the content of a regular file in it; None for anything else, or more than ``limit`` bytes."""
+        """Return the content of a regular file in it; None for anything else, or above ``limit`` bytes."""
         collected = io.BytesIO()
         try:
             with self._asked("read from the container"):
@@ -368,7 +368,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     if "@" in reference:
         repository, digest = reference.split("@", 1)
         return repository, digest
-    head, _, tail = reference.rpartition(":")
+    head, _colon, tail = reference.rpartition(":")
     return (head, tail) if head and "/" not in tail else (reference, "latest")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .context import Member
@@ -19,7 +19,10 @@ from .errors import InvalidInput, Refused
 from .names import printable
 
 _FORMAT = 1
-_DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*")
+_ESCAPE = re.compile(r"#\s*escape\s*=", re.IGNORECASE)
+# A backslash at the end continues the line, but not after another one.
+_CONTINUED = re.compile(r"(?<!\\)(\\[ \t]*)$")
+_HERE_DOCUMENT = re.compile(r"[0-9]*<<-?[\"']?[A-Za-z_]")
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)(?::([-+])([^}]*))?\}|([A-Za-z_][A-Za-z0-9_]*))")
 # COPY --from=..., and RUN --mount=type=bind,from=...
 _FROM_FLAG = re.compile(r"(?:--|,)from=([^\s,]+)", re.IGNORECASE)
@@ -41,41 +44,44 @@ class Instruction:
 
 
 def instructions(dockerfile: str) -> list[Instruction]:
-    """Return the instructions of a Dockerfile, continued lines joined, comments left out."""
-    # As Docker splits them; str.splitlines would know more ends of lines.
-    lines = dockerfile.lstrip("\ufeff").split("\n")
-    escape = _escape(lines)
+    """Return the instructions of a Dockerfile, continued lines joined, comments left out.
+
+    It reads as the builder does, since an instruction that only the builder saw could start from anything;
+    what versions of the builder read differently is refused with InvalidInput.
+    Source: moby/buildkit, frontend/dockerfile/parser/parser.go.
+    """
     found: list[Instruction] = []
     collected, first = "", 0
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        # Inside a continued instruction Docker skips comments and empty lines.
+    # str.splitlines would know more ends of lines than the builder does.
+    for number, raw in enumerate(dockerfile.lstrip("\ufeff").split("\n"), start=1):
+        line = raw.rstrip("\r")
+        text = line.lstrip()
+        if _ESCAPE.match(text):
+            raise InvalidInput(
+                f"Dockerfile line {number}: another escape character is not supported.", "Remove it."
+            )
+        # Inside a continued instruction, too, comments and empty lines are skipped.
         if not text or text.startswith("#"):
             continue
+        collected += line if first else text
         first = first or number
-        if text.endswith(escape):
-            collected += text[:-1] + " "
+        continued = _CONTINUED.search(collected)
+        if continued is not None:
+            collected = collected[: continued.start(1)]
             continue
-        _append(found, first, collected + text)
+        _append(found, first, collected)
         collected, first = "", 0
     if collected:
         _append(found, first, collected)
     return found
 
 
-def _escape(lines: Sequence[str]) -> str:
-    """Return the escape character: parser directives stand before anything else."""
-    for line in lines:
-        match = _DIRECTIVE.fullmatch(line.strip())
-        if match is None:
-            break
-        if match.group(1).lower() == "escape":
-            return match.group(2)[0]
-    return "\\"
-
-
 def _append(found: list[Instruction], line: int, text: str) -> None:
     words = text.split(None, 1)
+    if any(_HERE_DOCUMENT.match(word) for word in text.split()):
+        raise InvalidInput(
+            f"Dockerfile line {line}: a here-document is not supported.", "Use a file and COPY."
+        )
     if words:
         found.append(Instruction(line, words[0].upper(), words[1].strip() if len(words) > 1 else ""))
 
@@ -112,7 +118,7 @@ def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[s
 
 def _take_arguments(arguments: dict[str, str], rest: str, build_args: Mapping[str, str]) -> None:
     for word in rest.split():
-        name, _, default = word.partition("=")
+        name, _equals, default = word.partition("=")
         arguments[name] = build_args.get(name, _substituted(default.strip("\"'"), arguments))
 
 

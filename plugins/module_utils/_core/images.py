@@ -65,7 +65,7 @@ def project_images(engine: Engine | None) -> dict[tuple[int, str], ProjectImage]
     known: dict[str, list[tuple[str, str]]] = {}
     for image in engine.images("lab/*/*") if engine is not None else []:
         for name in image.get("RepoTags") or []:
-            repository, _, tag = str(name).rpartition(":")
+            repository, _colon, tag = str(name).rpartition(":")
             if tag == "latest":
                 current[repository] = image
             else:
@@ -137,13 +137,14 @@ def build(
     *,
     progress: Callable[[str], None] = ignore,
     check: bool = False,
-    build_args: Mapping[str, str] = {},
+    build_args: Mapping[str, str] | None = None,
 ) -> ItemResult:
     """Build the image of a user's project if its fingerprint is new.
 
     ``facts``: image (the reference by fingerprint), fingerprint. Raises EngineError that names the line of
     the Dockerfile, and the errors of ``context.packed``; the old image then stays as it is.
     """
+    arguments = dict(build_args or {})
     repository = names.image_repository(user.uid, project)
     result = ItemResult(f"{user.name}/{project}")
     if check and not _is_ready(engine, policy, user, project):
@@ -155,11 +156,11 @@ def build(
     with locks.hold(f"image-{user.uid}-{project}") if not check else contextlib.nullcontext():
         current = project_images(engine).get((user.uid, project))
         with context.packed(asuser.identity(policy, user), policy.workspace(user), project) as packed:
-            wanted = fingerprint.sources(packed.dockerfile, build_args, user.uid)
+            wanted = fingerprint.sources(packed.dockerfile, arguments, user.uid)
             bases = _bases(engine, policy, wanted, check, progress)
             if bases is None:
                 return _to_build(result, repository, current, "")
-            digest = fingerprint.fingerprint(packed.members, build_args, bases)
+            digest = fingerprint.fingerprint(packed.members, arguments, bases)
             result.facts = {"image": f"{repository}:{digest[:12]}", "fingerprint": digest}
             if current is not None and current.fingerprint == digest:
                 return result
@@ -167,7 +168,7 @@ def build(
             if check:
                 return result
             built = _find_built(engine, repository, user, project, digest) or _build(
-                engine, user, project, packed, build_args, digest, progress
+                engine, user, project, packed, arguments, digest, progress
             )
         engine.tag(built, f"{repository}:{digest[:12]}")
         engine.tag(built, f"{repository}:latest")
@@ -405,7 +406,7 @@ def _source(wanted: WantedBaseImage, check: bool) -> str:
     if wanted.image:
         return f"image {wanted.image}"
     try:
-        return f"archive {_archive_digest(wanted.archive)}"
+        return f"archive {_archive_digest(wanted.archive, remember=not check)}"
     except OSError as error:
         if check:
             return ""
@@ -414,7 +415,7 @@ def _source(wanted: WantedBaseImage, check: bool) -> str:
         ) from error
 
 
-def _archive_digest(path: str) -> str:
+def _archive_digest(path: str, *, remember: bool) -> str:
     """Return the SHA-256 of an archive, remembered as long as the file's status stays the same.
 
     The status has the change time, which no program can set (inode(7)).
@@ -437,6 +438,8 @@ def _archive_digest(path: str) -> str:
         for chunk in iter(lambda: archive.read(1 << 20), b""):
             digest.update(chunk)
     remembered[path] = {"status": now, "sha256": digest.hexdigest()}
+    if not remember:
+        return digest.hexdigest()
     with contextlib.suppress(OSError, LabError):  # without the memory it is only slower
         os.makedirs(STATE_DIRECTORY, mode=0o700, exist_ok=True)
         safefs.write_atomically(state, json.dumps(remembered, sort_keys=True).encode())

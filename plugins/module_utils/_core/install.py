@@ -114,6 +114,7 @@ def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult
 
     The policy comes last, when the programs that understand it are there. Raises HostError.
     """
+    before = os.umask(0o022)  # everybody reads what is made here, whatever root's own umask is
     try:
         return [
             _library(sources(), check=check, root=root),
@@ -122,6 +123,8 @@ def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult
         ]
     except OSError as error:
         raise HostError(f"{error.filename or LIBRARY} cannot be written: {error.strerror}.") from error
+    finally:
+        os.umask(before)
 
 
 # ---- the library -----------------------------------------------------------------------------------------
@@ -180,6 +183,8 @@ def _install(files: Mapping[str, bytes], library: str, name: str) -> None:
             with open(posixpath.join(package, file), "wb") as stream:
                 stream.write(data)
                 os.fchmod(stream.fileno(), 0o644)
+                # Where /usr/local is setgid for staff (Debian policy 9.1.2), new files get that group.
+                os.fchown(stream.fileno(), os.geteuid(), os.getegid())
                 stream.flush()
                 os.fsync(stream.fileno())
         # Lab users cannot write compiled files there, and would compile the library at every command.
@@ -288,3 +293,4 @@ def _write(path: str, text: str, mode: int) -> None:
         if _mode(path) != mode:
             os.unlink(path)  # write_text keeps owner and mode of what it replaces
     hostfiles.write_text(path, text, mode)
+    os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)

@@ -37,7 +37,7 @@ def parse(text: str) -> tuple[Mount, ...]:
     """Return the mounts of a mountinfo text, in the order in which they were mounted."""
     mounts = []
     for line in text.splitlines():
-        before, _, after = line.partition(" - ")
+        before, _separator, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
         if len(left) < 6 or len(right) < 2:
             continue

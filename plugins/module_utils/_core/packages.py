@@ -58,7 +58,7 @@ def installed(answer: str) -> set[str]:
     """Return the names that a query of the package database says are installed wholly (dpkg-query(1))."""
     found = set()
     for line in answer.splitlines():
-        name, _, state = line.partition(" ")
+        name, _space, state = line.partition(" ")
         if state.strip() in ("ii", "hi"):
             found.add(name)
     return found

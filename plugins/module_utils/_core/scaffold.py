@@ -164,14 +164,14 @@ def exists(workspace: str, name: str) -> bool:
 
 
 def init_project(
-    workspace: str, name: str, *, kind: str = "custom", base: str = "", files: Mapping[str, str] = {}
+    workspace: str, name: str, *, kind: str = "custom", base: str = "", files: Mapping[str, str] | None = None
 ) -> list[str]:
     """Create what is missing of the project's layout; return the created paths relative to the workspace.
 
     A project that is not there at all is made under another name and renamed when it is whole, so an
     interrupted call leaves no half project. Raises InvalidInput, NotFound, or OSError (quota, disk full).
     """
-    directories, contents = layout(name, kind=kind, base=base, files=files)
+    directories, contents = layout(name, kind=kind, base=base, files=files or {})
     try:
         root = safefs.open_directory(workspace)
     except NotFound as error:

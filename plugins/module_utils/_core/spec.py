@@ -184,7 +184,7 @@ def image_facts(inspected: Mapping[str, Any]) -> ImageFacts:
     config = inspected.get("Config") or {}
     path = ""
     for entry in config.get("Env") or []:
-        name, _, value = str(entry).partition("=")
+        name, _equals, value = str(entry).partition("=")
         path = value if name == "PATH" else path
     return ImageFacts(str(inspected["Id"]), path, tuple(sorted(config.get("Volumes") or {})))
 

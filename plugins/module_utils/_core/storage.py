@@ -27,7 +27,7 @@ FSTAB = "/etc/fstab"
 _SAFE = {"home": ("nosuid", "nodev"), "data": ("nosuid", "nodev"), "docker": ()}
 _QUOTA = {"ext4": ("usrquota", "prjquota"), "xfs": ("uquota", "pquota")}
 # systemd.mount(5): a missing disk must not put the server into emergency mode, where nobody can log in.
-_BOOT = ("nofail", "x-systemd.device-timeout=30s")
+_BOOT = ("nofail", "x-systemd.device-timeout=150s")
 # Nobody logs in before the homes are there, or are known to be missing (systemd-user-sessions.service(8)).
 _BOOT_HOME = ("x-systemd.before=systemd-user-sessions.service",)
 # mke2fs(8): project needs inodes of 256 bytes, which are the default. No group quota: shares have none.
@@ -301,7 +301,7 @@ def _sysfs_parts(number: str) -> list[str]:
 def _features(path: str) -> frozenset[str]:
     shown = hostfiles.run(["dumpe2fs", "-h", path])
     for line in shown.stdout.splitlines():
-        key, _, value = line.partition(":")
+        key, _colon, value = line.partition(":")
         if key == "Filesystem features":
             return frozenset(value.split())
     return frozenset()

@@ -27,7 +27,7 @@ def fit(text: str, width: int) -> str:
     return text[: max(width - 2, 0)] + ".."[: max(width, 0)]
 
 
-def bar(fraction: float, width: int = 24) -> str:
+def gauge(fraction: float, width: int = 24) -> str:
     """Return a bar of ``width`` columns in brackets for ``fraction`` (0 to 1; beyond is shown as full)."""
     filled = round(max(0.0, min(1.0, fraction)) * width)
     return "[" + "#" * filled + "." * (width - filled) + "]"

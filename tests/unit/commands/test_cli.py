@@ -167,8 +167,14 @@ def test_init_offers_the_servers_images_alone(run: Run) -> None:
 
 
 def test_launch_shows_the_steps_and_what_is_kept(run: Run, broker: Callable[..., Path]) -> None:
-    asked = broker(*STEPS, LAUNCHED)
+    noise = [
+        " ---> 08df6a6bf2f5",
+        "Removing intermediate container 1",
+        "Step 3/3 : LABEL lab.server.owner=2001",
+    ]
+    asked = broker(*STEPS, *({"event": "progress", "text": text} for text in noise), LAUNCHED)
     code, out, err = run("project", "launch", "thesis", "--detach")
+    assert len(err.splitlines()) == len(STEPS)
     assert code == 0 and asked.read_text() == f"-n {protocol.BROKER} project-launch thesis\n"
     assert "step 2 of 3: RUN pip" in err
     assert "kept:      /workspace, /srv/data/vision" in out and "read only: /srv/data" in out

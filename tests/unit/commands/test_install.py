@@ -132,3 +132,14 @@ def test_the_digest_of_a_tree_tells_names_and_contents_apart(tmp_path: Path) -> 
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "b").symlink_to("/etc/passwd")
     assert install.tree_digest(str(tmp_path)) != one
+
+
+def test_everybody_reads_the_commands_whatever_the_umask_is(tmp_path: Path, lab: Policy) -> None:
+    before = os.umask(0o077)
+    try:
+        install.reconcile(lab, check=False, root=str(tmp_path))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "usr").rglob("*"):
+        assert path.is_symlink() or path.stat().st_mode & 0o044 == 0o044, path
+    assert (tmp_path / "etc/lab-server").stat().st_mode & 0o7777 == 0o755

@@ -35,7 +35,7 @@ def test_a_table_fits_and_holds_no_control_characters(rows: list[list[str]], wid
     ("fraction", "shown"), [(-1, "[....]"), (0, "[....]"), (0.5, "[##..]"), (1, "[####]"), (9, "[####]")]
 )
 def test_a_bar(fraction: float, shown: str) -> None:
-    assert terminal.bar(fraction, 4) == shown
+    assert terminal.gauge(fraction, 4) == shown
 
 
 @pytest.mark.parametrize(

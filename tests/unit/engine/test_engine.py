@@ -1,0 +1,66 @@
+"""What is read out of Docker's words."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core.engine import (
+    Engine,
+    _BuildReader,
+    one_line,
+    split_reference,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("lab/python", ("lab/python", "latest")),
+        ("lab/python:3", ("lab/python", "3")),
+        ("host:5000/x", ("host:5000/x", "latest")),
+        ("host:5000/x:1", ("host:5000/x", "1")),
+        ("x@sha256:00", ("x", "sha256:00")),
+    ],
+)
+def test_references(reference, parts):
+    assert split_reference(reference) == parts
+
+
+@given(st.text())
+def test_one_printable_line(text):
+    assert one_line(text).isprintable()
+
+
+def test_one_line_is_what_a_terminal_would_show():
+    assert one_line("10%\r50%\r100%\n") == "100%"
+    assert one_line("\x1b[31mred\n") == "\\x1b[31mred"
+
+
+def test_build_output():
+    seen: list[str] = []
+    reader = _BuildReader(seen.append)
+    for line in (
+        "Step 1/3 : FROM x",
+        " ---> 0123456789ab",
+        "Step 2/3 : RUN pip install x",
+        " ---> Using cache",
+        " ---> 111111111111",
+        "Step 3/3 : RUN pip install y",
+        " ---> Running in 222222222222",
+        "ERROR: no such package y",
+        "",
+        "Removing intermediate container 222222222222",
+    ):
+        reader.line(line)
+    assert (reader.step, reader.last, reader.newest) == (3, "ERROR: no such package y", "")
+    assert len(seen) == 9
+    reader.line(" ---> 333333333333")
+    assert reader.newest == "333333333333"
+
+
+def test_no_engine():
+    with pytest.raises(EngineError, match=r"does not answer.*systemctl status docker"):
+        Engine.connect("unix:///nonexistent/docker.sock")
+    assert not Engine.is_installed("unix:///nonexistent/docker.sock")

@@ -1,0 +1,209 @@
+"""The spec of a container: canonical, stable, and with every option that keeps users apart."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
+from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
+from ansible_collections.lab.server.plugins.module_utils._core.spec import (
+    ContainerSpec,
+    EngineFacts,
+    ImageFacts,
+    Wishes,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+LIMITS = {"containers": 2, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
+QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+ENGINE = EngineFacts("systemd", 8)
+IMAGE = ImageFacts("sha256:1", "/opt/conda/bin:/usr/bin")
+
+
+@pytest.fixture
+def policy() -> Policy:
+    made, _keys = from_inventory(
+        {
+            "lab_environment": {"HF_HOME": "/workspace/.cache", "LANG": "de_DE.UTF-8"},
+            "lab_groups": [
+                {"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA},
+                {"name": "vision", "gid": 3102, "limits": LIMITS, "quota": QUOTA},
+            ],
+            "lab_users": [{"name": "alice", "uid": 2001, "group": "students", "groups": ["vision"]}],
+            "lab_shares": [
+                {"name": "datasets", "access": "read-only"},
+                {"name": "vision", "access": "group", "group": "vision"},
+            ],
+        }
+    )
+    return made
+
+
+@pytest.fixture
+def spec(policy: Policy) -> ContainerSpec:
+    return specs.decide(policy, policy.user("alice"), "thesis")
+
+
+names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+any_spec = st.builds(
+    ContainerSpec,
+    project=names,
+    user=names,
+    uid=st.integers(1, 1 << 31),
+    gid=st.integers(1, 1 << 31),
+    groups=st.lists(st.integers(1, 1 << 31), max_size=3).map(tuple),
+    workspace=texts,
+    data_root=texts,
+    shares=st.lists(texts, max_size=3).map(tuple),
+    cpus=st.floats(0.01, 4096),
+    memory=st.integers(0, 1 << 62),
+    pids=st.integers(1, 1 << 22),
+    shm=st.integers(0, 1 << 62),
+    environment=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
+)
+
+
+@given(any_spec)
+def test_round_trip(spec):
+    assert specs.parse(spec.canonical()) == spec
+    assert specs.parse(spec.canonical()).digest() == spec.digest()
+
+
+@given(any_spec, any_spec)
+def test_digest_tells_specs_apart(one, other):
+    assert (one.digest() == other.digest()) == (one.canonical() == other.canonical())
+
+
+@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_parse_is_total(text):
+    with pytest.raises(InvalidInput):
+        specs.parse(text)
+
+
+def test_parse_wants_the_canonical_form(spec):
+    data = json.loads(spec.canonical())
+    for wrong in (
+        json.dumps(data),
+        json.dumps({**data, "format": 2}, sort_keys=True, separators=(",", ":")),
+        json.dumps({**data, "more": 1}, sort_keys=True, separators=(",", ":")),
+        json.dumps({**data, "groups": 5}, sort_keys=True, separators=(",", ":")),
+    ):
+        with pytest.raises(InvalidInput):
+            specs.parse(wrong)
+
+
+def test_decide(spec):
+    assert spec.name == "thesis._.2001"
+    assert spec.workspace == "/home/.workspaces/alice"
+    assert spec.groups == (3102,)
+    assert spec.shares == ("/srv/data/vision",)
+    assert (spec.cpus, spec.memory, spec.pids, spec.shm) == (2.0, 1 << 30, 512, 64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "named"),
+    [
+        (Wishes(memory=2 << 30), "memory: 2G is more than the limit of 1G for alice"),
+        (Wishes(cpus=3), "cpus: 3 is more"),
+        (Wishes(pids=513), "pids"),
+        (Wishes(shm=65 << 20), "shm"),
+    ],
+)
+def test_limits(policy, wishes, named):
+    with pytest.raises(Refused, match=named):
+        specs.decide(policy, policy.user("alice"), "thesis", wishes)
+
+
+@pytest.mark.parametrize("wishes", [Wishes(memory=1), Wishes(cpus=0.0), Wishes(pids=0)])
+def test_too_little(policy, wishes):
+    with pytest.raises(InvalidInput):
+        specs.decide(policy, policy.user("alice"), "thesis", wishes)
+
+
+def test_create_config(spec):
+    config = specs.create_config(spec, IMAGE, ENGINE)
+    host = config["HostConfig"]
+    assert config["User"] == "2001:2001"
+    assert config["WorkingDir"] == "/workspace"
+    assert config["Entrypoint"] == ["sleep", "infinity"]
+    assert config["Healthcheck"] == {"Test": ["NONE"]}
+    assert host["GroupAdd"] == ["3102"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["CgroupParent"] == "lab-2001.slice"
+    assert host["MemorySwap"] == host["Memory"]
+    assert host["NanoCpus"] == 2_000_000_000
+    assert host["Tmpfs"].keys() == {"/run"}
+    assert "Binds" not in host
+    assert [(m["Target"], m["ReadOnly"]) for m in host["Mounts"]] == [
+        ("/workspace", False),
+        ("/srv/data", True),
+        ("/srv/data/vision", False),
+    ]
+    assert {m["BindOptions"]["Propagation"] for m in host["Mounts"]} == {"rprivate"}
+    environment = dict(entry.split("=", 1) for entry in config["Env"])
+    assert environment["PATH"] == "/home/alice/.local/bin:/opt/conda/bin:/usr/bin"
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "void"
+    assert environment["LD_PRELOAD"] == ""
+    assert environment["HF_HOME"] == "/workspace/.cache"
+    assert environment["LANG"] == "de_DE.UTF-8"
+
+
+def test_the_spec_does_not_depend_on_the_host(spec):
+    small = specs.create_config(spec, IMAGE, EngineFacts("cgroupfs", 1))
+    assert small["HostConfig"]["NanoCpus"] == 1_000_000_000
+    assert small["HostConfig"]["CgroupParent"] == "/lab/2001"
+    assert small["Labels"] == specs.create_config(spec, IMAGE, ENGINE)["Labels"]
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        "/",
+        "/workspace",
+        "/workspace/",
+        "//workspace",
+        "/x/../workspace",
+        "workspace",
+        "/srv",
+        "/srv/data/vision/x",
+        "/home",
+        "/home/alice",
+        "/home/alice/.cache",
+        "/home/.workspaces",
+    ],
+)
+def test_volumes_that_hide(spec, volume):
+    with pytest.raises(Refused, match="VOLUME"):
+        specs.check_volumes(spec, ImageFacts("x", volumes=(volume,)))
+
+
+@pytest.mark.parametrize("volume", ["/var/lib/x", "/home/jovyan", "/workspaces", "/srv/database", "/homes"])
+def test_volumes_that_do_not(spec, volume):
+    specs.check_volumes(spec, ImageFacts("x", volumes=(volume,)))
+
+
+def test_account_files(spec):
+    passwd, group = specs.account_files(
+        spec,
+        "root:x:0:0::/root:/bin/sh\nalice:x:7:7::/:/bin/sh\nother:x:2001:5::/:/bin/sh\n+::::\n",
+        "root:x:0:\nvision:x:9:\nother:x:3102:\n",
+        [("vision", 3102)],
+        "/bin/bash",
+    )
+    assert passwd.splitlines() == [
+        "root:x:0:0::/root:/bin/sh",
+        "+::::",
+        "alice:x:2001:2001::/home/alice:/bin/bash",
+    ]
+    assert group.splitlines() == ["root:x:0:", "alice:x:2001:", "vision:x:3102:alice"]
+
+
+def test_image_facts():
+    inspected = {"Id": "sha256:9", "Config": {"Env": ["A=1", "PATH=/x"], "Volumes": {"/b": {}, "/a": {}}}}
+    assert specs.image_facts(inspected) == ImageFacts("sha256:9", "/x", ("/a", "/b"))
+    assert specs.image_facts({"Id": "sha256:9", "Config": None}) == ImageFacts("sha256:9")
