@@ -19,7 +19,8 @@ from ._core.items import ItemResult
 
 def build_module(argument_spec: Mapping[str, Any]) -> AnsibleModule:
     """Return a module that supports check mode, as every module of this collection does."""
-    return AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True)
+    # no_log concerns the invocation alone: whole lists of users and texts do not belong in the system's log.
+    return AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, no_log=True)
 
 
 def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]]) -> None:

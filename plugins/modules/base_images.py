@@ -46,6 +46,12 @@ options:
         description: The path of an archive made by C(docker save), on the server.
         type: path
         default: ""
+      sha256:
+        description:
+          - The SHA-256 of the archive, in hexadecimal.
+          - With it the archive is read, and has to be there, only when the image is to be made.
+        type: str
+        default: ""
   ca_certificates:
     description: Paths of files on the server with certificates in PEM form.
     type: list
@@ -128,6 +134,7 @@ _IMAGE = {
     "name": {"type": "str", "required": True},
     "image": {"type": "str", "default": ""},
     "archive": {"type": "path", "default": ""},
+    "sha256": {"type": "str", "default": ""},
 }
 
 

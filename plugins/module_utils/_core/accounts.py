@@ -125,35 +125,18 @@ class Planned:
 
 def conflicts(desired: Desired, actual: Actual) -> list[str]:
     """Return why the declared accounts cannot be made here, a sentence each with the fix."""
-    sentences = []
-    gids = {group.gid: group for group in actual.groups.values()}
-    uids = {account.uid: account for account in actual.users.values()}
-    private = [(wanted.user.name, wanted.user.gid) for wanted in desired.users]
-    for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups, *private):
-        there, holder = actual.groups.get(name), gids.get(gid)
-        if there is not None and there.gid != gid:
-            sentences.append(f"The group {name} exists with gid {there.gid}, not {gid}. Declare {there.gid}.")
-        elif there is None and holder is not None:
-            sentences.append(f"gid {gid} for the group {name} is taken by {holder.name}. Choose another.")
+    gids = {group.gid: group.name for group in actual.groups.values()}
+    uids = {account.uid: account.name for account in actual.users.values()}
+    declared = ((LAB_GROUP, desired.lab_gid), *desired.groups)
+    sentences = [text for name, gid in declared for text in _group_conflicts(name, gid, actual, gids)]
     for wanted in desired.users:
+        # The first reason is enough: the others would follow from it.
         user = wanted.user
-        account, holder_of_uid = actual.users.get(user.name), uids.get(user.uid)
-        if account is None:
-            if holder_of_uid is not None:
-                sentences.append(
-                    f"uid {user.uid} for {user.name} is taken by {holder_of_uid.name}. "
-                    "Choose one that was never used."
-                )
-        else:
-            sentences += _unlike(user, account)
-        home = actual.homes.get(user.name)
-        if home is not None and not home.directory:
-            sentences.append(f"{user.home} is a link or a file. Move it away.")
-        elif home is not None and home.owner != user.uid:
-            sentences.append(
-                f"{user.home} belongs to uid {home.owner}, not to {user.name} ({user.uid}). "
-                "Move it away, or give it to the user while nobody uses it."
-            )
+        sentences += (
+            _account_conflicts(user, actual, uids)
+            or _group_conflicts(user.name, user.gid, actual, gids)
+            or _home_conflicts(user, actual)
+        )
     for name in desired.closed_groups:
         group = actual.groups.get(name)
         main = sorted(a.name for a in actual.users.values() if group is not None and a.gid == group.gid)
@@ -162,6 +145,38 @@ def conflicts(desired: Desired, actual: Actual) -> list[str]:
                 f"{name} is the main group of {', '.join(main)}. Run: usermod -g OTHER {main[0]}"
             )
     return sentences
+
+
+def _group_conflicts(name: str, gid: int, actual: Actual, gids: Mapping[int, str]) -> list[str]:
+    there = actual.groups.get(name)
+    if there is not None and there.gid != gid:
+        return [f"The group {name} exists with gid {there.gid}, not {gid}. Declare {there.gid}."]
+    if there is None and gid in gids:
+        return [f"gid {gid} for the group {name} is taken by {gids[gid]}. Choose another."]
+    return []
+
+
+def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> list[str]:
+    account = actual.users.get(user.name)
+    if account is not None:
+        return _unlike(user, account)
+    if user.uid in uids:
+        return [
+            f"uid {user.uid} for {user.name} is taken by {uids[user.uid]}. Choose one that was never used."
+        ]
+    return []
+
+
+def _home_conflicts(user: User, actual: Actual) -> list[str]:
+    home = actual.homes.get(user.name)
+    if home is not None and not home.directory:
+        return [f"{user.home} is a link or a file. Move it away."]
+    if home is not None and home.owner != user.uid:
+        return [
+            f"{user.home} belongs to uid {home.owner}, not to {user.name} ({user.uid}). "
+            "Move it away, or give it to the user while nobody uses it."
+        ]
+    return []
 
 
 def _unlike(user: User, account: Account) -> list[str]:

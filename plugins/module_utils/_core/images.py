@@ -14,6 +14,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import stat
 import tarfile
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
-from . import STATE_DIRECTORY, asuser, context, fingerprint, locks, names, safefs, workspaces
+from . import asuser, context, fingerprint, locks, names, workspaces
 from .engine import BuildFailed, BuildRequest, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .items import ItemResult
@@ -33,6 +34,7 @@ LABEL_KIND = "lab.server.kind"
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _BASE_FORMAT = 1
 _CERTIFICATE_LIMIT = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 BUILD, LOAD, PULL, TAG = "build", "load", "pull", "tag"
 
@@ -293,13 +295,15 @@ class WantedBaseImage:
     """An image for projects to start from.
 
     Its source is a registry's reference (``image``) or an archive of ``docker save`` on this server
-    (``archive``, a path). ``ca_certificates`` are paths of PEM files on this server; they and the environment
+    (``archive``, a path). Where ``sha256`` tells its content, in hexadecimal, an archive whose image is there
+    already need not be. ``ca_certificates`` are paths of PEM files on this server; they and the environment
     become part of the image, so builds and containers have them.
     """
 
     name: str
     image: str = ""
     archive: str = ""
+    sha256: str = ""
     ca_certificates: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -324,6 +328,8 @@ def _base_image(engine: Engine | None, wanted: WantedBaseImage, check: bool, res
         raise InvalidInput(
             f"The base image {wanted.name} needs an image or an archive.", "Set one of the two."
         )
+    if wanted.sha256 and not _SHA256.fullmatch(wanted.sha256):
+        raise InvalidInput(f"The sha256 of {wanted.name} is not one.", "Write 64 hexadecimal digits.")
     if wanted.name.startswith("lab/") and wanted.name.split("/")[1].isdigit():
         raise InvalidInput(f"{wanted.name} is a name for images of projects.", "Choose another name.")
     current = engine.inspect_image(wanted.name) if engine is not None else None
@@ -362,7 +368,9 @@ def _make_base_image(
     engine: Engine, wanted: WantedBaseImage, certificates: Mapping[str, bytes], digest: str
 ) -> None:
     if wanted.archive:
-        with open(wanted.archive, "rb") as archive:
+        with _opened(wanted.archive) as archive:
+            if wanted.sha256 and _digest_of(archive) != wanted.sha256:
+                raise EngineError(f"The archive {wanted.archive} is damaged.", "Copy it again.")
             source = engine.load(archive)
     else:
         engine.pull(wanted.image)
@@ -405,44 +413,38 @@ def _source(wanted: WantedBaseImage, check: bool) -> str:
     """Return what identifies the source; "" in check mode when the archive is not there yet."""
     if wanted.image:
         return f"image {wanted.image}"
+    if wanted.sha256:
+        return f"archive {wanted.sha256}"
     try:
-        return f"archive {_archive_digest(wanted.archive, remember=not check)}"
-    except OSError as error:
+        with _opened(wanted.archive) as archive:
+            return f"archive {_digest_of(archive)}"
+    except NotFound:
         if check:
             return ""
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """Open an archive on the server; raise NotFound or InvalidInput."""
+    try:
+        archive = open(path, "rb")  # noqa: SIM115  # closed below; the try is for the opening alone
+    except OSError as error:
         raise NotFound(
-            f"The archive {wanted.archive} cannot be read: {error.strerror}.", "Correct the path."
+            f"The archive {path} cannot be read: {error.strerror}.", "Correct the path."
         ) from error
+    with archive:
+        if not stat.S_ISREG(os.fstat(archive.fileno()).st_mode):
+            raise InvalidInput(f"{path} is not a regular file.", "Name an archive made by docker save.")
+        yield archive
 
 
-def _archive_digest(path: str, *, remember: bool) -> str:
-    """Return the SHA-256 of an archive, remembered as long as the file's status stays the same.
-
-    The status has the change time, which no program can set (inode(7)).
-    """
-    state = posixpath.join(STATE_DIRECTORY, "archives.json")
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidInput(f"{path} is not a regular file.", "Name an archive made by docker save.")
-    now = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    remembered: dict[str, Any] = {}
-    # What is truncated or not ours is made anew.
-    with contextlib.suppress(OSError, ValueError), open(state, encoding="utf-8") as file:
-        read = json.load(file)
-        remembered = read if isinstance(read, dict) else {}
-    entry = remembered.get(path)
-    if isinstance(entry, dict) and entry.get("status") == now and isinstance(entry.get("sha256"), str):
-        return str(entry["sha256"])
+def _digest_of(archive: BinaryIO) -> str:
+    """Return the SHA-256 of an open file, in hexadecimal, and go back to its start."""
     digest = hashlib.sha256()
-    with open(path, "rb") as archive:
-        for chunk in iter(lambda: archive.read(1 << 20), b""):
-            digest.update(chunk)
-    remembered[path] = {"status": now, "sha256": digest.hexdigest()}
-    if not remember:
-        return digest.hexdigest()
-    with contextlib.suppress(OSError, LabError):  # without the memory it is only slower
-        os.makedirs(STATE_DIRECTORY, mode=0o700, exist_ok=True)
-        safefs.write_atomically(state, json.dumps(remembered, sort_keys=True).encode())
+    for chunk in iter(lambda: archive.read(1 << 20), b""):
+        digest.update(chunk)
+    archive.seek(0)
     return digest.hexdigest()
 
 

@@ -47,7 +47,8 @@ def properties(text: str) -> list[str]:
 def apply(name: str, text: str) -> None:
     """Let a slice that runs hold the limits of its new unit file; ``systemctl daemon-reload`` follows.
 
-    What systemd notes below /run about it is taken away: it would win over later unit files. Raises HostError.
+    What systemd notes below /run about it is taken away: it would win over later unit files.
+    Raises HostError.
     """
     limits = properties(text)
     if not limits or not os.path.isdir(os.path.join(CGROUPS, ROOT_SLICE, name)):
