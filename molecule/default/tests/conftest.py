@@ -91,6 +91,11 @@ class PlayOutcome:
     rc: int
     text: str
 
+    def changed(self) -> list[str]:
+        """Return the names of the tasks that changed something, in their order."""
+        tasks = re.split(r"^(?:TASK|RUNNING HANDLER) \[", self.text, flags=re.MULTILINE)[1:]
+        return [task.split("]")[0] for task in tasks if re.search(r"^changed: ", task, re.MULTILINE)]
+
     def count(self, word: str) -> int:
         """Return a number of the recap, such as ``changed``."""
         found = re.findall(rf"\b{word}=(\d+)", self.text)
