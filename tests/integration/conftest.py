@@ -20,7 +20,6 @@ from ansible_collections.lab.server.plugins.module_utils import _core
 from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     context,
-    images,
     locks,
     state,
 )
@@ -117,7 +116,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (folder / name).mkdir()
     (folder / "home/.workspaces").chmod(0o711)
     monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(folder / "home/.workspaces"))
-    for module in (context, images, state, _core):
+    for module in (context, state, _core):
         monkeypatch.setattr(module, "STATE_DIRECTORY", str(folder / "state"))
     for module in (locks, _core):
         monkeypatch.setattr(module, "RUN_DIRECTORY", str(folder / "run"))

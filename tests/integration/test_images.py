@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import containers, images
@@ -261,6 +264,21 @@ def test_base_image_from_archive(engine, docker, archive, certificate):
             )
     shown = docker("run", "--rm", "--network=none", "lab-test/base", "sh", "-c", "cat $PIP_CERT")
     assert "BEGIN CERTIFICATE" in shown
+    docker("rmi", "lab-test/base")
+
+
+def test_a_known_archive_is_needed_only_to_make_the_image(engine, docker, archive):
+    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    wanted = WantedBaseImage("lab-test/base", archive=archive, sha256=digest)
+    assert images.base_images(engine, [replace(wanted, archive="/gone")], check=True)[0].changed
+    absent = images.base_images(engine, [replace(wanted, archive="/gone")], check=False)[0]
+    assert absent.failed
+    assert "/gone" in absent.message
+    damaged = images.base_images(engine, [replace(wanted, sha256="0" * 64)], check=False)[0]
+    assert damaged.failed
+    assert "damaged" in damaged.message
+    assert images.base_images(engine, [wanted], check=False)[0].changed
+    assert not images.base_images(engine, [replace(wanted, archive="/gone")], check=False)[0].changed
     docker("rmi", "lab-test/base")
 
 
