@@ -38,8 +38,9 @@ def test_docker_is_configured_as_promised(server: Server) -> None:
     assert any("apparmor" in option for option in facts["SecurityOptions"])
 
 
-def test_docker_waits_for_the_mounts(server: Server) -> None:
-    required = server.root("systemctl show -p RequiresMountsFor docker.service").out
+@pytest.mark.parametrize("unit", ["docker.service", "docker.socket"])
+def test_docker_waits_for_the_mounts(server: Server, unit: str) -> None:
+    required = server.root(f"systemctl show -p RequiresMountsFor {unit}").out
     for mount in ("/home", "/srv/data", "/var/lib/docker"):
         assert mount in required
 

@@ -70,10 +70,11 @@ def test_without_the_data_disk_nothing_pretends(
             "/srv/data" in server.root("journalctl -b -u lab-server-boot -o cat --no-pager", check=False).out
         ),
         "the message",
-        200,
+        300,
     )
     assert server.root("findmnt /srv/data", check=False).rc != 0
-    assert server.root("docker ps", check=False).out.count("._.") == 0
+    down = server.root("timeout 30 docker ps", check=False)
+    assert down.rc not in (0, 124)  # it says at once that Docker is down, and waits for no disk
     refused = server.user("alice", "project launch my-thesis --detach", check=False)
     assert refused.rc != 0 and "/srv/data" in refused.text and "Traceback" not in refused.text
     assert server.user("alice", "ls ~/workspace/my-thesis").rc == 0
