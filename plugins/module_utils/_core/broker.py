@@ -391,7 +391,11 @@ def serve(
         with _counted(uid):
             if VERBS[verb].needs_mounts:
                 _require_mounts(policy)
-            data = VERBS[verb].run(Request(policy, user, project, events))
+            try:
+                data = VERBS[verb].run(Request(policy, user, project, events))
+            except EngineError:
+                _require_mounts(policy)  # a missing disk keeps Docker down, and is the better thing to tell
+                raise
     except Exception as error:  # noqa: BLE001  # the last place before the user, who gets a sentence
         kind, message, hint = _fault(error)
         detail = _reason(error) if isinstance(error, LabError) else _where(error)
