@@ -130,7 +130,7 @@ def molecule(distro: str, scenario: str = "default") -> list[Step]:
             junit=True,
             molecule=True,
             cleanup=python("vm.py", "destroy", f"molecule-{distro}"),
-            limit=3000,
+            limit=3300,
         )
     ]
 
