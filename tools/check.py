@@ -126,7 +126,7 @@ def molecule(distro: str, scenario: str = "default") -> list[Step]:
         Step(
             f"{scenario} {distro}",
             tool("molecule", "test", "--no-command-borders", "--scenario-name", scenario),
-            {"DISTRO": distro},
+            {"DISTRO": distro, "LAB_VM_NAME": f"molecule-{distro}"},
             junit=True,
             molecule=True,
             cleanup=python("vm.py", "destroy", f"molecule-{distro}"),
