@@ -21,6 +21,7 @@ def reachable(server: Server) -> bool:
 @pytest.fixture(scope="module")
 def before(server: Server) -> str:
     """What should run and what should not, and the checksum of alice's files."""
+    server.root("echo published > /srv/data/datasets/reboot.txt && chmod 644 /srv/data/datasets/reboot.txt")
     server.user("alice", "project launch my-thesis --detach")
     server.user("carol", "project launch vision --detach && project init paused --base lab/debian")
     server.user("carol", "printf 'FROM lab/debian\\n' > ~/workspace/paused/Dockerfile")
@@ -49,7 +50,7 @@ def test_after_a_reboot_what_should_run_runs(server: Server, before: str) -> Non
     assert f"paused._.{CAROL}" not in server.containers()
     assert server.root(TREE).out == before
     assert server.root("systemctl is-system-running", check=False).out in ("running", "starting")
-    assert server.inside("vision", CAROL, "ls /srv/data/datasets").out
+    assert server.inside("vision", CAROL, "cat /srv/data/datasets/reboot.txt").out == "published"
 
 
 def test_without_the_data_disk_nothing_pretends(
