@@ -8,6 +8,7 @@ is told of a change as well, because from systemd 256 on a reload alone leaves i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -54,4 +55,5 @@ def apply(name: str, text: str) -> None:
     if not limits or not os.path.isdir(os.path.join(CGROUPS, ROOT_SLICE, name)):
         return
     hostfiles.run(["systemctl", "set-property", "--runtime", name, *limits])
-    shutil.rmtree(os.path.join(CONTROL, f"{name}.d"), ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # where systemd noted nothing
+        shutil.rmtree(os.path.join(CONTROL, f"{name}.d"))
