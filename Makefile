@@ -27,7 +27,7 @@ export CMD
 
 PACKAGES_PYTHON := python3 python3-venv openssh-client
 PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
-PACKAGES_ENGINE := docker.io apparmor iproute2 iptables openssl
+PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables openssl
 
 # $(call install,PACKAGES): installs those that are missing, and asks for root only then.
 install = @missing="$$(for name in $(1); do \
