@@ -132,10 +132,7 @@ class Entry:
             return self.path
 
     def _replace(self, work: Path) -> None:
-        """Put ``work`` in the place of the entry and remove those of other recipes.
-
-        A running machine keeps the files that it has open; one that is off finds out when it is started.
-        """
+        """Put ``work`` in the place of the entry and remove those of other recipes."""
         for old in folder().glob(f"{self.name}-{'?' * 12}"):
             shutil.rmtree(old)
         work.rename(self.path)

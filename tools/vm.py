@@ -187,24 +187,22 @@ class Machine:
                 str(self.key),
             ]
         )
-        overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base / "disk.img")]
+        _link(base / "disk.img", self.folder / "base.img")
+        # The name is relative to the overlay's folder.
+        overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.img"]
         run([*overlay, str(self.folder / "root.qcow2")])
         for role, size in DISKS.items():
             with (self.folder / f"{role}.img").open("wb") as disk:
                 disk.truncate(size << 30)
         for name in ("vmlinuz", "initrd", "host_keys"):
             shutil.copy(base / name, self.folder / name)
-        settings = {"distro": distro, "memory": memory, "base_folder": str(base), "base": _identity(base)}
+        settings = {"distro": distro, "memory": memory}
         (self.folder / "machine.json").write_text(json.dumps(settings, indent=1) + "\n")
 
     def start(self, without: Sequence[str] = ()) -> None:
         """Boot and wait until ssh answers. Nothing happens when it runs already."""
         settings = self.settings()
         if self.pid() is None:
-            if settings["base"] != _identity(Path(str(settings["base_folder"]))):
-                raise ToolError(
-                    f"The base image of {self.name!r} was made anew since: destroy the machine, too."
-                )
             with locked(folder() / "port.lock"):
                 port = _free_port()
                 self._write_ssh_files(port)
@@ -428,12 +426,13 @@ def _remember_that_kvm_fails() -> None:
     (folder() / "kvm-fails").write_text(_boot_id())
 
 
-def _identity(base: Path) -> str:
-    """Return what tells one making of a base image from the next; empty when it is gone."""
+def _link(base: Path, target: Path) -> None:
+    """Give the machine a base image of its own, which stays when the cache makes a new one."""
     try:
-        return str((base / "made").stat().st_mtime_ns)
-    except FileNotFoundError:
-        return ""
+        os.link(base, target)
+    except OSError:
+        # Another file system, or one without links: a copy that leaves the holes out.
+        run(["cp", "--sparse=always", "--reflink=auto", str(base), str(target)])
 
 
 def _boot_id() -> str:

@@ -43,15 +43,24 @@ options:
         type: str
         default: ""
       archive:
-        description: The path of an archive made by C(docker save), on the server.
+        description:
+          - The path of an archive made by C(docker save), on the server.
+          - With O(archives), where it lies on the controller; on the server it is looked for in that folder.
         type: path
         default: ""
-      sha256:
-        description:
-          - The SHA-256 of the archive, in hexadecimal.
-          - With it the archive is read, and has to be there, only when the image is to be made.
-        type: str
-        default: ""
+  archives:
+    description:
+      - A folder on the server into which archives were copied, each under the name of its image with C(_) for
+        C(/), and C(.tar) after it.
+      - An archive in it is removed once its image was made.
+    type: path
+    default: ""
+  digests:
+    description:
+      - The SHA-256 of archives, in hexadecimal, by the name of their image.
+      - With it an archive is read, and has to be there, only when the image is to be made.
+    type: dict
+    default: {}
   ca_certificates:
     description: Paths of files on the server with certificates in PEM form.
     type: list
@@ -121,8 +130,8 @@ from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
 from ansible_collections.lab.server.plugins.module_utils._core.images import (
-    WantedBaseImage,
     base_images,
+    wanted_base_images,
 )
 from ansible_collections.lab.server.plugins.module_utils._projects import (
     DOCKER,
@@ -134,7 +143,6 @@ _IMAGE = {
     "name": {"type": "str", "required": True},
     "image": {"type": "str", "default": ""},
     "archive": {"type": "path", "default": ""},
-    "sha256": {"type": "str", "default": ""},
 }
 
 
@@ -144,6 +152,8 @@ def main() -> None:
         {
             **DOCKER,
             "images": {"type": "list", "elements": "dict", "required": True, "options": _IMAGE},
+            "archives": {"type": "path", "default": ""},
+            "digests": {"type": "dict", "default": {}},
             "ca_certificates": {"type": "list", "elements": "path", "default": []},
             "environment": {"type": "dict", "default": {}},
         }
@@ -151,14 +161,13 @@ def main() -> None:
     given: dict[str, Any] = module.params
 
     def work() -> Any:
-        wanted = [
-            WantedBaseImage(
-                **image,
-                ca_certificates=tuple(given["ca_certificates"]),
-                environment=environment_of(given["environment"], image["name"]),
-            )
-            for image in given["images"]
-        ]
+        wanted = wanted_base_images(
+            given["images"],
+            archives=given["archives"],
+            digests=given["digests"],
+            ca_certificates=given["ca_certificates"],
+            environment=environment_of(given["environment"], "base images"),
+        )
         return base_images(engine_of(given, check=module.check_mode), wanted, check=module.check_mode)
 
     run_items(module, work)

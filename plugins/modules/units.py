@@ -8,13 +8,13 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: units
-short_description: Unit files and drop-ins of systemd
+short_description: Unit files, drop-ins and running units of systemd
 version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
   - Writes unit files and drop-ins below C(/etc/systemd/system), all in one call.
   - Lets systemd read them anew once, and only if one has changed.
-  - Starts and enables nothing.
+  - Enables and starts the units of O(running), and no others.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
 attributes:
@@ -29,7 +29,14 @@ options:
   units:
     description: The text of each unit file, by its name such as C(x.service) or C(x.service.d/y.conf).
     type: dict
-    required: true
+    default: {}
+  running:
+    description: >-
+      Names of units that run, now and after the next boot. One without C([Install]) is started, not enabled:
+      another unit wants it.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -91,9 +98,15 @@ from ansible_collections.lab.server.plugins.module_utils._core.units import reco
 
 def main() -> None:
     """Run the module."""
-    module = build_module({"units": {"type": "dict", "required": True}})
+    module = build_module(
+        {
+            "units": {"type": "dict", "default": {}},
+            "running": {"type": "list", "elements": "str", "default": []},
+        }
+    )
     units: dict[str, str] = module.params["units"]
-    run_items(module, lambda: reconcile(units, check=module.check_mode))
+    running: list[str] = module.params["running"]
+    run_items(module, lambda: reconcile(units, running, check=module.check_mode))
 
 
 if __name__ == "__main__":

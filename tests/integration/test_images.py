@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,21 @@ def test_a_known_archive_is_needed_only_to_make_the_image(engine, docker, archiv
     assert "damaged" in damaged.message
     assert images.base_images(engine, [wanted], check=False)[0].changed
     assert not images.base_images(engine, [replace(wanted, archive="/gone")], check=False)[0].changed
+    docker("rmi", "lab-test/base")
+
+
+def test_an_archive_that_was_copied_for_it_is_removed_once_it_was_used(engine, docker, archive, tmp_path):
+    copied = tmp_path / images.archive_name("lab-test/base")
+    shutil.copy(archive, copied)
+    digests = {"lab-test/base": hashlib.sha256(copied.read_bytes()).hexdigest()}
+    listed = [{"name": "lab-test/base", "archive": "/on/the/controller.tar", "image": ""}]
+    wanted = images.wanted_base_images(listed, archives=str(tmp_path), digests=digests)
+    assert images.base_images(engine, wanted, check=True)[0].changed
+    assert copied.exists()
+    assert images.base_images(engine, wanted, check=False)[0].changed
+    assert not copied.exists()
+    assert Path(archive).exists()
+    assert not images.base_images(engine, wanted, check=False)[0].changed
     docker("rmi", "lab-test/base")
 
 

@@ -40,7 +40,10 @@ def _entry_points(role: str) -> set[str]:
 
 @pytest.mark.parametrize("role", NAMES)
 def test_every_entry_point_has_a_specification(role: str) -> None:
-    assert set(_specifications(role)) == _entry_points(role)
+    specified = set(_specifications(role))
+    files = {path.stem for path in (ROLES / role / "tasks").glob("*.yml")}
+    # A part of main may be called alone, too.
+    assert _entry_points(role) <= specified <= files
 
 
 @pytest.mark.parametrize("role", NAMES)

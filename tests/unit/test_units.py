@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import units
-from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput
 
 TEXTS = {"a.service": "[Unit]\n", "docker.service.d/x.conf": "[Unit]\nAfter=a.service\n"}
 
@@ -36,3 +37,57 @@ def test_units_are_written_once_with_one_reload(reloads: list[str], tmp_path: Pa
 def test_a_name_that_leaves_the_directory_is_refused(reloads: list[str], name: str) -> None:
     with pytest.raises(InvalidInput, match="no name of a unit file"):
         units.reconcile({name: ""}, check=False)
+
+
+SYSTEMD = {
+    "up.service": "UnitFileState=enabled\nActiveState=active\nLoadState=loaded\nNeedDaemonReload=no",
+    "down.service": "UnitFileState=disabled\nActiveState=failed\nLoadState=loaded\nNeedDaemonReload=yes",
+    "static.service": "UnitFileState=static\nActiveState=inactive\nLoadState=loaded\nNeedDaemonReload=no",
+    "new.service": "UnitFileState=\nActiveState=inactive\nLoadState=not-found\nNeedDaemonReload=no",
+    "masked.service": "UnitFileState=masked\nActiveState=inactive\nLoadState=masked\nNeedDaemonReload=no",
+}
+
+
+@pytest.fixture
+def systemd(reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Answer as systemctl does; return what it is asked to do, with the reloads."""
+
+    def run(arguments: list[str], **_: object) -> SimpleNamespace:
+        if arguments[1] == "show":
+            return SimpleNamespace(stdout="\n\n".join(SYSTEMD[name] for name in arguments[3:]) + "\n")
+        reloads.append(" ".join(arguments[1:]))
+        return SimpleNamespace(stdout="")
+
+    monkeypatch.setattr(units.hostfiles, "run", run)
+    return reloads
+
+
+def test_units_that_run_are_left_alone(systemd: list[str]) -> None:
+    assert not any(item.changed for item in units.reconcile({}, ["up.service"], check=False))
+    assert systemd == []
+
+
+def test_units_are_enabled_and_started_as_said_before(systemd: list[str]) -> None:
+    wanted = ["down.service", "up.service", "static.service"]
+    told = units.reconcile({}, wanted, check=True)
+    assert systemd == []
+    assert [item.actions for item in told] == [["enable", "start"], [], ["start"]]
+    done = units.reconcile({}, wanted, check=False)
+    assert [item.as_dict() for item in told] == [item.as_dict() for item in done]
+    assert systemd == ["reload", "enable down.service", "start down.service", "start static.service"]
+
+
+def test_a_unit_that_is_still_to_be_written_is_known_in_check_mode(systemd: list[str]) -> None:
+    text = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+    told = units.reconcile({"new.service": text}, ["new.service"], check=True)
+    assert [item.actions for item in told] == [["make"], ["enable", "start"]]
+    assert systemd == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("new.service", "There is no unit"), ("masked.service", "systemctl unmask")]
+)
+def test_a_unit_that_cannot_run_is_an_error_with_its_fix(systemd: list[str], name: str, said: str) -> None:
+    with pytest.raises(HostError, match=said):
+        units.reconcile({}, [name], check=False)
+    assert systemd == []

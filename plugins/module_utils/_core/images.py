@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, BinaryIO, Callable
 
 from . import asuser, context, fingerprint, locks, names, workspaces
@@ -296,16 +297,53 @@ class WantedBaseImage:
 
     Its source is a registry's reference (``image``) or an archive of ``docker save`` on this server
     (``archive``, a path). Where ``sha256`` tells its content, in hexadecimal, an archive whose image is there
-    already need not be. ``ca_certificates`` are paths of PEM files on this server; they and the environment
-    become part of the image, so builds and containers have them.
+    already need not be; a ``temporary`` one is removed once it was used. ``ca_certificates`` are paths of PEM
+    files on this server; they and the environment become part of the image, so builds and containers have
+    them.
     """
 
     name: str
     image: str = ""
     archive: str = ""
     sha256: str = ""
+    temporary: bool = False
     ca_certificates: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+
+
+def wanted_base_images(
+    images: Sequence[Mapping[str, str]],
+    *,
+    archives: str = "",
+    digests: Mapping[str, str] = MappingProxyType({}),
+    ca_certificates: Sequence[str] = (),
+    environment: Sequence[tuple[str, str]] = (),
+) -> list[WantedBaseImage]:
+    """Return what an inventory's list of base images wants, with the same certificates and environment.
+
+    ``archives`` is the folder on this server into which an image's archive was copied, as ``archive_name``
+    says; without it an archive lies where the item says, and stays there. ``digests`` are the SHA-256 of the
+    archives by image.
+    """
+    return [
+        WantedBaseImage(
+            name=image["name"],
+            image=image.get("image") or "",
+            archive=posixpath.join(archives, archive_name(image["name"]))
+            if archives and image.get("archive")
+            else image.get("archive") or "",
+            sha256=digests.get(image["name"], ""),
+            temporary=bool(archives),
+            ca_certificates=tuple(ca_certificates),
+            environment=tuple(environment),
+        )
+        for image in images
+    ]
+
+
+def archive_name(image: str) -> str:
+    """Return the file name of a base image's archive in the folder of archives."""
+    return image.replace("/", "_") + ".tar"
 
 
 def base_images(engine: Engine | None, wanted: Sequence[WantedBaseImage], *, check: bool) -> list[ItemResult]:
@@ -388,6 +426,8 @@ def _make_base_image(
             build_args={},
         )
         engine.tag(engine.build(request), wanted.name)
+    if wanted.archive and wanted.temporary:
+        os.unlink(wanted.archive)
 
 
 def _certificates(paths: Sequence[str], check: bool) -> dict[str, bytes] | None:

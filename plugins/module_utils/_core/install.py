@@ -30,6 +30,8 @@ LIBRARY = "/usr/local/lib/lab-server"
 CURRENT = posixpath.join(LIBRARY, "current")
 PACKAGE = "_core"
 BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
+# Only root reads it: the environment of a project may be nobody else's business.
+_POLICY_MODE = 0o600
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
 _MARK = "# Installed by lab.server: changes are lost."
 _PROGRAM = f"""#!/usr/bin/python3 -I
@@ -102,7 +104,7 @@ def programs() -> dict[str, str]:
 
 
 def policy_text(policy: Policy) -> str:
-    """Return the policy file. The texts of declared files stay out: everybody on the server may read it."""
+    """Return the policy file. The texts of declared files stay out: they are written once, and long."""
     plain = dump(policy)
     for project in plain["projects"]:
         project["files"] = {}
@@ -266,14 +268,14 @@ def _policy(text: str, *, check: bool, root: str) -> ItemResult:
     item = ItemResult("policy")
     path = root + POLICY_PATH
     before = _text(path)
-    if before == text and _mode(path) == 0o644:
+    if before == text and _mode(path) == _POLICY_MODE:
         return item
     item.changed = True
     item.actions = [f"write {POLICY_PATH}"]
     item.diff = {"before": before or "", "after": text}
     item.reason = "the inventory says otherwise" if before else "the policy is not there"
     if not check:
-        _write(path, text, 0o644)
+        _write(path, text, _POLICY_MODE)
     return item
 
 

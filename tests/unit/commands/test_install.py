@@ -42,11 +42,11 @@ def test_a_fresh_server_gets_everything_and_a_second_run_changes_nothing(tmp_pat
     installed = tmp_path / "usr/local/lib/lab-server/current/_core"
     assert install.tree_digest(str(installed)) == install.tree_digest(str(CORE))
     policy = tmp_path / "etc/lab-server/policy.json"
-    assert policy.stat().st_mode & 0o7777 == 0o644
+    assert policy.stat().st_mode & 0o7777 == 0o600
     assert parse(json.loads(policy.read_text())).users == lab.users
 
 
-def test_the_files_of_projects_are_nobody_elses_to_read(tmp_path: Path, lab: Policy) -> None:
+def test_the_texts_of_declared_files_stay_out_of_the_policy(tmp_path: Path, lab: Policy) -> None:
     install.reconcile(lab, check=False, root=str(tmp_path))
     assert "secret-of-alice" not in (tmp_path / "etc/lab-server/policy.json").read_text()
 
