@@ -34,7 +34,7 @@ TAIL = 80
 MOLECULE_ACTION = re.compile(r"\[[\w-]+ > (\w+)\] (?:\x1b\[\d+m)*Executed: (\w+)")
 
 _print_lock = threading.Lock()
-_running: set[subprocess.Popen[bytes]] = set()
+_running: dict[subprocess.Popen[bytes], Step] = {}
 
 
 def tell(text: str) -> None:
@@ -188,9 +188,9 @@ def run(step: Step, *, stream: bool) -> Count:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        _running.add(process)
+        _running[process] = step
         status = _wait(step, process, started, stream=stream)
-        _running.discard(process)
+        _running.pop(process, None)
     result = count(step, status)
     duration = time.monotonic() - started
     if status != 0 and not stream:
@@ -224,10 +224,7 @@ def _wait(step: Step, process: subprocess.Popen[bytes], started: float, *, strea
         if now - started > step.limit:
             tell(f"{step.name}: not finished after {step.limit / 60:.0f} min, it is ended")
             _end(process)
-            if step.cleanup:
-                subprocess.run(
-                    step.cleanup, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-                )
+            _clean_up(step)
             return 124
 
 
@@ -241,6 +238,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
+
+
+def _clean_up(step: Step) -> None:
+    """Put away what a step that was ended leaves: its machine is a process of its own."""
+    if step.cleanup:
+        subprocess.run(step.cleanup, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def _lines(log: Path) -> list[str]:
@@ -266,8 +269,9 @@ def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count
 
 
 def _stop(*_: object) -> None:
-    for process in tuple(_running):
+    for process, step in tuple(_running.items()):
         _end(process)
+        _clean_up(step)
     os._exit(130)
 
 
