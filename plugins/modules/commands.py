@@ -18,7 +18,9 @@ description:
   - Writes the commands C(project), C(container), C(workspace) and C(image-update) with their hyphenated
     names to C(/usr/local/bin), the broker and the program of the boot unit to C(/usr/local/sbin), and removes
     programs of this collection that it no longer has.
-  - Writes the policy to C(/etc/lab-server/policy.json). The texts of declared files are left out of it.
+  - Writes the policy to C(/etc/lab-server/policy.json), which root alone can read. The texts of declared
+    files are left out of it.
+  - Writes what users may read of it to C(/etc/lab-server/public.json), without environment variables.
 options:
   policy:
     description:

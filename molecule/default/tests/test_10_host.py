@@ -118,6 +118,7 @@ def test_a_key_lets_its_user_in_and_is_not_the_users_to_change(server: Server) -
 
 def test_the_policy_is_root_s_alone_and_holds_no_keys(server: Server) -> None:
     assert server.root("stat -c '%U:%G:%a' /etc/lab-server/policy.json").out == "root:root:600"
+    assert server.root("stat -c '%U:%G:%a' /etc/lab-server/public.json").out == "root:root:644"
     text = server.root("cat /etc/lab-server/policy.json").out
     assert "ssh-ed25519" not in text
     assert CAROL in [user["uid"] for user in json.loads(text)["users"]]

@@ -10,5 +10,6 @@ from __future__ import annotations
 
 VERSION = "0.1.0"
 POLICY_PATH = "/etc/lab-server/policy.json"
+PUBLIC_POLICY_PATH = "/etc/lab-server/public.json"
 STATE_DIRECTORY = "/var/lib/lab-server"
 RUN_DIRECTORY = "/run/lab-server"

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from . import names, scaffold
+from . import PUBLIC_POLICY_PATH, names, scaffold
 from .asuser import explain
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User, load
@@ -73,7 +73,7 @@ class Call:
     def policy(self) -> Policy:
         """Return the policy of the server; raise HostError."""
         if self._policy is None:
-            self._policy = load()
+            self._policy = load(PUBLIC_POLICY_PATH)
         return self._policy
 
     def user(self) -> User:

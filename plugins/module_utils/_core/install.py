@@ -20,18 +20,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from . import POLICY_PATH, VERSION, cli, hostfiles
+from . import POLICY_PATH, PUBLIC_POLICY_PATH, VERSION, cli, hostfiles
 from .errors import HostError
 from .items import ItemResult
-from .policy import Policy, dump
+from .policy import Policy, dump, public
 from .protocol import BROKER
 
 LIBRARY = "/usr/local/lib/lab-server"
 CURRENT = posixpath.join(LIBRARY, "current")
 PACKAGE = "_core"
 BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
-# Only root reads it: the environment of a project may be nobody else's business.
-_POLICY_MODE = 0o600
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
 _MARK = "# Installed by lab.server: changes are lost."
 _PROGRAM = f"""#!/usr/bin/python3 -I
@@ -121,7 +119,9 @@ def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult
         return [
             _library(sources(), check=check, root=root),
             _programs(programs(), check=check, root=root),
-            _policy(policy_text(policy), check=check, root=root),
+            # The environment of a project may be nobody else's business: all of it is for root alone.
+            _policy(POLICY_PATH, policy_text(policy), 0o600, check=check, root=root),
+            _policy(PUBLIC_POLICY_PATH, policy_text(public(policy)), 0o644, check=check, root=root),
         ]
     except OSError as error:
         raise HostError(f"{error.filename or LIBRARY} cannot be written: {error.strerror}.") from error
@@ -264,18 +264,18 @@ def _stale(wanted: Mapping[str, str], root: str) -> Sequence[str]:
     return sorted(found)
 
 
-def _policy(text: str, *, check: bool, root: str) -> ItemResult:
-    item = ItemResult("policy")
-    path = root + POLICY_PATH
+def _policy(place: str, text: str, mode: int, *, check: bool, root: str) -> ItemResult:
+    item = ItemResult(posixpath.basename(place))
+    path = root + place
     before = _text(path)
-    if before == text and _mode(path) == _POLICY_MODE:
+    if before == text and _mode(path) == mode:
         return item
     item.changed = True
-    item.actions = [f"write {POLICY_PATH}"]
+    item.actions = [f"write {place}"]
     item.diff = {"before": before or "", "after": text}
     item.reason = "the inventory says otherwise" if before else "the policy is not there"
     if not check:
-        _write(path, text, _POLICY_MODE)
+        _write(path, text, mode)
     return item
 
 

@@ -3,7 +3,8 @@
 """The policy of a server: who may use what, and how much of it.
 
 ``from_inventory`` makes it of the inventory's ``lab_*`` variables, checked as a whole; ``dump`` and ``parse``
-are its form in ``/etc/lab-server/policy.json``, which commands, timers and the boot unit read with ``load``.
+are its form in ``/etc/lab-server/policy.json``, which broker, timers and the boot unit read with ``load``.
+What lab users may read of it is in ``public.json`` beside it, and the commands read that.
 Sizes are bytes.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Callable, TypeVar
 
 from . import POLICY_PATH, names
@@ -698,6 +699,12 @@ def parse(data: object) -> Policy:
     policy, _keys = _read(root, "")
     root.done()
     return policy
+
+
+def public(policy: Policy) -> Policy:
+    """Return what every user of the server may read: no environment, which may hold secrets, no files."""
+    projects = tuple(replace(project, environment=(), files=()) for project in policy.projects)
+    return replace(policy, environment=(), projects=projects)
 
 
 def load(path: str = POLICY_PATH) -> Policy:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import cli, protocol, quota
+from ansible_collections.lab.server.plugins.module_utils._core import PUBLIC_POLICY_PATH, cli, protocol, quota
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
@@ -32,7 +32,7 @@ def run(
 ) -> Run:
     """Return a function that runs a command as alice and returns (exit code, output, errors)."""
     monkeypatch.setattr(os, "getuid", lambda: 2001)
-    monkeypatch.setattr(cli, "load", lambda: lab)
+    monkeypatch.setattr(cli, "load", lambda path: lab if path == PUBLIC_POLICY_PATH else None)
     monkeypatch.setattr(Policy, "workspace", lambda policy, user: str(tmp_path))
 
     def command(*words: str) -> tuple[int, str, str]:

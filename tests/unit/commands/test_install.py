@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,23 @@ def test_a_fresh_server_gets_everything_and_a_second_run_changes_nothing(tmp_pat
     assert install.tree_digest(str(installed)) == install.tree_digest(str(CORE))
     policy = tmp_path / "etc/lab-server/policy.json"
     assert policy.stat().st_mode & 0o7777 == 0o600
-    assert parse(json.loads(policy.read_text())).users == lab.users
+    assert parse(json.loads(policy.read_text())) == replace(
+        lab, projects=tuple(replace(project, files=()) for project in lab.projects)
+    )
+
+
+def test_users_read_the_policy_without_what_is_nobody_elses_business(tmp_path: Path, lab: Policy) -> None:
+    secret = replace(lab.projects[0], environment=(("TOKEN", "secret-of-alice"),))
+    install.reconcile(
+        replace(lab, projects=(secret,), environment=(("SITE", "secret-of-all"),)),
+        check=False,
+        root=str(tmp_path),
+    )
+    text = (tmp_path / "etc/lab-server/public.json").read_text()
+    assert (tmp_path / "etc/lab-server/public.json").stat().st_mode & 0o7777 == 0o644
+    assert "secret" not in text
+    assert parse(json.loads(text)).users == lab.users
+    assert "secret-of-alice" in (tmp_path / "etc/lab-server/policy.json").read_text()
 
 
 def test_the_texts_of_declared_files_stay_out_of_the_policy(tmp_path: Path, lab: Policy) -> None:
