@@ -11,6 +11,8 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import policy
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput, NotFound
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBFsdlBIzHK2rXmV5vzZzfPqjvBzOJXYzC5zyUsJqyx7 alice"
+
 
 def inventory() -> dict[str, Any]:
     """Return variables that are right."""
@@ -50,7 +52,7 @@ def inventory() -> dict[str, Any]:
                 },
             ],
             "lab_users": [
-                {"name": "alice", "uid": 2001, "group": "students", "ssh_keys": ["ssh-ed25519 AAAA alice"]},
+                {"name": "alice", "uid": 2001, "group": "students", "ssh_keys": [KEY]},
                 {
                     "name": "carol",
                     "uid": 2003,
@@ -77,7 +79,7 @@ def inventory() -> dict[str, Any]:
 def test_the_policy_survives_its_file() -> None:
     checked, keys = policy.from_inventory(inventory())
     assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
-    assert keys["alice"] == ("ssh-ed25519 AAAA alice",)
+    assert keys["alice"] == (KEY,)
     assert "AAAA" not in json.dumps(policy.dump(checked))
 
 
@@ -118,6 +120,32 @@ def _set(path: str, value: object) -> Any:
 
 
 BAD_INPUT = [
+    ("lab_docker_source", "Upstream", r"^lab_docker_source: 'Upstream' is not known\. Use one of: upstream"),
+    ("lab_ca_certificates", "/x.crt", r"^lab_ca_certificates: expected a list"),
+    ("lab_data_root", "/etc/data", r"^lab_data_root: /etc/data is in the way of /etc"),
+    ("lab_data_root", "/var/lib/docker/data", r"^lab_data_root: .* is in the way of /var/lib/docker"),
+    ("lab_data_root", "/srv", r"^lab_data_root: /srv is in the way of /srv"),
+    ("lab_filesystems/docker", {"mount": "/home"}, r"^lab_filesystems\.docker\.mount: /home is in the way"),
+    ("lab_filesystems/home/device", "/dev/sdb", r"^lab_filesystems\.home\.device: .* can be another disk"),
+    ("lab_filesystems/home/device", "/dev/dm-3", r"^lab_filesystems\.home\.device: .* can be another disk"),
+    ("lab_filesystems/home/device", "/dev/a\nb", r"^lab_filesystems\.home\.device: .* is no device"),
+    ("lab_filesystems/home/device", "/dev/../tmp/x", r"^lab_filesystems\.home\.device: .* is no device"),
+    (
+        "lab_filesystems/data/device",
+        "/dev/disk/by-id/virtio-lab-home",
+        r"^lab_filesystems\.data\.device: the device .* is also that of lab_filesystems\.home\.device",
+    ),
+    ("lab_filesystems/home/options", ["noauto"], r"^lab_filesystems\.home\.options: 'noauto' cannot be used"),
+    ("lab_filesystems/data/options", ["ro"], r"^lab_filesystems\.data\.options: 'ro' cannot be used"),
+    ("lab_groups/0/quota/hard", 10, r"quota\.soft: the soft limit"),
+    ("lab_groups/1/quota/hard", 10, r"^lab_groups\[1\] \(researchers\)\.quota\.hard: 10 bytes hold nothing"),
+    ("lab_users/0/uid", "2001", r"^lab_users\[0\] \(alice\)\.uid: expected a whole number .*, not '2001'"),
+    ("lab_users/0/ssh_keys", ["/home/a/.ssh/id_ed25519.pub"], r"\.ssh_keys\[0\]: .* is no public key"),
+    ("lab_users/0/ssh_keys", ["hello world"], r"\.ssh_keys\[0\]: 'hello world' is no public key"),
+    ("lab_shares/1/access", None, r"^lab_shares\[1\] \(vision\)\.access is missing\. Use one of: read-only"),
+    ("lab_base_images/0/name", "lab/2001", r"^lab_base_images\[0\] .* holds the users' images"),
+    ("lab_projects/0/memory", "1m", r"^lab_projects\[0\] \(my-thesis\)\.memory: less than 16m"),
+    ("lab_projects/0/shm", "600m", r"\.shm: 600M is above the limit of the user alice\. At most 64M"),
     ("lab_foo", 1, r"^lab_foo: unknown key\. Use one of: "),
     ("lab_gid", 0, r"^lab_gid: expected a whole number from 1000"),
     ("lab_data_root", "srv/../data", r"^lab_data_root: .* plain absolute path"),
@@ -135,62 +163,98 @@ BAD_INPUT = [
     ("lab_filesystems/home/mount", "/homes", r"^lab_filesystems\.home\.mount: the homes are at /home"),
     ("lab_groups", "students", r"^lab_groups: expected a list"),
     ("lab_groups/0", "students", r"^lab_groups\[0\]: expected a mapping"),
-    ("lab_groups/0/colour", "red", r"^lab_groups\[0\]\.colour: unknown key"),
-    ("lab_groups/0/quota/hard", "lots", r"^lab_groups\[0\]\.quota\.hard: 'lots' is not a size"),
+    ("lab_groups/0/colour", "red", r"^lab_groups\[0\] \(students\)\.colour: unknown key"),
+    ("lab_groups/0/quota/hard", "lots", r"^lab_groups\[0\] \(students\)\.quota\.hard: 'lots' is not a size"),
     (
         "lab_groups/0/quota/soft",
         "1g",
-        r"^lab_groups\[0\]\.quota\.soft: the soft limit 1G is above the hard limit 250M",
+        r"^lab_groups\[0\] \(students\)\.quota\.soft: the soft limit 1G is above the hard limit 250M",
     ),
     (
         "lab_groups/0/quota/inodes_soft",
         26000,
-        r"^lab_groups\[0\]\.quota\.inodes_soft: the soft limit 26000 is above",
+        r"^lab_groups\[0\] \(students\)\.quota\.inodes_soft: the soft limit 26000 is above",
     ),
-    ("lab_groups/0/limits/memory", "1m", r"^lab_groups\[0\]\.limits\.memory: less than 16m"),
-    ("lab_groups/0/limits/shm", "2g", r"^lab_groups\[0\]\.limits\.shm: .* above it"),
-    ("lab_groups/0/limits/cpus", "two", r"^lab_groups\[0\]\.limits\.cpus: expected a number"),
-    ("lab_groups/0/limits/gpus", True, r"^lab_groups\[0\]\.limits\.gpus: expected a whole number"),
+    ("lab_groups/0/limits/memory", "1m", r"^lab_groups\[0\] \(students\)\.limits\.memory: less than 16m"),
+    ("lab_groups/0/limits/shm", "2g", r"^lab_groups\[0\] \(students\)\.limits\.shm: .* above it"),
+    ("lab_groups/0/limits/cpus", "two", r"^lab_groups\[0\] \(students\)\.limits\.cpus: expected a number"),
+    (
+        "lab_groups/0/limits/gpus",
+        True,
+        r"^lab_groups\[0\] \(students\)\.limits\.gpus: expected a whole number",
+    ),
     (
         "lab_groups/1/gid",
         3101,
-        r"^lab_groups\[1\]\.gid: the number 3101 is also that of lab_groups\[0\]\.gid",
+        r"^lab_groups\[1\] \(researchers\)\.gid: the number 3101 is also that of lab_groups\[0\] ",
     ),
-    ("lab_users/0/name", "researchers", r"^lab_projects\[0\]\.user: 'alice' is not in lab_users"),
-    ("lab_users/0/name", "Alice", r"^lab_users\[0\]\.name: 'Alice' is not allowed"),
-    ("lab_users/0/name", "root", r"^lab_users\[0\]\.name: 'root' is an account of the system"),
-    ("lab_users/0/uid", 0, r"^lab_users\[0\]\.uid: expected a whole number from 1000"),
-    ("lab_users/0/uid", 2003, r"^lab_users\[1\]\.uid: the number 2003 is also that of lab_users\[0\]\.uid"),
-    ("lab_users/0/group", "staff", r"^lab_users\[0\]\.group: 'staff' is not in lab_groups"),
-    ("lab_users/0/groups", ["docker"], r"^lab_users\[0\]\.groups: 'docker' is not in lab_groups"),
-    ("lab_users/0/comment", "a:b", r"^lab_users\[0\]\.comment: a ':'"),
-    ("lab_users/0/ssh_keys", ["x\ny z"], r"^lab_users\[0\]\.ssh_keys: holds something that is no public key"),
+    (
+        "lab_users/0/name",
+        "researchers",
+        r"^lab_projects\[0\] \(my-thesis\)\.user: 'alice' is not in lab_users",
+    ),
+    ("lab_users/0/name", "Alice", r"^lab_users\[0\] \(Alice\)\.name: 'Alice' is not allowed"),
+    ("lab_users/0/name", "root", r"^lab_users\[0\] \(root\)\.name: 'root' is an account of the system"),
+    ("lab_users/0/uid", 0, r"^lab_users\[0\] \(alice\)\.uid: expected a whole number from 1000"),
+    (
+        "lab_users/0/uid",
+        2003,
+        r"^lab_users\[1\] \(carol\)\.uid: the number 2003 is also that of lab_users",
+    ),
+    ("lab_users/0/group", "staff", r"^lab_users\[0\] \(alice\)\.group: 'staff' is not in lab_groups"),
+    ("lab_users/0/groups", ["docker"], r"^lab_users\[0\] \(alice\)\.groups: 'docker' is not in lab_groups"),
+    ("lab_users/0/comment", "a:b", r"^lab_users\[0\] \(alice\)\.comment: a ':'"),
+    ("lab_users/0/ssh_keys", ["x\ny z"], r"^lab_users\[0\] \(alice\)\.ssh_keys\[0\]: 'x.* is no public key"),
     (
         "lab_users/0/quota",
         {"hard": "100m"},
-        r"^lab_users\[0\]\.quota\.soft: the soft limit 200M is above the hard limit 100M",
+        r"^lab_users\[0\] \(alice\)\.quota\.soft: the soft limit 200M is above the hard limit 100M",
     ),
-    ("lab_users/0/quota", {"hart": 1}, r"^lab_users\[0\]\.quota\.hart: unknown key"),
+    ("lab_users/0/quota", {"hart": 1}, r"^lab_users\[0\] \(alice\)\.quota\.hart: unknown key"),
     (
         "lab_users/0/limits",
         {"containers": 0},
         r"^lab_projects: 1 containers are declared for alice, who may have 0",
     ),
-    ("lab_shares/1/group", "nobodys", r"^lab_shares\[1\]\.group: 'nobodys' is not in lab_groups"),
-    ("lab_shares/1/access", "public", r"^lab_shares\[1\]\.access: 'public' is not known"),
-    ("lab_shares/1/name", "../etc", r"^lab_shares\[1\]\.name: '\.\./etc' is not allowed"),
-    ("lab_base_images/0/image", "debian", r"^lab_base_images\[0\]: needs either 'image' or 'archive'"),
-    ("lab_base_images/0/name", "lab/2001/my-thesis", r"^lab_base_images\[0\]\.name: lab/<uid>"),
-    ("lab_projects/0/user", "mallory", r"^lab_projects\[0\]\.user: 'mallory' is not in lab_users"),
-    ("lab_projects/0/name", "My Thesis", r"^lab_projects\[0\]\.name: 'My Thesis' is not allowed"),
-    ("lab_projects/0/base", "lab/nope", r"^lab_projects\[0\]\.base: 'lab/nope' is not in lab_base_images"),
-    ("lab_projects/0/memory", "2g", r"^lab_projects\[0\]\.memory: is above the limit of the user alice"),
+    ("lab_shares/1/group", "nobodys", r"^lab_shares\[1\] \(vision\)\.group: 'nobodys' is not in lab_groups"),
+    ("lab_shares/1/access", "public", r"^lab_shares\[1\] \(vision\)\.access: 'public' is not known"),
+    ("lab_shares/1/name", "../etc", r"^lab_shares\[1\] \(../etc\)\.name: '\.\./etc' is not allowed"),
+    (
+        "lab_base_images/0/image",
+        "debian",
+        r"^lab_base_images\[0\] \(lab/python\): needs either 'image'",
+    ),
+    (
+        "lab_base_images/0/name",
+        "lab/2001/my-thesis",
+        r"^lab_base_images\[0\] .*\.name: lab/<uid>",
+    ),
+    (
+        "lab_projects/0/user",
+        "mallory",
+        r"^lab_projects\[0\] \(my-thesis\)\.user: 'mallory' is not in lab_users",
+    ),
+    (
+        "lab_projects/0/name",
+        "My Thesis",
+        r"^lab_projects\[0\] \(My Thesis\)\.name: 'My Thesis' is not",
+    ),
+    (
+        "lab_projects/0/base",
+        "lab/nope",
+        r"^lab_projects\[0\] \(my-thesis\)\.base: 'lab/nope' is not in",
+    ),
+    (
+        "lab_projects/0/memory",
+        "2g",
+        r"^lab_projects\[0\] \(my-thesis\)\.memory: .* is above the limit of the user alice",
+    ),
     (
         "lab_projects/0/files",
         {"../x": ""},
-        r"^lab_projects\[0\]\.files: '\.\./x' is not a path in the project",
+        r"^lab_projects\[0\] \(my-thesis\)\.files: '\.\./x' is not a path in the project",
     ),
-    ("lab_projects/0/state", "running", r"^lab_projects\[0\]\.state: 'running' is not known"),
+    ("lab_projects/0/state", "running", r"^lab_projects\[0\] \(my-thesis\)\.state: 'running' is not known"),
 ]
 
 
@@ -210,7 +274,8 @@ def test_a_user_may_not_have_the_name_of_a_group() -> None:
     variables = inventory()
     variables["lab_users"][1]["name"] = "students"
     with pytest.raises(
-        InvalidInput, match=r"^lab_users\[1\]\.name: the name students is also that of lab_groups\[0\]"
+        InvalidInput,
+        match=r"^lab_users\[1\] \(students\)\.name: the name students is also that of lab_groups\[0\]",
     ):
         policy.from_inventory(variables)
 
@@ -218,7 +283,9 @@ def test_a_user_may_not_have_the_name_of_a_group() -> None:
 def test_a_share_of_a_group_that_nobody_has_is_refused() -> None:
     variables = inventory()
     variables["lab_users"][1].update(group="students", groups=[])
-    with pytest.raises(InvalidInput, match=r"^lab_shares\[0\]\.group: nobody is in the group 'researchers'"):
+    with pytest.raises(
+        InvalidInput, match=r"^lab_shares\[0\] \(datasets\)\.group: nobody is in the group 'researchers'"
+    ):
         policy.from_inventory(variables)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Callable, TypeVar
@@ -29,6 +30,31 @@ _DEFAULT_MOUNTS = {"home": HOME_ROOT, "data": "", "docker": "/var/lib/docker"}
 _SHARE_ACCESS = ("read-only", "group", "admin")
 _STATES = ("started", "stopped", "absent")
 _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
+# Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
+_LEAST_MEMORY = 16 << 20
+# A quota below it is a size whose unit was forgotten.
+_LEAST_QUOTA = 1 << 20
+# Options that undo what lab.server needs, or that leave the file system unmounted or unwritable.
+_UNUSABLE_OPTIONS = frozenset(
+    (
+        *("suid", "dev", "noquota", "defaults", "noauto", "ro", "user", "users", "owner", "group"),
+        *("uqnoenforce", "pqnoenforce"),
+    )
+)
+# Names of devices that change when disks come or go, and of parts of devices.
+_UNSTABLE_DEVICE = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd|nvme|mmcblk|dm-|md|loop|sr)[a-z0-9]*)")
+# Neither shared data nor Docker's may be there, nor above or below it.
+_SYSTEM_PATHS = (
+    *("/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run"),
+    *("/sbin", "/sys", "/usr", "/workspace"),
+    *("/tmp", "/var/tmp"),  # noqa: S108 - to refuse them, nothing is written there
+)
+_OTHERS_PATHS = ("/media", "/mnt", "/opt", "/srv", "/var", "/var/cache", "/var/lib", "/var/log")
+# sshd(8), AUTHORIZED_KEYS FILE FORMAT: options may come before the type.
+_PUBLIC_KEY = re.compile(
+    r"(?:.* )?(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)|sk-(?:ssh-ed25519|ecdsa-sha2-nistp256)"
+    r"@openssh\.com) [A-Za-z0-9+/]{32,}={0,3}(?: .*)?"
+)
 # Debian policy 9.2.2 gives 1000-59999 to ordinary accounts.
 _FIRST_ID, _LAST_ID = 1000, 59999
 
@@ -201,6 +227,7 @@ class _Table:
         if not isinstance(value, Mapping):
             raise InvalidInput(f"{where}: expected a mapping of keys to values.", "See docs/variables.md.")
         self.where = where
+        self.further: frozenset[str] = frozenset()
         self._left = dict(value)
         self._known: list[str] = []
 
@@ -237,6 +264,8 @@ class _Table:
 
     def choice(self, key: str, choices: tuple[str, ...], default: str = "") -> str:
         value = self.take(key, default)
+        if value == "":
+            raise InvalidInput(f"{self.at(key)} is missing.", f"Use one of: {', '.join(choices)}.")
         if value not in choices:
             raise InvalidInput(
                 f"{self.at(key)}: {names.printable(str(value))[:40]!r} is not known.",
@@ -254,7 +283,8 @@ class _Table:
         value = self.required(key)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidInput(
-                f"{self.at(key)}: expected a whole number from {low} to {high}.", "Correct the value."
+                f"{self.at(key)}: expected a whole number from {low} to {high}, not {_shown(value)}.",
+                "Correct the value; a number is not quoted.",
             )
         return int(value)
 
@@ -262,7 +292,8 @@ class _Table:
         value = self.required(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise InvalidInput(
-                f"{self.at(key)}: expected a number from {low} to {high}.", "Correct the value."
+                f"{self.at(key)}: expected a number from {low} to {high}, not {_shown(value)}.",
+                "Correct the value; a number is not quoted.",
             )
         return float(value)
 
@@ -317,7 +348,7 @@ class _Table:
         value = self.take(key, [])
         if isinstance(value, (str, Mapping)) or not isinstance(value, (list, tuple)):
             raise InvalidInput(f"{self.at(key)}: expected a list.", "Write it as a YAML list of mappings.")
-        return [_Table(item, f"{self.at(key)}[{number}]") for number, item in enumerate(value)]
+        return [_Table(item, f"{self.at(key)}[{number}]{_named(item)}") for number, item in enumerate(value)]
 
     def table(self, key: str, default: object = None) -> _Table:
         return _Table(self.take(key, {} if default is None else default), self.at(key))
@@ -339,8 +370,18 @@ class _Table:
         for key in self._left:
             raise InvalidInput(
                 f"{self.at(names.printable(str(key)))}: unknown key.",
-                f"Use one of: {', '.join(sorted(self._known))}.",
+                f"Use one of: {', '.join(sorted({*self._known, *self.further}))}.",
             )
+
+
+def _shown(value: object) -> str:
+    return names.printable(repr(value))[:40]
+
+
+def _named(item: object) -> str:
+    """Return the name of an item of a list for a message, where it has one: nobody counts to 37."""
+    name = item.get("name") if isinstance(item, Mapping) else None
+    return f" ({names.printable(name)[:32]})" if isinstance(name, str) and name else ""
 
 
 def _limits(table: _Table) -> Limits:
@@ -353,8 +394,7 @@ def _limits(table: _Table) -> Limits:
         gpus=table.integer("gpus", 0, 1024),
     )
     table.done()
-    # Docker refuses less than 6 MiB of memory for a container.
-    if limits.memory < 16 << 20:
+    if limits.memory < _LEAST_MEMORY:
         raise InvalidInput(f"{table.at('memory')}: less than 16m holds no container.", "Give more memory.")
     if limits.shm > limits.memory:
         raise InvalidInput(
@@ -380,6 +420,11 @@ def _quota(table: _Table) -> Quota:
                 f"{table.at(kind + 'soft')}: the soft limit {shown(soft)} is above "
                 f"the hard limit {shown(hard)}.",
                 f"Lower it, or raise {table.at(kind + 'hard')}.",
+            )
+    for key, size in (("soft", quota.soft), ("hard", quota.hard)):
+        if 0 < size < _LEAST_QUOTA:
+            raise InvalidInput(
+                f"{table.at(key)}: {size} bytes hold nothing.", "Give it a unit, such as 10g; 0 is no limit."
             )
     return quota
 
@@ -409,11 +454,7 @@ def _filesystem(role: str, table: _Table, data_root: str) -> Filesystem:
         create=table.boolean("create"),
     )
     table.done()
-    if filesystem.device and not filesystem.device.startswith(("/dev/", "UUID=", "LABEL=")):
-        raise InvalidInput(
-            f"{table.at('device')}: {filesystem.device!r} is no device.",
-            "Use /dev/disk/by-id/..., UUID=... or LABEL=...",
-        )
+    _device(filesystem.device, table.at("device"))
     if filesystem.create and not filesystem.device.startswith("/dev/"):
         raise InvalidInput(
             f"{table.at('create')}: needs a device under /dev.", "Set device, or create: false."
@@ -423,16 +464,49 @@ def _filesystem(role: str, table: _Table, data_root: str) -> Filesystem:
     if role == "data" and filesystem.mount != data_root:
         raise InvalidInput(f"{table.at('mount')}: differs from lab_data_root.", "Set lab_data_root alone.")
     for option in filesystem.options:
-        if (
-            option in ("suid", "dev", "noquota", "defaults")
-            or not option.isprintable()
-            or "," in option
-            or " " in option
-        ):
+        if option in _UNUSABLE_OPTIONS or not re.fullmatch(r"[!-+\--~]+", option) or "#" in option:
             raise InvalidInput(
                 f"{table.at('options')}: {option!r} cannot be used.", "Name one plain option an item."
             )
     return filesystem
+
+
+def _device(device: str, where: str) -> None:
+    path = device.startswith("/dev/") and posixpath.normpath(device) == device
+    if (device and not (path or re.fullmatch(r"(?:UUID|LABEL)=.+", device))) or not _plain(device):
+        raise InvalidInput(
+            f"{where}: {_shown(device)} is no device.", "Use /dev/disk/by-id/..., UUID=... or LABEL=..."
+        )
+    if _UNSTABLE_DEVICE.fullmatch(device):
+        raise InvalidInput(
+            f"{where}: {device} can be another disk after the next boot.",
+            "Use its name in /dev/disk/by-id, /dev/mapper or /dev/VG/LV, or UUID=...",
+        )
+
+
+def _plain(text: str) -> bool:
+    return text.isprintable() and not any(c.isspace() or c in "#\\" for c in text)
+
+
+def _check_places(filesystems: Iterable[Filesystem], data_root: str, prefix: str) -> None:
+    """Raise InvalidInput when shared data or Docker's would be in the way of something else."""
+    docker = next((fs.mount for fs in filesystems if fs.role == "docker"), _DEFAULT_MOUNTS["docker"])
+    for where, path, other in (
+        (prefix + "data_root", data_root, docker),
+        (prefix + "filesystems.docker.mount", docker, data_root),
+    ):
+        taken = [place for place in (*_SYSTEM_PATHS, other) if _overlaps(path, place)]
+        taken += [place for place in _OTHERS_PATHS if path == place]
+        if taken:
+            raise InvalidInput(f"{where}: {path} is in the way of {taken[0]}.", "Choose a path of its own.")
+    _unique(
+        "the device",
+        [(fs.device, f"{prefix}filesystems.{fs.role}.device") for fs in filesystems if fs.device],
+    )
+
+
+def _overlaps(one: str, other: str) -> bool:
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
 def _group(table: _Table) -> Group:
@@ -505,7 +579,7 @@ def _base_image(table: _Table) -> BaseImage:
     if base.image:
         names.image_reference(base.image, table.at("image"))
     parts = base.name.split("/")
-    if parts[0] == "lab" and len(parts) > 2:
+    if parts[0] == "lab" and (len(parts) > 2 or parts[-1].split(":")[0].isdigit()):
         raise InvalidInput(
             f"{table.at('name')}: lab/<uid>/... holds the users' images.", "Use a name such as lab/python."
         )
@@ -528,14 +602,15 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         )
     limits = users[owner].limits
 
-    def within(key: str, reader: Callable[[], T], limit: T) -> T | None:
+    def within(key: str, reader: Callable[[], T], limit: T, shown: Callable[[Any], str] = str) -> T | None:
         if table._left.get(key) is None:
             table.take(key)
             return None
         value = reader()
         if value > limit:  # type: ignore[operator]  # int or float, the same type on both sides
             raise InvalidInput(
-                f"{table.at(key)}: is above the limit of the user {owner}.", f"At most {limit}."
+                f"{table.at(key)}: {shown(value)} is above the limit of the user {owner}.",
+                f"At most {shown(limit)}.",
             )
         return value
 
@@ -547,12 +622,19 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         files=table.pairs("files"),
         state=table.choice("state", _STATES, "started"),
         cpus=within("cpus", lambda: table.number("cpus", 0.01, 4096), limits.cpus),
-        memory=within("memory", lambda: table.size("memory"), limits.memory),
+        memory=within("memory", lambda: table.size("memory"), limits.memory, format_size),
         pids=within("pids", lambda: table.integer("pids", 16, 1 << 22), limits.pids),
-        shm=within("shm", lambda: table.size("shm"), limits.shm),
+        shm=within("shm", lambda: table.size("shm"), limits.shm, format_size),
         environment=table.environment("environment"),
     )
     table.done()
+    memory = limits.memory if project.memory is None else project.memory
+    if memory < _LEAST_MEMORY:
+        raise InvalidInput(f"{table.at('memory')}: less than 16m holds no container.", "Give more memory.")
+    if project.shm is not None and project.shm > memory:
+        raise InvalidInput(
+            f"{table.at('shm')}: shm counts as memory and is above it.", "Lower shm or raise memory."
+        )
     for path, _text in project.files:
         _relative_file(path, table.at("files"))
     if project.base not in {base.name for base in bases}:
@@ -573,6 +655,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
     for role in _DEFAULT_MOUNTS:
         file_systems.take(role)
     file_systems.done()
+    _check_places(filesystems, data_root, prefix)
     group_tables = root.tables(prefix + "groups")
     groups = tuple(_group(table) for table in group_tables)
     by_group = {group.name: group for group in groups}
@@ -610,10 +693,11 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
                 f"{user.limits.containers}.",
                 f"Raise {table.at('limits')}.containers, or declare fewer.",
             )
-        for key in keys[user.name]:
-            if "\n" in key or not key.isprintable() or " " not in key:
+        for number, key in enumerate(keys[user.name]):
+            if not key.isprintable() or not _PUBLIC_KEY.fullmatch(key):
                 raise InvalidInput(
-                    f"{table.at('ssh_keys')}: holds something that is no public key.", "One key an item."
+                    f"{table.at('ssh_keys')}[{number}]: {_shown(key)} is no public key.",
+                    "Write the line of the .pub file itself, or read the file with lookup('file', ...).",
                 )
 
     docker_root = next((fs.mount for fs in filesystems if fs.role == "docker"), "/var/lib/docker")
@@ -649,6 +733,12 @@ def from_inventory(variables: Mapping[str, object]) -> tuple[Policy, dict[str, t
     }
     mine.setdefault("lab_gid", 3000)
     root = _Table(mine, "")
+    root.further = _PLAYBOOK_VARIABLES - {"lab_policy"}
+    playbook = _Table({key: variables[key] for key in _PLAYBOOK_VARIABLES & set(variables)}, "")
+    playbook.choice("lab_docker_source", ("upstream", "distribution"), "upstream")
+    for number, path in enumerate(playbook.texts("lab_ca_certificates")):
+        if not path:
+            raise InvalidInput(f"lab_ca_certificates[{number}] is empty.", "Name a PEM file.")
     policy, keys = _read(root, "lab_")
     root.done()
     return policy, keys
