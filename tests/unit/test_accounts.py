@@ -23,7 +23,13 @@ OPTIONS: dict[str, Any] = {
 }
 GROUPS = [{"name": "students", "gid": 3101}, {"name": "vision", "gid": 3102}]
 DESIRED = accounts.from_options(3000, GROUPS, [OPTIONS], ["docker"])
-UNITS = dict((slices.root_unit(), slices.user_unit("alice", 2001, cpus=1.5, memory=1 << 30, pids=512)))
+UNITS = dict(
+    (
+        slices.root_unit(),
+        slices.user_unit("alice", 2001, cpus=1.5, memory=1 << 30, pids=512),
+        slices.session_unit(2001, cpus=1.5, memory=1 << 30, pids=512),
+    )
+)
 READY = accounts.Actual(
     users={
         "root": accounts.Account("root", 0, 0),
@@ -72,7 +78,7 @@ def test_on_a_bare_machine_everything_is_made_in_an_order_that_works() -> None:
     assert "SUB_UID_COUNT=0" in useradd
     assert "SUB_GID_COUNT=0" in useradd
     assert useradd[useradd.index("-p") + 1] == "*"
-    assert [step.verb for step in found if step.verb != "run"] == ["unit", "home", "keys", "unit"]
+    assert [step.verb for step in found if step.verb != "run"] == ["unit", "home", "keys", "unit", "unit"]
 
 
 def test_a_user_leaves_the_lab_groups_that_are_no_longer_declared_and_keeps_other_groups() -> None:
@@ -117,9 +123,11 @@ def test_a_changed_limit_is_a_changed_slice() -> None:
     more = accounts.from_options(
         3000, GROUPS, [{**OPTIONS, "limits": {"cpus": 2, "memory": "2g", "pids": 9}}]
     )
-    (step,) = steps(READY, more)
-    assert step.arguments[0] == "lab-2001.slice"
-    assert "MemoryMax=2147483648\nMemorySwapMax=0\nCPUQuota=200%\nTasksMax=9\n" in step.arguments[1]
+    containers, session = steps(READY, more)
+    assert containers.arguments[0] == "lab-2001.slice"
+    assert session.arguments[0] == "user-2001.slice.d/50-lab-server.conf"
+    for step in (containers, session):
+        assert "MemoryMax=2147483648\nMemorySwapMax=0\nCPUQuota=200%\nTasksMax=9\n" in step.arguments[1]
 
 
 def test_an_empty_comment_leaves_what_is_there() -> None:

@@ -43,7 +43,22 @@ def test_a_slice_that_runs_is_told_of_its_new_limits(tmp_path: Path, monkeypatch
     note = tmp_path / "control" / f"{name}.d"
     note.mkdir(parents=True)
     slices.apply(*slices.root_unit())
+    slices.apply(*slices.session_unit(2001, cpus=1, memory=1 << 30, pids=512))
     slices.apply(name, text)
     limits = ["MemoryMax=1073741824", "MemorySwapMax=0", "CPUQuota=100%", "TasksMax=512"]
     assert calls == [["systemctl", "set-property", "--runtime", name, *limits]]
     assert not note.exists()
+    (tmp_path / "user.slice" / "user-2001.slice").mkdir(parents=True)
+    slices.apply(*slices.session_unit(2001, cpus=1, memory=1 << 30, pids=512))
+    assert calls[1] == ["systemctl", "set-property", "--runtime", "user-2001.slice", *limits]
+
+
+def test_a_session_has_the_limits_of_its_user() -> None:
+    name, text = slices.session_unit(2001, cpus=1.5, memory=1 << 30, pids=512)
+    assert name == "user-2001.slice.d/50-lab-server.conf"
+    assert slices.properties(text) == [
+        f"MemoryMax={1 << 30}",
+        "MemorySwapMax=0",
+        "CPUQuota=150%",
+        "TasksMax=512",
+    ]

@@ -2,7 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import mounts, quota, storage
@@ -145,3 +147,40 @@ def test_carrying_out_twice_leaves_nothing_to_do() -> None:
     once = storage.fstab_with(FSTAB, "/home", line)
     assert storage.fstab_lines(once, "/home") == (line,)
     assert storage.fstab_with(once, "/home", line) == once
+
+
+@pytest.mark.parametrize("block", ["1024", "2048", "4096"])
+def test_an_ext4_whose_first_block_is_gone_is_damaged_and_not_blank(tmp_path: Path, block: str) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(300 << 20)
+    assert storage._remains(str(disk)) == ""
+    subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", block, str(disk)], check=True)
+    with disk.open("r+b") as file:
+        file.write(bytes(64 << 10))
+    assert "it is damaged, not blank" in storage._remains(str(disk))
+
+
+def test_an_xfs_whose_first_block_is_gone_is_damaged_and_not_blank(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(256 << 20)  # the second of its four allocation groups
+        file.write(b"XFSB")
+    assert "it is damaged, not blank" in storage._remains(str(disk))
+
+
+def test_a_device_that_cannot_be_read_is_not_blank(tmp_path: Path) -> None:
+    assert "cannot be read" in storage._remains(str(tmp_path))
+
+
+@pytest.mark.parametrize("line", [LINE, "UUID=00-gone /home ext4 defaults 0 2"])
+def test_a_disk_that_fstab_knows_is_not_made_anew(line: str) -> None:
+    said = storage.problem(HOME, replace(NOTHING, fstab=(line,)))
+    assert "no file system is found on it now" in said
+    assert storage.problem(HOME, replace(NOTHING, fstab=("/dev/mapper/old /home ext4 defaults 0 2",))) == ""
+
+
+def test_what_remains_on_a_disk_is_said(tmp_path: Path) -> None:
+    said = storage.problem(HOME, replace(NOTHING, device=replace(BLANK, remains="It is damaged.")))
+    assert said == "It is damaged."

@@ -251,6 +251,10 @@ def test_containers_reach_neither_each_other_nor_the_metadata_address(server: Se
     assert "-j LAB-SERVER" in server.root("iptables -S DOCKER-USER").out
     metadata = server.inside("my-thesis", ALICE, f'python3 -c "{connect}" 169.254.169.254 80', check=False)
     assert "refused" in metadata.err  # by our rule, at once: nothing else on the way would answer
+    for target in (f"{address} 8099", "169.254.169.254 80"):
+        outside = server.user("alice", f'python3 -c "{connect}" {target}', check=False)
+        assert outside.rc != 0 and "refused" in outside.err
+    assert server.root(f'python3 -c "{connect}" {address} 8099').rc == 0
 
 
 def test_privileged_acts_are_logged_where_users_cannot_write(server: Server) -> None:
@@ -263,6 +267,14 @@ def test_privileged_acts_are_logged_where_users_cannot_write(server: Server) -> 
         )
         == 0
     )
+
+
+def test_a_session_on_the_host_is_limited_too(server: Server) -> None:
+    limits = server.limits("alice")
+    shown = server.root("systemctl show user-2001.slice -p MemoryMax -p TasksMax -p MemorySwapMax").out
+    assert set(shown.splitlines()) == {
+        f"MemoryMax={limits['memory']}", f"TasksMax={limits['pids']}", "MemorySwapMax=0"
+    }  # fmt: skip
 
 
 def test_limits_of_the_policy_are_held(server: Server) -> None:

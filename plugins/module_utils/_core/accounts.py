@@ -284,10 +284,12 @@ def _plan_user(wanted: Wanted, managed: set[str], memberships: frozenset[str], a
         )
     _plan_home(planned, user, actual.homes.get(user.name))
     _plan_keys(planned, wanted, actual)
-    name, text = slices.user_unit(
-        user.name, user.uid, cpus=user.limits.cpus, memory=user.limits.memory, pids=user.limits.pids
-    )
-    _plan_unit(planned, name, text, actual)
+    limits = user.limits
+    for name, text in (
+        slices.user_unit(user.name, user.uid, cpus=limits.cpus, memory=limits.memory, pids=limits.pids),
+        slices.session_unit(user.uid, cpus=limits.cpus, memory=limits.memory, pids=limits.pids),
+    ):
+        _plan_unit(planned, name, text, actual)
     if planned.item.changed:
         planned.item.reason = "there is no such user" if account is None else "the account differs"
     return planned
@@ -413,7 +415,8 @@ def read_actual(desired: Desired) -> Actual:
         for row in _rows("/etc/group", 4)
     }
     _add_foreign(desired, users, groups)
-    unit_names = [slices.root_unit()[0], *(slice_name(wanted.user.uid) for wanted in desired.users)]
+    uids = [wanted.user.uid for wanted in desired.users]
+    unit_names = [slices.root_unit()[0], *map(slice_name, uids), *map(slices.session_name, uids)]
     names = [wanted.user.name for wanted in desired.users]
     return Actual(
         users=users,

@@ -2,6 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The systemd slices that hold what all containers of one user use together (systemd.slice(5)).
 
+What the user runs on the host itself is in the slice of systemd-logind, which gets the same limits once more
+by a drop-in (user@.service(5)).
 ``lab-2001.slice`` is by its name a child of ``lab.slice``. Its unit file says the limits; a slice that runs
 is told of a change as well, because from systemd 256 on a reload alone leaves its cgroup as it was.
 """
@@ -19,6 +21,7 @@ from .names import printable, slice_name
 CGROUPS = "/sys/fs/cgroup"
 CONTROL = "/run/systemd/system.control"
 ROOT_SLICE = "lab.slice"
+SESSIONS = "user.slice"
 _HEAD = "# Managed by lab.server; changes are lost.\n[Unit]\n"
 
 
@@ -27,16 +30,30 @@ def root_unit() -> tuple[str, str]:
     return ROOT_SLICE, f"{_HEAD}Description=Containers of all lab users\n"
 
 
+def session_unit(uid: int, *, cpus: float, memory: int, pids: int) -> tuple[str, str]:
+    """Return (file name, text) of the drop-in for a user's sessions; units as in ``user_unit``."""
+    return session_name(uid), _HEAD + _limits(cpus, memory, pids)
+
+
+def session_name(uid: int) -> str:
+    """Return the file name of the drop-in for a user's sessions."""
+    return f"user-{uid}.slice.d/50-lab-server.conf"
+
+
+def _limits(cpus: float, memory: int, pids: int) -> str:
+    return (
+        f"\n[Slice]\nMemoryMax={memory}\nMemorySwapMax=0\n"
+        f"CPUQuota={max(1, math.ceil(cpus * 100))}%\nTasksMax={pids}\n"
+    )
+
+
 def user_unit(name: str, uid: int, *, cpus: float, memory: int, pids: int) -> tuple[str, str]:
     """Return (file name, text) of the slice of a user; ``memory`` in bytes, ``cpus`` in cores.
 
     Memory is without swap, as in the containers themselves (systemd.resource-control(5)).
     """
-    text = (
-        f"{_HEAD}Description=Containers of the lab user {printable(name)}\n\n[Slice]\n"
-        f"MemoryMax={memory}\nMemorySwapMax=0\nCPUQuota={max(1, math.ceil(cpus * 100))}%\nTasksMax={pids}\n"
-    )
-    return slice_name(uid), text
+    head = f"{_HEAD}Description=Containers of the lab user {printable(name)}\n"
+    return slice_name(uid), head + _limits(cpus, memory, pids)
 
 
 def properties(text: str) -> list[str]:
@@ -52,8 +69,10 @@ def apply(name: str, text: str) -> None:
     Raises HostError.
     """
     limits = properties(text)
-    if not limits or not os.path.isdir(os.path.join(CGROUPS, ROOT_SLICE, name)):
+    unit = name.split(".d/")[0]
+    parent = ROOT_SLICE if unit == name else SESSIONS
+    if not limits or not os.path.isdir(os.path.join(CGROUPS, parent, unit)):
         return
-    hostfiles.run(["systemctl", "set-property", "--runtime", name, *limits])
+    hostfiles.run(["systemctl", "set-property", "--runtime", unit, *limits])
     with contextlib.suppress(FileNotFoundError):  # where systemd noted nothing
-        shutil.rmtree(os.path.join(CONTROL, f"{name}.d"))
+        shutil.rmtree(os.path.join(CONTROL, f"{unit}.d"))

@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from . import hostfiles, mounts, quota, units
@@ -36,13 +36,28 @@ _MAKE = {
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
 _FEATURES = {"quota", "project"}
+# (bytes of a block, blocks of a group), and the first groups with a copy of the superblock.
+_EXT4_GROUPS = ((1024, 8192), (2048, 16384), (4096, 32768))
+_EXT4_COPIES = (1, 3, 5, 7, 9, 25, 27)
+_EXT4_MAGIC_AT = 56
+_XFS_BLOCK = 4096
+_XFS_GROUPS = (2, 4, 8, 16, 32)
+_CHUNK = 1 << 20
+_DAMAGED = (
+    "{0} has no file system that can be read, but copies of the first block of one: "
+    "it is damaged, not blank. "
+    "Repair it (e2fsck -b, xfs_repair); if nothing on it is needed: wipefs -a {0} && blkdiscard -z {0}"
+)
 # Names of devices that change when disks come or go.
 _UNSTABLE = re.compile(r"/dev/(?:sd|vd|xvd|hd|nvme|mmcblk)[a-z0-9]+")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A block device; its ``fstype`` is empty if it has no content that is known, ``features`` are ext4's."""
+    """A block device; its ``fstype`` is empty if it has no content that is known, ``features`` are ext4's.
+
+    ``remains`` says why one without known content is not taken for blank all the same.
+    """
 
     path: str
     number: str
@@ -50,6 +65,7 @@ class Device:
     uuid: str
     features: frozenset[str]
     parts: tuple[str, ...]
+    remains: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,12 +163,28 @@ def problem(filesystem: Filesystem, actual: Actual) -> str:
         )
     if actual.elsewhere:
         return f"{filesystem.device} is mounted at {actual.elsewhere}. Unmount it, or correct {where}."
+    if device is not None and not device.fstype and _was_there(filesystem, actual):
+        return (
+            f"{mount} is in {FSTAB} with {filesystem.device}, but no file system is found on it now: "
+            "it may be damaged. Look at it (blkid -p, e2fsck, xfs_repair); "
+            f"to start empty, remove the line of {mount}."
+        )
     if actual.mount is None and actual.hidden:
         return (
             f"{mount} holds {', '.join(actual.hidden)} on the disk of the system, which "
             f"{filesystem.device} would hide. Move it away and run again."
         )
     return _unusable(filesystem, device)
+
+
+def _was_there(filesystem: Filesystem, actual: Actual) -> bool:
+    """Say whether fstab knows the file system from before: by its device, or by a UUID that nothing has."""
+    sources = [line.split()[0] for line in actual.fstab]
+    return any(
+        source == filesystem.device
+        or (source.startswith(("UUID=", "LABEL=")) and not mounts.device_number(source))
+        for source in sources
+    )
 
 
 def _unusable(filesystem: Filesystem, device: Device) -> str:
@@ -168,7 +200,7 @@ def _unusable(filesystem: Filesystem, device: Device) -> str:
             return (
                 f"{filesystem.device} is blank. Set {where}.create: true to make {filesystem.fstype} on it."
             )
-        return ""
+        return device.remains
     if device.fstype not in _QUOTA:
         return (
             f"{filesystem.device} holds {device.fstype}, which cannot hold the quotas of lab.server. "
@@ -279,7 +311,45 @@ def probe(device: str) -> Device | None:
         uuid=tags.get("UUID", ""),
         features=_features(path) if fstype == "ext4" else frozenset(),
         parts=tuple(parts),
+        remains="" if fstype else _remains(path),
     )
+
+
+def _remains(path: str) -> str:
+    """Return what speaks against a device without a known file system being blank, in a sentence, or ''.
+
+    blkid(8) sees neither a device that cannot be read nor an ext4 or XFS whose first block is damaged. The
+    others hold copies of it: ext4 at the start of some groups, XFS at the start of each allocation group
+    (mke2fs(8), sparse_super; mkfs.xfs(8), agcount).
+    """
+    try:
+        with open(path, "rb", buffering=0) as device:
+            size = device.seek(0, os.SEEK_END)
+            for place in (0, max(0, size - _CHUNK)):
+                device.seek(place)
+                device.read(_CHUNK)
+            for place, magic in _copies(size):
+                device.seek(place)
+                if device.read(len(magic)) == magic:
+                    return _DAMAGED.format(path)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}): the disk or its cable is broken. Look at: dmesg"
+    return ""
+
+
+def _copies(size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, magic) of the copies that an ext4 or XFS in ``size`` bytes has of its first block."""
+    for block, blocks in _EXT4_GROUPS:
+        for group in _EXT4_COPIES:
+            # With blocks of 1 KiB the first one is before the first group (mke2fs(8)).
+            place = group * block * blocks + (block if block == 1024 else 0) + _EXT4_MAGIC_AT
+            if place < size:
+                yield place, b"\x53\xef"
+    for count in _XFS_GROUPS:
+        length = -(-(size // _XFS_BLOCK) // count) * _XFS_BLOCK
+        for group in range(1, count):
+            if group * length < size:
+                yield group * length, b"XFSB"
 
 
 def _sysfs_parts(number: str) -> list[str]:
