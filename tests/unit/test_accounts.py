@@ -130,6 +130,44 @@ def test_a_changed_limit_is_a_changed_slice() -> None:
         assert "MemoryMax=2147483648\nMemorySwapMax=0\nCPUQuota=200%\nTasksMax=9\n" in step.arguments[1]
 
 
+def test_who_is_not_declared_any_more_is_shut_out_and_keeps_the_files() -> None:
+    nobody = accounts.from_options(3000, GROUPS, [], [])
+    there = replace(READY, known=frozenset({2001}))
+    assert [(step.verb, step.arguments) for step in steps(there, nobody)] == [
+        ("unlock", ("alice",)),
+        ("run", ("usermod", "-e", "1", "alice")),
+        ("run", ("gpasswd", "-d", "alice", "lab")),
+        ("run", ("gpasswd", "-d", "alice", "students")),
+        ("run", ("gpasswd", "-d", "alice", "vision")),
+    ]
+    (departed,) = [one.item for one in accounts.plan(nobody, there) if one.item.name == "alice"]
+    assert "its files stay" in departed.reason
+
+
+def test_a_closed_account_stays_closed_and_opens_when_it_is_declared_again() -> None:
+    nobody = accounts.from_options(3000, GROUPS, [], [])
+    gone = replace(
+        with_account(closed=True),
+        known=frozenset({2001}),
+        keys={},
+        groups={"lab": accounts.UnixGroup("lab", 3000), **READY.groups},
+    )
+    gone = replace(gone, groups={name: replace(one, members=()) for name, one in gone.groups.items()})
+    assert steps(gone, nobody) == []
+    commands = [step.arguments for step in steps(gone) if step.verb == "run"]
+    assert any(command[0] == "usermod" and _after(command, "-e") == ("-e", "") for command in commands)
+
+
+def _after(command: tuple[str, ...], option: str) -> tuple[str, ...]:
+    place = command.index(option)
+    return command[place : place + 2]
+
+
+def test_an_account_that_was_never_declared_is_left_alone() -> None:
+    nobody = accounts.from_options(3000, GROUPS, [], [])
+    assert steps(replace(READY, known=frozenset()), nobody) == []
+
+
 def test_an_empty_comment_leaves_what_is_there() -> None:
     assert steps(READY, accounts.from_options(3000, GROUPS, [{**OPTIONS, "comment": ""}])) == []
 
@@ -218,15 +256,20 @@ def test_options_that_are_not_allowed_are_refused(change: dict[str, Any]) -> Non
 
 def test_what_is_on_a_host_is_read_from_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nalice:x:2001:2001:Alice:/home/alice:/bin/bash\n\n",
-        "/etc/shadow": "root:*:1::::::\nalice:$6$x:1::::::\n",
+        "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nalice:x:2001:2001:Alice:/home/alice:/bin/bash\n\n"
+        "bob:x:2002:2002::/home/bob:/bin/bash\n",
+        "/etc/shadow": "root:*:1::::::\nalice:$6$x:1::::::\nbob:*:1:::::1:\n",
         "/etc/group": "lab:x:3000:alice,bob\nalice:x:2001:\n",
         "/etc/subuid": "alice:100000:65536\n",
         f"{accounts.KEY_DIRECTORY}/alice": "key\n",
         f"{units.DIRECTORY}/lab.slice": "text",
     }
+    listed = {units.DIRECTORY: ["lab-2002.slice", "lab.slice", "lab-x.slice"]}
+    monkeypatch.setattr(accounts, "_listed", lambda directory: listed.get(directory, []))
     monkeypatch.setattr(accounts.hostfiles, "read_text", files.get)
     actual = accounts.read_actual(DESIRED)
+    assert actual.known == {2002}
+    assert [actual.users[name].closed for name in ("alice", "bob")] == [False, True]
     assert actual.users["alice"] == accounts.Account(
         "alice", 2001, 2001, "Alice", "/home/alice", "/bin/bash", locked=False
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.lab.server.plugins.module_utils._core import policy
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput, NotFound
 
@@ -300,3 +301,12 @@ def test_a_damaged_policy_file_fails_closed(tmp_path: Path) -> None:
         file.write_text(damaged, encoding="utf-8")
         with pytest.raises(HostError, match="cannot be used"):
             policy.load(str(file))
+
+
+def test_the_template_of_an_inventory_is_valid() -> None:
+    folder = Path(__file__).resolve().parents[2] / "inventories" / "template"
+    variables: dict[str, Any] = {}
+    for file in sorted((folder / "group_vars" / "lab_servers").glob("*.yml")):
+        variables.update(yaml.safe_load(file.read_text(encoding="utf-8")))
+    checked, _keys = policy.from_inventory(variables)
+    assert [share.name for share in checked.shares_for(checked.user("ben"))] == ["ml"]

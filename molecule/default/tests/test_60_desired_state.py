@@ -55,6 +55,16 @@ def test_a_new_user_and_a_raised_quota_need_one_run_and_no_restart(
     assert int(server.inside("my-thesis", ALICE, "df -k --output=size /workspace | tail -1").out) == 500 << 10
 
 
+def test_who_is_not_declared_any_more_is_shut_out_and_keeps_the_files(server: Server, play: Play) -> None:
+    gone = play("--diff")
+    assert gone.rc == 0, gone.text[-3000:]
+    assert "1970" in server.root("LC_ALL=C chage -l erin | grep '^Account expires'").out
+    assert server.root("id -nG erin").out == "erin"
+    assert server.root("stat -c %U:%a /home/.workspaces/erin").out == "erin:700"
+    assert server.root("ls /home/.workspaces/erin/mine").rc == 0
+    assert server.user("erin", "project list", check=False).rc != 0
+
+
 def test_bad_input_is_one_sentence_and_nothing_is_changed(server: Server, play: Play) -> None:
     before = server.root("sha256sum /etc/lab-server/policy.json /etc/passwd /etc/fstab").out
     refused = play("-e", json.dumps({"lab_shares": [{"name": "x", "access": "group", "group": "nobodys"}]}))

@@ -34,6 +34,8 @@ KEY_DIRECTORY = "/etc/ssh/lab_authorized_keys"
 SHELL = "/bin/bash"
 SKELETON = "/etc/skel"
 _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
+# The day on which an account that is closed expired, counted from 1970: nobody else chooses it (shadow(5)).
+_CLOSED = "1"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Account:
     shell: str = SHELL
     locked: bool = True
     local: bool = True
+    closed: bool = False
+    """Whether we closed it, because it was not declared any more."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,10 @@ class Home:
 
 @dataclass(frozen=True)
 class Actual:
-    """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids."""
+    """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids.
+
+    ``known`` holds the uids that are or were declared here: those with a slice of ours.
+    """
 
     users: Mapping[str, Account] = field(default_factory=dict)
     groups: Mapping[str, UnixGroup] = field(default_factory=dict)
@@ -97,6 +104,7 @@ class Actual:
     homes: Mapping[str, Home] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    known: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,12 @@ def plan(desired: Desired, actual: Actual) -> list[Planned]:
         _plan_user(wanted, managed, membership.get(wanted.user.name, frozenset()), actual)
         for wanted in desired.users
     ]
+    departed = actual.known - {wanted.user.uid for wanted in desired.users}
+    planned += [
+        _plan_departed(account, managed & membership.get(account.name, frozenset()), actual)
+        for account in sorted(actual.users.values(), key=lambda account: account.uid)
+        if account.uid in departed
+    ]
     planned += [_plan_closed(name, actual) for name in desired.closed_groups]
     return planned
 
@@ -242,6 +256,26 @@ def _plan_unit(planned: Planned, name: str, text: str, actual: Actual) -> None:
     old = actual.units.get(name, "")
     if old != text:
         planned.add(f"write {name}", Step("unit", (name, text)), {name: old}, {name: text})
+
+
+def _plan_departed(account: Account, groups: Iterable[str], actual: Actual) -> Planned:
+    """Close the account of a user who is not declared any more. The home and all files stay as they are."""
+    planned = Planned(ItemResult(account.name))
+    name = account.name
+    if name in actual.keys:
+        keys = {"ssh keys": actual.keys[name]}
+        planned.add(f"remove the ssh keys of {name}", Step("unlock", (name,)), keys, {"ssh keys": ""})
+    if account.local and not account.closed:
+        command = ("usermod", "-e", _CLOSED, name)
+        planned.add(
+            f"close the account {name}", Step("run", command), {"account": "open"}, {"account": "closed"}
+        )
+    for group in sorted(groups):
+        command = ("gpasswd", "-d", name, group)
+        planned.add(f"take {name} out of {group}", Step("run", command), {group: "member"}, {group: ""})
+    if planned.item.changed:
+        planned.item.reason = "the user is not declared any more; the home and its files stay"
+    return planned
 
 
 def _plan_closed(name: str, actual: Actual) -> Planned:
@@ -321,6 +355,9 @@ def _plan_existing(
         if old != new:
             arguments += [option, new]
             before[key], after[key] = old, new
+    if account.closed:
+        arguments += ["-e", ""]
+        before["account"], after["account"] = "closed", "open"
     if not account.locked:
         arguments.append("-L")
         before["password"], after["password"] = "set", "locked"
@@ -397,7 +434,9 @@ def user_from_options(user: Mapping[str, Any]) -> User:
 
 def read_actual(desired: Desired) -> Actual:
     """Read what is on the host; change nothing. Raises HostError."""
-    passwords = {row[0]: row[1] for row in _rows("/etc/shadow", 2)}
+    shadow = _rows("/etc/shadow", 2)
+    passwords = {row[0]: row[1] for row in shadow}
+    closed = {row[0] for row in shadow if len(row) > 7 and row[7] == _CLOSED}
     users = {
         row[0]: Account(
             name=row[0],
@@ -407,6 +446,7 @@ def read_actual(desired: Desired) -> Actual:
             home=row[5],
             shell=row[6],
             locked=passwords.get(row[0], "*").startswith(("!", "*")),
+            closed=row[0] in closed,
         )
         for row in _rows("/etc/passwd", 7)
     }
@@ -423,9 +463,17 @@ def read_actual(desired: Desired) -> Actual:
         groups=groups,
         subordinate=frozenset(row[0] for path in _SUBORDINATE for row in _rows(path, 3)),
         homes={name: home for name, home in ((name, _home(name)) for name in names) if home is not None},
-        keys=_texts(KEY_DIRECTORY, names),
+        keys=_texts(KEY_DIRECTORY, {*names, *_listed(KEY_DIRECTORY)}),
         units=_texts(units.DIRECTORY, unit_names),
+        known=frozenset(filter(None, map(slices.owner, _listed(units.DIRECTORY)))),
     )
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
 
 
 def _rows(path: str, columns: int) -> list[list[str]]:
@@ -521,6 +569,11 @@ def _write_keys(arguments: tuple[str, ...]) -> None:
     hostfiles.write_text(posixpath.join(KEY_DIRECTORY, name), text)
 
 
+def _remove_keys(arguments: tuple[str, ...]) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(posixpath.join(KEY_DIRECTORY, arguments[0]))
+
+
 def _remove_subordinate(owners: tuple[str, ...]) -> None:
     # The tools of shadow hold this lock while they change any of their files (lckpwdf(3)).
     with os.fdopen(os.open("/etc/.pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as lock:
@@ -608,6 +661,7 @@ _DO = {
     "run": _run,
     "unit": _write_unit,
     "keys": _write_keys,
+    "unlock": _remove_keys,
     "subordinate": _remove_subordinate,
     "home": _make_home,
     "close": _close_home,

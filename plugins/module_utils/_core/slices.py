@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 
 from . import hostfiles
@@ -54,6 +55,12 @@ def user_unit(name: str, uid: int, *, cpus: float, memory: int, pids: int) -> tu
     """
     head = f"{_HEAD}Description=Containers of the lab user {printable(name)}\n"
     return slice_name(uid), head + _limits(cpus, memory, pids)
+
+
+def owner(file_name: str) -> int:
+    """Return the uid whose slice has that unit file, or 0."""
+    found = re.fullmatch(r"lab-([1-9][0-9]*)\.slice", file_name)
+    return int(found.group(1)) if found else 0
 
 
 def properties(text: str) -> list[str]:
