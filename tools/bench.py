@@ -54,8 +54,9 @@ def play(name: str, variables: Mapping[str, object]) -> Play:
 
 
 def users(number: int) -> dict[str, object]:
-    """Return variables with ``number`` users of the example's group of students, and no projects."""
-    people = [{"name": f"user{i:03}", "uid": 5000 + i, "group": "students"} for i in range(number)]
+    """Return variables with ``number`` users of the example's groups by turns, and no projects."""
+    groups = ("students", "researchers")
+    people = [{"name": f"user{i:03}", "uid": 5000 + i, "group": groups[i % 2]} for i in range(number)]
     return {"lab_users": people, "lab_projects": []}
 
 

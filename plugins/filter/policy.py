@@ -12,15 +12,22 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import Lab
 from ansible_collections.lab.server.plugins.module_utils._core.policy import dump, from_inventory
 
 
-def policy(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the roles are handed, checked as a whole before anything is touched."""
+def policy(variables: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """Return what the roles are handed, checked as a whole before anything is touched.
+
+    What is wrong raises; with ``strict`` false it is the text under the key ``problem``, and nothing else is
+    there, so that a playbook can say the one sentence without all that Ansible puts around an exception.
+    """
     lab = {key: variables[key] for key in variables if isinstance(key, str) and key.startswith("lab_")}
     try:
         checked, keys = from_inventory(lab)
     except LabError as error:
-        raise AnsibleFilterError(str(error)) from None
+        if strict:
+            raise AnsibleFilterError(str(error)) from None
+        return {"problem": str(error)}
     plain = dump(checked)
     return {
+        "problem": "",
         "policy": plain,
         "gid": checked.lab_gid,
         "data_root": checked.data_root,
