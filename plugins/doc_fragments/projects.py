@@ -46,9 +46,13 @@ options:
         description:
           - V(started), the container is there and runs.
           - V(stopped), it does not run, not after a reboot either. One that is not there is not made.
-          - V(retired), it is not there; the workspace and the images stay. V(absent) means the same.
+          - V(retired), it is not there; the workspace and the images stay. For C(lab_retire_keep) days and
+            within C(lab_retire_size) it is kept, stopped and under another name, to be restored.
+          - V(absent), it is not there, and is not kept.
+          - V(restored), the one that was retired last is there again and runs. It fails when there is none,
+            or when another one has taken its place.
         type: str
-        choices: [started, stopped, retired, absent]
+        choices: [started, stopped, retired, absent, restored]
         default: started
       cpus:
         description: Processor cores; the user's limit if not given.
@@ -67,6 +71,31 @@ options:
         description: Environment variables of the container.
         type: dict
         default: {}
+      home:
+        description:
+          - What the user's home in the container is.
+          - V(container), a part of the container, gone with it.
+          - V(persistent), a folder that is kept for the project, C(/home/.homes/USER/PROJECT) on the host.
+          - V(host), the user's home of the host; C(.ssh) in it is hidden.
+        type: str
+        choices: [container, persistent, host]
+        default: container
+      ports:
+        description:
+          - Ports (TCP) of the container that are reached from the server itself, at 127.0.0.1, and from
+            nowhere else. Every user of the server reaches them; what listens there must ask for a password.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          container:
+            description: The port in the container.
+            type: int
+            required: true
+          host:
+            description: The port of the server, 1024 to 65535; of one container alone.
+            type: int
+            required: true
 """
 
     POLICY = r"""

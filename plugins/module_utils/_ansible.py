@@ -2,19 +2,21 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The only bridge between Ansible and the library.
 
-A module file is its documentation, its argument spec and one call of ``run_items``.
+A module file is its documentation, its argument spec and one call of ``run_items`` or ``run_info``.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ._core.errors import LabError
 from ._core.items import ItemResult
+
+T = TypeVar("T")
 
 
 def build_module(argument_spec: Mapping[str, Any]) -> AnsibleModule:
@@ -29,15 +31,7 @@ def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]
     Items that failed do not hide what was done to the others: the task fails at the end, with all reasons
     in its message and every result in ``results``.
     """
-    try:
-        items = list(function())
-    except LabError as error:
-        module.fail_json(msg=str(error))
-    except Exception as error:  # noqa: BLE001  # the last place where a person could be shown a stack trace
-        module.log(traceback.format_exc())
-        module.fail_json(
-            msg=f"Unexpected {type(error).__name__}: {error}. The details are in the server's system log."
-        )
+    items = list(_told(module, function))
     results = [item.as_dict() for item in items]
     answer: dict[str, Any] = {"changed": any(item.changed for item in items), "results": results}
     # module._diff is how AnsibleModule itself tells a module that --diff was asked for.
@@ -56,3 +50,22 @@ def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]
     if failed:
         module.fail_json(msg="; ".join(f"{item.name}: {item.message}" for item in failed), **answer)
     module.exit_json(**answer)
+
+
+def run_info(module: AnsibleModule, key: str, function: Callable[[], Mapping[str, Any]]) -> None:
+    """Call ``function``, which only reads, return what it says under ``key``, and leave the module."""
+    module.exit_json(changed=False, **{key: dict(_told(module, function))})
+
+
+def _told(module: AnsibleModule, function: Callable[[], T]) -> T:
+    """Return what ``function`` does; leave the module with a sentence when it cannot go on."""
+    try:
+        return function()
+    except LabError as error:
+        said = str(error)
+    except Exception as error:  # noqa: BLE001  # the last place where a person could be shown a stack trace
+        module.log(traceback.format_exc())
+        said = f"Unexpected {type(error).__name__}: {error}. The details are in the server's system log."
+    # fail_json ends the process, which its lack of types hides.
+    nothing: T = module.fail_json(msg=said)
+    return nothing

@@ -29,6 +29,16 @@ PROJECT = {
     "pids": {"type": "int"},
     "shm": {"type": "str"},
     "environment": {"type": "dict", "default": {}},
+    "home": {"type": "str", "choices": list(policy.HOME_MODES), "default": policy.CONTAINER_HOME},
+    "ports": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "container": {"type": "int", "required": True},
+            "host": {"type": "int", "required": True},
+        },
+    },
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -62,6 +72,8 @@ def wanted_of(given: Mapping[str, Any]) -> Wanted:
         pids=given["pids"],
         shm=_size(given, "shm", where),
         environment=environment_of(given["environment"], where),
+        home=given["home"],
+        ports=tuple((port["container"], port["host"]) for port in given["ports"]),
     )
 
 
@@ -85,6 +97,8 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         pids=wanted.pids,
         shm=wanted.shm,
         environment=wanted.environment,
+        home=wanted.home,
+        ports=wanted.ports,
     )
 
 

@@ -16,8 +16,8 @@ description:
     its own, and switches the link C(current) last, so that a command that starts meanwhile sees one whole
     version. The version before it is kept, older ones are removed.
   - Writes the commands C(project), C(container), C(workspace) and C(image-update) with their hyphenated
-    names to C(/usr/local/bin), the broker and the program of the boot unit to C(/usr/local/sbin), and removes
-    programs of this collection that it no longer has.
+    names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
+    C(/usr/local/sbin), and removes programs of this collection that it no longer has.
   - Writes the policy to C(/etc/lab-server/policy.json), which root alone can read. The texts of declared
     files are left out of it.
   - Writes what users may read of it to C(/etc/lab-server/public.json), without environment variables.
@@ -28,15 +28,7 @@ options:
     type: dict
     required: true
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 seealso:
   - plugin: lab.server.policy
     plugin_type: filter
@@ -50,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 results:
-  description: One item each for the library, the programs and the policy.
+  description: What was done to each item, or in check mode what would be done.
   returned: always
   type: list
   elements: dict
@@ -58,19 +50,38 @@ results:
     name:
       description: What the item is about, C(library), C(programs) or C(policy).
       type: str
+      returned: always
     changed:
-      description: Whether something was, or in check mode would be, changed.
+      description: Whether the item differed.
       type: bool
+      returned: always
     actions:
       description: What was done, in words.
       type: list
       elements: str
-    diff:
-      description: The state before and after.
-      type: dict
+      returned: always
     reason:
-      description: Why it was done.
+      description: Why it was done; empty if nothing was.
       type: str
+      returned: always
+    diff:
+      description: The keys C(before) and C(after) with what differed.
+      type: dict
+      returned: always
+    failed:
+      description: Whether the item failed. The others are carried out all the same.
+      type: bool
+      returned: when the item failed
+    msg:
+      description: Why the item failed.
+      type: str
+      returned: when the item failed
+  sample:
+    - name: library
+      changed: false
+      actions: []
+      reason: ""
+      diff: {}
 """
 
 from ansible_collections.lab.server.plugins.module_utils import _ansible
@@ -82,8 +93,11 @@ def _carried() -> None:
     from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa: F401  # see above
         accounts,
         asuser,
+        baseimages,
         boot,
         broker,
+        brought,
+        cleanup,
         cli,
         containers,
         context,
@@ -91,8 +105,11 @@ def _carried() -> None:
         engine,
         errors,
         fingerprint,
+        freeze,
+        homes,
         hostfiles,
         images,
+        imagestate,
         install,
         items,
         journal,
@@ -104,6 +121,8 @@ def _carried() -> None:
         policy,
         protocol,
         quota,
+        report,
+        retired,
         safefs,
         scaffold,
         shares,
@@ -115,6 +134,7 @@ def _carried() -> None:
         terminal,
         tree,
         units,
+        versions,
         workspaces,
     )
 

@@ -12,24 +12,24 @@ short_description: Containers of projects
 version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
-  - Makes, starts, stops and removes the containers of projects, all in one call.
+  - Makes, starts, stops, retires, restores and removes the containers of projects, all in one call.
   - A container is made anew only when what the policy makes of it changed, or when its image did. Its
     workspace stays.
   - The limits of the policy are checked before anything is made.
   - The image is not built here; see M(lab.server.project_images).
+options:
+  withdraw:
+    description: >-
+      Whether to stop every running container, declared or not, that holds what was taken from its user:
+      a share that its owner may no longer use, or all of it where the owner is not in the policy any more.
+    type: bool
+    default: false
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - lab.server.attributes.docker
+  - lab.server.attributes
   - lab.server.projects
   - lab.server.projects.policy
   - lab.server.projects.docker
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
 """
 
 EXAMPLES = r"""
@@ -41,6 +41,25 @@ EXAMPLES = r"""
         name: my-thesis
         cpus: 1
         memory: 512m
+
+- name: Bob's old container is given up; for some days it could be restored
+  lab.server.project_containers:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: bob
+        name: survey
+        state: retired
+
+- name: A notebook server that is reached from the server itself, in a home that is kept
+  lab.server.project_containers:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: bob
+        name: notebooks
+        home: persistent
+        ports:
+          - container: 8888
+            host: 18888
 """
 
 RETURN = r"""
@@ -71,6 +90,32 @@ results:
       description: The keys C(before) and C(after) with what differed.
       type: dict
       returned: always
+    lost:
+      description:
+        - What was in a retired container and nowhere else, as Docker tells it - C(packages) (Python packages
+          that the image lacks), C(files) (their number), C(bytes), C(paths) (some of them), C(volumes) (of
+          the image, whose files go too), and whether all could be looked at (C(complete)).
+      type: dict
+      returned: when the container was, or in check mode would be, retired
+    undo_until:
+      description: Until when a retired container can be restored, in seconds since 1970, if it is kept.
+      type: int
+      returned: when the container was, or in check mode would be, retired
+    not_kept:
+      description: Why a retired container is not kept; empty if it is.
+      type: str
+      returned: when the container was, or in check mode would be, retired
+    brought:
+      description:
+        - The files that the environment brought - C(folder) (in the container), C(files) that were copied,
+          and those that were C(skipped).
+      type: dict
+      returned: when files were copied
+    notes:
+      description: What else a person should know.
+      type: list
+      elements: str
+      returned: when there is something
     failed:
       description: Whether the item failed. The others are carried out all the same.
       type: bool
@@ -90,7 +135,7 @@ results:
 from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
-from ansible_collections.lab.server.plugins.module_utils._core.containers import reconcile
+from ansible_collections.lab.server.plugins.module_utils._core.containers import reconcile, withdraw
 from ansible_collections.lab.server.plugins.module_utils._projects import (
     DOCKER,
     POLICY,
@@ -103,14 +148,19 @@ from ansible_collections.lab.server.plugins.module_utils._projects import (
 
 def main() -> None:
     """Run the module."""
-    module = build_module({**PROJECTS, **POLICY, **DOCKER})
+    module = build_module({**PROJECTS, **POLICY, **DOCKER, "withdraw": {"type": "bool", "default": False}})
     given: dict[str, Any] = module.params
 
     def work() -> Any:
         policy = policy_of(given)
         wanted = [wanted_of(project) for project in given["projects"]]
         engine = engine_of(given, check=module.check_mode)
-        return reconcile(engine, policy, wanted, check=module.check_mode)
+        results = reconcile(engine, policy, wanted, check=module.check_mode)
+        if given["withdraw"]:
+            done = {result.name for result in results}
+            withdrawn = withdraw(engine, policy, check=module.check_mode)
+            results += [result for result in withdrawn if result.name not in done]
+        return results
 
     run_items(module, work)
 

@@ -167,7 +167,7 @@ def _group_conflicts(name: str, gid: int, actual: Actual, gids: Mapping[int, str
 def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> list[str]:
     account = actual.users.get(user.name)
     if account is not None:
-        return _unlike(user, account)
+        return _unlike(user, account, grouped=user.name in actual.groups)
     if user.uid in uids:
         return [
             f"uid {user.uid} for {user.name} is taken by {uids[user.uid]}. Choose one that was never used."
@@ -187,7 +187,7 @@ def _home_conflicts(user: User, actual: Actual) -> list[str]:
     return []
 
 
-def _unlike(user: User, account: Account) -> list[str]:
+def _unlike(user: User, account: Account, *, grouped: bool) -> list[str]:
     """Return in which ways an account of that name cannot become the declared user's."""
     if not account.local:
         return [
@@ -196,9 +196,13 @@ def _unlike(user: User, account: Account) -> list[str]:
     if account.uid != user.uid:
         return [f"{user.name} exists with uid {account.uid}, not {user.uid}. Correct the uid or the name."]
     if account.gid != user.gid:
+        # groupmod(8) takes along the accounts whose main group it is; files keep the old number.
+        way = f"groupmod -g {user.gid} {user.name}"
+        if not grouped:
+            way = f"groupadd -g {user.gid} {user.name}; usermod -g {user.gid} {user.name}"
         return [
             f"{user.name} exists with the main group {account.gid}, not the private group {user.gid}. "
-            f"Run: groupadd -g {user.gid} {user.name}; usermod -g {user.gid} {user.name}"
+            f"Run: {way}; chown -hR --from=:{account.gid} :{user.gid} {user.home}"
         ]
     if account.home != user.home:
         return [f"{user.name} has the home {account.home}. Run: usermod -m -d {user.home} {user.name}"]

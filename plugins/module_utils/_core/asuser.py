@@ -54,14 +54,17 @@ def identity(policy: Policy, user: User) -> Identity:
     return Identity(user.uid, user.gid, tuple(sorted({policy.lab_gid, *own})))
 
 
-def run_as_user(who: Identity, function: Callable[[], T], timeout: float = 30.0) -> T:
+def run_as_user(
+    who: Identity, function: Callable[[], T], timeout: float = 30.0, *, keep: tuple[int, ...] = ()
+) -> T:
     """Call ``function`` in a child that has become ``who``; return its result.
 
     The result crosses a pipe as JSON, so it must be made of what JSON has (tuples come back as lists).
+    Of this process's descriptors the child has those in ``keep``, for it to read, and no others.
     A LabError that the function raises is raised here. Raises HostError when the child fails otherwise or
     takes more than ``timeout`` seconds. Call it before any thread is started (fork(2) and threads).
     """
-    result: T = _run(who, lambda _output: function(), None, timeout, 0)
+    result: T = _run(who, lambda _output: function(), None, timeout, 0, keep)
     return result
 
 
@@ -77,7 +80,12 @@ def stream_as_user(
 
 
 def _run(
-    who: Identity, function: Callable[[BinaryIO], Any], output: BinaryIO | None, timeout: float, limit: int
+    who: Identity,
+    function: Callable[[BinaryIO], Any],
+    output: BinaryIO | None,
+    timeout: float,
+    limit: int,
+    keep: tuple[int, ...] = (),
 ) -> Any:
     if who.uid == 0 or who.gid == 0 or 0 in who.groups:
         raise HostError("Work in a user's tree was asked for as root, which is never done.")
@@ -88,7 +96,7 @@ def _run(
     data_in, data_out = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(libc, parent, who, function, result_out, data_out, timeout)
+        _child(libc, parent, who, function, result_out, data_out, timeout, keep)
     os.close(result_out)
     os.close(data_out)
     deadline = time.monotonic() + timeout
@@ -160,11 +168,12 @@ def _child(
     result_out: int,
     data_out: int,
     timeout: float,
+    keep: tuple[int, ...],
 ) -> None:
     """Become ``who``, call the function, write the answer, and end. Never returns."""
     code = 1
     try:
-        _confine(libc, parent, who, (result_out, data_out), timeout)
+        _confine(libc, parent, who, (result_out, data_out, *keep), timeout)
         try:
             with os.fdopen(data_out, "wb", buffering=_CHUNK) as output:
                 value = function(output)

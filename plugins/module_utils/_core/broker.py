@@ -212,7 +212,21 @@ def _container_retire(request: Request) -> dict[str, Any]:
     from .containers import retire
 
     with _engine() as engine:
-        return _answer(retire(engine, request.user, request.project))
+        return _answer(retire(engine, request.policy, request.user, request.project))
+
+
+def _container_lost(request: Request) -> dict[str, Any]:
+    from .containers import lost
+
+    with _engine() as engine:
+        return lost(engine, request.policy, request.user, request.project)
+
+
+def _container_undo(request: Request) -> dict[str, Any]:
+    from .containers import undo
+
+    with _engine() as engine:
+        return _answer(undo(engine, request.policy, request.user, request.project))
 
 
 def _image_update(request: Request) -> dict[str, Any]:
@@ -230,6 +244,8 @@ VERBS: dict[str, Verb] = {
     "container-list": Verb(False, _container_list),
     "container-stop": Verb(True, _container_stop),
     "container-retire": Verb(True, _container_retire),
+    "container-lost": Verb(True, _container_lost),
+    "container-undo": Verb(True, _container_undo, needs_mounts=True),
     "image-update": Verb(True, _image_update, needs_mounts=True),
 }
 

@@ -224,7 +224,14 @@ def _project_launch(call: Call) -> int:
     call.out.line(f"  kept:      {', '.join(_told(facts, 'kept') or ['/workspace'])}")
     if _told(facts, "read_only"):
         call.out.line(f"  read only: {', '.join(_told(facts, 'read_only'))}")
+    for port in facts.get("ports") or []:
+        call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
     call.out.line("  lost when you retire the container: everything else in it")
+    brought = facts.get("brought")
+    if isinstance(brought, dict):
+        call.out.line(
+            f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
+        )
     for note in _told(facts, "notes"):
         call.out.line(call.out.style(f"  note: {note}", "warn"))
     if not attach:
@@ -304,7 +311,7 @@ def _previewed(call: Call, done: str, lost: str) -> int:
     """Say what a stop or retire would do, from the list of containers."""
     name = call.options.name
     found = [one for one in ask("container-list").get("containers", []) if one.get("project") == name]
-    affected = [one for one in found if done == "removed" or _state(one) != "stopped"]
+    affected = [one for one in found if done == "retired" or _state(one) != "stopped"]
     if call.json:
         call.answer({"changed": bool(affected), "containers": found, "dry_run": True})
     elif affected:
@@ -313,13 +320,13 @@ def _previewed(call: Call, done: str, lost: str) -> int:
         )
     else:
         call.out.line(
-            f"Nothing to do: there is no {'' if done == 'removed' else 'running '}container of {name}."
+            f"Nothing to do: there is no {'' if done == 'retired' else 'running '}container of {name}."
         )
     return 0
 
 
 _STOP_LOSES = "What runs in it would end; its files would stay."
-_RETIRE_LOSES = "Your workspace would stay as it is; everything else in the container would be lost."
+_RETIRE_LOSES = "Your workspace would stay as it is."
 
 
 def _container_stop(call: Call) -> int:
@@ -341,17 +348,84 @@ def _container_stop(call: Call) -> int:
 
 def _container_retire(call: Call) -> int:
     call.user()
-    if call.options.dry_run:
-        return _previewed(call, "removed", _RETIRE_LOSES)
     name = call.options.name
+    if call.options.dry_run:
+        return _retire_previewed(call)
     facts = ask("container-retire", name)
     if call.json:
         call.answer(facts)
     elif facts.get("changed"):
         call.out.line(f"The container of {name} is retired. Your workspace is untouched: ~/workspace/{name}")
+        _say_lost(call, facts)
+        if not _say_until(call, facts):
+            call.out.line("  It is gone for good" + _because(facts))
         call.out.line(f"Start a new one: project launch {name}")
     else:
         call.out.line(f"There is no container of {name}; nothing to do. Your workspace is untouched.")
+    return 0
+
+
+def _retire_previewed(call: Call) -> int:
+    """Say what a retire would lose, and whether it could be undone."""
+    if call.json:
+        return _previewed(call, "retired", _RETIRE_LOSES)
+    code = _previewed(call, "retired", _RETIRE_LOSES)
+    try:
+        facts = ask("container-lost", call.options.name)
+    except NotFound:
+        return code
+    _say_lost(call, facts)
+    if not _say_until(call, facts):
+        call.out.line("  It could not be brought back" + _because(facts))
+    return code
+
+
+def _because(facts: Mapping[str, Any]) -> str:
+    why = names.printable(str(facts.get("not_kept") or ""))
+    return f": {why}." if why else "."
+
+
+def _say_lost(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say what is in the container and not in the workspace."""
+    lost = facts.get("lost")
+    if not isinstance(lost, dict):
+        return
+    more = "" if lost.get("complete") else "at least "
+    files, size = lost.get("files", 0), lost.get("bytes", 0)
+    for path in _told(lost, "volumes"):
+        call.out.line(fit(f"  lost: all in {path}", call.out.width))
+    if not files and not more:
+        call.out.line("  lost: nothing; no file in it differs from its image")
+        return
+    call.out.line(f"  lost: {more}{files} file{'' if files == 1 else 's'}, {format_size(int(size))}")
+    for label, key, least in (("packages", "packages", 8), ("such as", "paths", 3)):
+        shown = _told(lost, key)
+        rest = len(shown) - least
+        if shown:
+            line = ", ".join(shown[:least]) + (f" and {rest} more" if rest > 0 and key == "packages" else "")
+            call.out.line(fit(f"  {label}: {line}", call.out.width))
+
+
+def _say_until(call: Call, facts: Mapping[str, Any]) -> bool:
+    """Say until when a retire can be undone, if it can; say whether it can."""
+    until = facts.get("undo_until")
+    if not isinstance(until, int):
+        return False
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+    call.out.line(f"  until {when} you can have it back: container undo {call.options.name}")
+    return True
+
+
+def _container_undo(call: Call) -> int:
+    call.user()
+    name = call.options.name
+    facts = ask("container-undo", name)
+    if call.json:
+        call.answer(facts)
+    elif facts.get("changed"):
+        call.out.line(f"The container of {name} is back and runs. Enter it: project launch {name}")
+    else:
+        call.out.line(f"The container of {name} was brought back already.")
     return 0
 
 
@@ -516,11 +590,20 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         ("container", "retire"),
-        "remove a container; your workspace stays",
-        "Remove the project's container with all that is not in /workspace. Your workspace is untouched.",
+        "give a container up; your workspace stays",
+        "Give the project's container up, with all that is not in /workspace. Your workspace is untouched. "
+        "For some days it can be brought back: container undo NAME. With --dry-run, say what would be lost.",
         "container retire my-thesis --dry-run",
         _container_retire,
         dry_run=True,
+    ),
+    Command(
+        ("container", "undo"),
+        "bring a retired container back",
+        "Bring back the container of the project that was retired last, with all that was in it, and start "
+        "it. There must be no other container of the project meanwhile.",
+        "container undo my-thesis",
+        _container_undo,
     ),
     Command(
         ("image-update",),

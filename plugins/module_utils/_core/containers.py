@@ -9,45 +9,56 @@ second look. Whatever breaks off in between, the next call finds and heals.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import posixpath
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Callable
 
-from . import images, locks, names, storage, workspaces
+from . import brought, homes, images, locks, names, retired, storage, workspaces
 from . import spec as specs
 from . import state as states
 from .engine import DOCKER, Engine, ignore
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .images import ProjectImage
 from .items import ItemResult
-from .plan import CREATE, REMOVE, START, STARTED, STOP, STOPPED, Actual, Plan, actual_of, plan, refuse_foreign
-from .policy import Policy, Project, User
+from .plan import (
+    CREATE,
+    REMOVE,
+    RESTORE,
+    RESTORED,
+    RETIRE,
+    RETIRED,
+    START,
+    STARTED,
+    STOP,
+    STOPPED,
+    Actual,
+    Plan,
+    actual_of,
+    plan,
+    refuse_foreign,
+)
+from .policy import CONTAINER_HOME, Policy, Project, User
 from .spec import ContainerSpec, ImageFacts, Wishes
 
 #: Actions beside those of the plan: tidy up a replacement, and note whether the boot unit starts it.
 HEAL, REMEMBER = "heal", "remember"
 # A container that is being replaced has one of these after its name, for as long as that takes.
 _NEXT, _PREVIOUS = ".next", ".previous"
+# A container of its image, without mounts and never started, in which we look around.
+_LOOK = ".look"
+_LOOK_FORMAT = 1
 _AT_ONCE = 4
 _PASSWD_LIMIT = 1 << 20
 _NO_ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\n"
 _NO_GROUPS = "root:x:0:\n"
-
-_PROFILE = """\
-# Read by a login shell. The home is gone when the container is retired; /workspace is kept.
-if [ -n "$BASH_VERSION" ] && [ -r "$HOME/.bashrc" ]; then . "$HOME/.bashrc"; fi
-"""
-_BASHRC = """\
-# Read by an interactive shell. The home is gone when the container is retired; /workspace is kept.
-case $- in *i*) ;; *) return ;; esac
-PS1='\\u@\\h:\\w\\$ '
-"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Wanted:
     pids: int | None = None
     shm: int | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    home: str = CONTAINER_HOME
+    ports: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_project(cls, project: Project) -> Wanted:
@@ -75,12 +88,14 @@ class Wanted:
             pids=project.pids,
             shm=project.shm,
             environment=project.environment,
+            home=project.home,
+            ports=project.ports,
         )
 
     @property
     def wishes(self) -> Wishes:
         """What it asks of the policy."""
-        return Wishes(self.cpus, self.memory, self.pids, self.shm, self.environment)
+        return Wishes(self.cpus, self.memory, self.pids, self.shm, self.environment, self.home, self.ports)
 
 
 @dataclass(frozen=True)
@@ -106,14 +121,21 @@ class ContainerInfo:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What Docker holds of ours, from two listings."""
+    """What Docker holds of ours, from two listings. ``kept``: who was retired last, by container."""
 
     containers: dict[str, Actual]
     images: dict[tuple[int, str], ProjectImage]
+    kept: dict[str, Actual] = field(default_factory=dict)
 
     def held(self, uid: int) -> int:
         """Return how many containers the user holds."""
         return sum(1 for name, actual in self.containers.items() if actual.ours and _owner(name) == uid)
+
+
+def _locked(name: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock under which the container of that name is changed."""
+    project, uid = names.parse_container_name(name)
+    return locks.hold(locks.of_project("container", uid, project), title=project)
 
 
 def _owner(name: str) -> int:
@@ -127,8 +149,10 @@ def observe(engine: Engine | None, *only: str) -> Snapshot:
     """Return what there is; nothing where there is no engine yet. With names ``only`` those containers."""
     if engine is None:
         return Snapshot({}, {})
-    found = [actual_of(listed) for listed in engine.containers(*only)]
-    return Snapshot({actual.name: actual for actual in found}, images.project_images(engine))
+    listed = engine.containers(*only)
+    found = [actual_of(item) for item in listed]
+    kept = {one.container: one.actual for one in reversed(retired.among(listed))}
+    return Snapshot({actual.name: actual for actual in found}, images.project_images(engine), kept)
 
 
 def check_storage(policy: Policy) -> None:
@@ -143,7 +167,7 @@ def check_storage(policy: Policy) -> None:
 
 def _check_sources(spec: ContainerSpec) -> None:
     """Raise when a folder to be mounted is missing. All their parents belong to root."""
-    for path in (spec.workspace, spec.data_root, *spec.shares):
+    for path in (spec.workspace, spec.data_root, *spec.shares, *filter(None, [spec.home_source])):
         try:
             there = stat.S_ISDIR(os.lstat(path).st_mode)
         except OSError:
@@ -163,6 +187,8 @@ class _Item:
     result: ItemResult
     user: User | None = None
     spec: ContainerSpec | None = None
+    actual: Actual | None = None
+    kept: Actual | None = None
     planned: Plan = field(default_factory=Plan)
 
 
@@ -176,15 +202,69 @@ def reconcile(
     """
     items = [_Item(one, ItemResult(f"{one.user}/{one.project}")) for one in wanted]
     _plan_all(observe(engine), policy, items)
-    if not check:
+    if check:
+        _tell_losses(engine, policy, items)
+    else:
         changing = [item for item in items if item.planned.actions and not item.result.failed]
         # What goes makes room for what comes.
-        leaving = [item for item in changing if CREATE not in item.planned.actions]
-        coming = [item for item in changing if CREATE in item.planned.actions]
-        for part in (leaving, coming):
+        leaving = [item for item in changing if not {CREATE, RESTORE} & set(item.planned.actions)]
+        coming = [item for item in changing if {CREATE, RESTORE} & set(item.planned.actions)]
+        waiting = [item for item in coming if _waits(item, changing)]
+        for part in (leaving, [item for item in coming if item not in waiting], waiting):
             if part:
                 _carry_out(engine, policy, part)
     return [item.result for item in items]
+
+
+def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[ItemResult]:
+    """Stop the running containers that hold what was taken from their users; return one result for each.
+
+    That is one whose owner the policy no longer knows, or which has a share that its owner may no longer use:
+    what a container was made with it keeps for as long as it runs. Nothing in it is lost.
+    """
+    results = []
+    for name, actual in sorted(observe(engine).containers.items()):
+        why = _withdrawn(policy, actual) if actual.ours and actual.live else ""
+        if not why or engine is None:
+            continue
+        result = ItemResult(name, changed=True, actions=[STOP], reason=why)
+        result.diff = {"before": {"state": STARTED}, "after": {"state": STOPPED}}
+        results.append(result)
+        if not check:
+            with _failing(result), _locked(name):
+                engine.stop(actual.id)
+    return results
+
+
+def _withdrawn(policy: Policy, actual: Actual) -> str:
+    """Return why a container must not run any more, or ''."""
+    _project, uid = names.parse_container_name(actual.name)
+    try:
+        user = policy.user_by_uid(uid)
+    except NotFound:
+        return "its owner is not declared any more"
+    shares = tuple(policy.share_path(share) for share in policy.shares_for(user))
+    lost = [share for share in actual.spec.shares if share not in shares] if actual.spec else []
+    return f"{user.name} may no longer use {', '.join(lost)}" if lost else ""
+
+
+def _waits(item: _Item, changing: Sequence[_Item]) -> bool:
+    """Say whether the item needs a port of the host that another's container has until it is changed."""
+    wanted = {host for _inner, host in item.spec.ports} if item.spec is not None else set()
+    return any(
+        host in wanted
+        for other in changing
+        if other is not item and other.actual is not None and other.actual.spec is not None
+        for _inner, host in other.actual.spec.ports
+    )
+
+
+def _tell_losses(engine: Engine | None, policy: Policy, items: Sequence[_Item]) -> None:
+    """Say of each container that would be retired what would be lost with it."""
+    for item in items:
+        if engine is not None and RETIRE in item.planned.actions and item.actual is not None:
+            with _failing(item.result):
+                item.result.facts = retired.promised(engine, policy, item.actual)
 
 
 def _plan_all(snapshot: Snapshot, policy: Policy, items: Sequence[_Item]) -> None:
@@ -199,19 +279,46 @@ def _plan_all(snapshot: Snapshot, policy: Policy, items: Sequence[_Item]) -> Non
             if name in seen:
                 raise InvalidInput(f"{name} is in the list twice.", "Remove one of them.")
             seen.add(name)
+            item.actual, item.kept = snapshot.containers.get(name), snapshot.kept.get(name)
             item.planned = _planned(snapshot, stopped, item.spec, item.wanted.state)
             _fill(item.result, item.planned)
+    _check_ports(snapshot, items)
     _check_rooms(snapshot, items)
+
+
+def _check_ports(snapshot: Snapshot, items: Sequence[_Item]) -> None:
+    """Fail the items whose port on the host is another container's, in this list or already there."""
+    listed = {item.spec.name for item in items if item.spec is not None}
+    taken: dict[int, str] = {}
+    for name, actual in snapshot.containers.items():
+        if actual.ours and actual.spec is not None and name not in listed:
+            taken.update({host: name for _inner, host in actual.spec.ports})
+    for item in items:
+        if item.spec is None or not {CREATE, START} & set(item.planned.actions):
+            continue
+        with _failing(item.result):
+            for _inner, host in item.spec.ports:
+                if taken.setdefault(host, item.spec.name) != item.spec.name:
+                    raise Refused(
+                        f"The port {host} of the host is that of {taken[host]}.", "Give each its own."
+                    )
 
 
 def _planned(snapshot: Snapshot, stopped: frozenset[str], spec: ContainerSpec, state: str) -> Plan:
     """Return the plan for one container, with what is to be tidied up beside it."""
     actual = snapshot.containers.get(spec.name)
     image = snapshot.images.get((spec.uid, spec.project))
-    planned = plan(state, spec, image.id if image else None, actual)
+    planned = plan(
+        state,
+        spec,
+        image.id if image else None,
+        actual,
+        kept=snapshot.kept.get(spec.name),
+        restored=actual is not None and state == RESTORED and states.is_restored(spec.name, actual.id),
+    )
     if planned.actions:
         return planned
-    if any(spec.name + suffix in snapshot.containers for suffix in (_NEXT, _PREVIOUS)):
+    if any(spec.name + suffix in snapshot.containers for suffix in (_NEXT, _PREVIOUS, _LOOK)):
         return Plan((HEAL,), "a replacement of it was broken off", {"replacement": "broken off"}, {})
     if actual is not None and (state == STOPPED) != (spec.name in stopped):
         before, after = ("start", "stay down") if state == STOPPED else ("stay down", "start")
@@ -226,10 +333,10 @@ def _check_rooms(snapshot: Snapshot, items: Sequence[_Item]) -> None:
         if actual.ours:
             held[_owner(actual.name)] = held.get(_owner(actual.name), 0) + 1
     for item in items:
-        if item.user is not None and item.planned.actions == (REMOVE,):
+        if item.user is not None and item.planned.actions in ((REMOVE,), (RETIRE,)):
             held[item.user.uid] = held.get(item.user.uid, 0) - 1
     for item in items:
-        if item.user is not None and item.planned.actions == (CREATE, START):
+        if item.user is not None and item.planned.actions in ((CREATE, START), (RESTORE, START)):
             with _failing(item.result):
                 _check_room(item.user, held.get(item.user.uid, 0))
                 held[item.user.uid] = held.get(item.user.uid, 0) + 1
@@ -243,16 +350,49 @@ def _carry_out(engine: Engine | None, policy: Policy, items: Sequence[_Item]) ->
     if any(START in item.planned.actions for item in items):
         check_storage(policy)
         engine.ensure_network()
+    # Before there are threads: what is done in a user's tree is done by a child of this process.
+    for item in items:
+        with _failing(item.result):
+            _prepare(engine, policy, item)
+    items = [item for item in items if not item.result.failed]
+    if not items:
+        return
     with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(items))) as pool:
         for item, future in [(item, pool.submit(_change, engine, policy, item)) for item in items]:
             with _failing(item.result):
                 future.result()
 
 
+def _prepare(engine: Engine, policy: Policy, item: _Item) -> None:
+    if item.user is None or item.spec is None or START not in item.planned.actions:
+        return
+    if RESTORE in item.planned.actions and item.kept is not None:
+        homes.prepare(policy, item.user, item.kept.spec or item.spec)
+        return
+    homes.prepare(policy, item.user, item.spec)
+    if CREATE in item.planned.actions:
+        item.result.facts.update(_bring(engine, policy, item.user, item.spec.project))
+
+
+def _bring(engine: Engine, policy: Policy, user: User, project: str) -> dict[str, Any]:
+    """Copy the files that the environment brings, once; return facts. A failure does not stop the launch."""
+    if not any(base.files for base in policy.base_images):
+        return {}
+    image = images.project_images(engine).get((user.uid, project))
+    base = brought.base_of(engine, policy, image.id) if image is not None else None
+    if base is None:
+        return {}
+    try:
+        made = brought.bring(engine, policy, user, base)
+    except LabError as error:
+        return {"notes": [f"The files of {base.name} were not copied: {error}"]}
+    return {"brought": made} if made else {}
+
+
 def _change(engine: Engine, policy: Policy, item: _Item) -> None:
     """Plan one item again under its lock, and carry that out. Called in a thread."""
     if item.spec is not None and item.user is not None:
-        with locks.hold(item.spec.name):
+        with _locked(item.spec.name):
             _apply(engine, policy, item.user, item.spec, item.wanted.state, item.result)
 
 
@@ -289,13 +429,18 @@ def _apply(
 ) -> None:
     """Look again, plan, and carry the plan out. The caller holds the container's lock."""
     healed = _heal(engine, spec.name)
-    snapshot = observe(engine, spec.name)
+    # Retired ones have other names, which a look at this one alone does not show.
+    snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
     actual = snapshot.containers.get(spec.name)
     planned = _planned(snapshot, states.stopped_names(), spec, state)
     if START in planned.actions:
         _check_sources(spec)
     if CREATE in planned.actions:
         _create(engine, policy, user, spec, snapshot.images.get((spec.uid, spec.project)), actual)
+    elif RESTORE in planned.actions:
+        _restore(engine, user, spec, snapshot.kept[spec.name])
+    elif RETIRE in planned.actions and actual is not None:
+        result.facts.update(retired.retire(engine, policy, actual))
     elif actual is not None:
         deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
         for action in planned.actions:
@@ -335,21 +480,43 @@ def _create(
         engine.start(made)
 
 
+def _restore(engine: Engine, user: User, spec: ContainerSpec, kept: Actual) -> None:
+    """Bring a retired container back and start it. The caller holds the container's lock."""
+    _check_given(kept, spec)
+    # The clean-up takes this lock too: it removes nothing that is being brought back.
+    with locks.hold(f"user-{user.uid}"):
+        _check_room(user, observe(engine).held(user.uid))
+        back = retired.take_back(engine, spec.name, kept.id)
+    with _undone(lambda: retired.put_back(engine, back)):
+        engine.start(back.id)
+
+
+def _check_given(actual: Actual, spec: ContainerSpec) -> None:
+    """Raise Refused when a container that is to be started again has files that its user no longer has."""
+    lost = specs.no_longer_given(actual.spec, spec)
+    if lost:
+        raise Refused(
+            f"That container of {spec.project} has {', '.join(lost)}, which you may no longer use.",
+            f"Start a new one: container retire {spec.project}, then project launch {spec.project}.",
+        )
+
+
 def _replace(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, old: Actual) -> None:
     made = _make(engine, policy, spec, image, spec.name + _NEXT)
-    with _undone(lambda: engine.remove(made)):
+    with _undone(lambda: _bring_back(engine, made, spec.name, old)):
         if old.live:
             engine.stop(old.id)
         engine.rename(old.id, spec.name + _PREVIOUS)
-        with _undone(lambda: _bring_back(engine, made, spec.name, old)):
-            engine.rename(made, spec.name)
-            engine.start(made)
+        engine.rename(made, spec.name)
+        engine.start(made)
     engine.remove(old.id)
 
 
 def _bring_back(engine: Engine, made: str, name: str, old: Actual) -> None:
     engine.remove(made)
-    engine.rename(old.id, name)
+    # It may have its name still: Docker refuses to give it the same once more.
+    with contextlib.suppress(LabError):
+        engine.rename(old.id, name)
     if old.live:
         engine.start(old.id)
 
@@ -367,12 +534,16 @@ def _undone(undo: Callable[[], None]) -> Iterator[None]:
 
 def _heal(engine: Engine, name: str) -> bool:
     """Finish or take back a replacement that was broken off; say whether there was one."""
-    listed = engine.containers(name, name + _NEXT, name + _PREVIOUS)
+    listed = engine.containers(name, name + _NEXT, name + _PREVIOUS, name + _LOOK)
+    for item in listed:
+        if actual_of(item).name == name + _LOOK:
+            engine.remove(str(item["Id"]))
     found = {actual.name: actual for actual in (actual_of(item, name) for item in listed) if actual.ours}
     main, following, previous = (found.get(name + suffix) for suffix in ("", _NEXT, _PREVIOUS))
     if following is not None:
         engine.remove(following.id)
-    if previous is not None and main is not None and main.live:
+    # One that ever ran may have work in it, even if it does not run now.
+    if previous is not None and main is not None and not main.unfinished:
         engine.remove(previous.id)
     elif previous is not None:
         # The new one never ran: the old one, with what is in it, takes its place again.
@@ -389,39 +560,99 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
         raise NotFound(f"The image of {spec.project} is gone.", f"Build it: image-update {spec.project}.")
     facts = specs.image_facts(inspected)
     config = specs.create_config(spec, ImageFacts(image.reference, facts.path, facts.volumes), engine.facts)
+    archive = _furniture(engine, policy, spec, image, facts.volumes)
     made = engine.create(name, config)
     with _undone(lambda: engine.remove(made)):
-        _furnish(engine, policy, spec, made)
+        engine.put(made, archive)
+        states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
     return made
 
 
-def _furnish(engine: Engine, policy: Policy, spec: ContainerSpec, container: str) -> None:
-    """Put the user's account and home into the file system of a container that was never started."""
-    if not any(engine.file_status(container, path) for path in ("/bin/sleep", "/usr/bin/sleep")):
-        raise EngineError(
-            f"The image of {spec.project} has no 'sleep', with which a container is kept running.",
-            "Start from another base image.",
-        )
-    shell = "/bin/bash" if engine.file_status(container, "/bin/bash") else "/bin/sh"
-    # Docker resolves links among the container's mounts as root: through an image's link at /etc it would
-    # read a file named passwd from a folder that the user may not read.
-    trusted = _is_directory(engine, container, "/etc")
-    found = [
-        engine.read_file(container, path, _PASSWD_LIMIT) if trusted else None
-        for path in ("/etc/passwd", "/etc/group")
-    ]
-    own_home = _is_directory(engine, container, "/home") and _is_directory(engine, container, spec.home)
+@dataclass(frozen=True)
+class _Look:
+    """What matters of an image's file system: its shell, account files, and whether it brings the home."""
+
+    shell: str
+    passwd: str
+    group: str
+    own_home: bool
+
+
+def _furniture(
+    engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, volumes: Sequence[str]
+) -> bytes:
+    """Return a tar with the user's account and home, fit for the image."""
+    look = _look(engine, spec, image, volumes)
     groups = sorted(
         {(share.group, policy.group(share.group).gid) for share in policy.shares_for(policy.user(spec.user))}
     )
-    passwd, group = specs.account_files(
-        spec,
-        (found[0] or _NO_ACCOUNTS.encode()).decode("utf-8", "replace"),
-        (found[1] or _NO_GROUPS.encode()).decode("utf-8", "replace"),
-        groups,
-        shell,
-    )
-    engine.put(container, _account_archive(spec, passwd, group, with_profile=not own_home))
+    passwd, group = specs.account_files(spec, look.passwd, look.group, groups, look.shell)
+    return _account_archive(spec, passwd, group, with_profile=not look.own_home)
+
+
+def _look(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Sequence[str]) -> _Look:
+    """Look into the image, once: an image never changes, so what was seen is kept by its id.
+
+    It is looked at through a container without any mounts. Docker mounts what a container has for each look
+    into it, as root and along the links in it: one that leads into the workspace, where its user changes what
+    is behind it meanwhile, would lead such a mount anywhere (CVE-2026-41568). So an image with a link on the
+    way to a mount is refused, and a container that ever ran is never looked into.
+    """
+    asked = [_LOOK_FORMAT, image.id, spec.data_root, spec.home, bool(spec.home_source), sorted(volumes)]
+    record = "looks/" + hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()
+    with contextlib.suppress(ValueError, TypeError):
+        return _Look(**json.loads(states.read_record(record) or ""))
+    seen = _looked(engine, spec, image, volumes)
+    states.write_record(record, json.dumps(asdict(seen)))
+    return seen
+
+
+def _looked(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Sequence[str]) -> _Look:
+    probe = engine.create(spec.name + _LOOK, specs.probe_config(image.reference))
+    try:
+        _check_ways(engine, probe, spec, volumes)
+        if not any(engine.file_status(probe, path) for path in ("/bin/sleep", "/usr/bin/sleep")):
+            raise EngineError(
+                f"The image of {spec.project} has no 'sleep', with which a container is kept running.",
+                "Start from another base image.",
+            )
+        trusted = _is_directory(engine, probe, "/etc")
+        passwd, group = (
+            engine.read_file(probe, path, _PASSWD_LIMIT) if trusted else None
+            for path in ("/etc/passwd", "/etc/group")
+        )
+        # A home that is mounted is the user's own tree, in which root has nothing to write.
+        own_home = bool(spec.home_source) or (
+            _is_directory(engine, probe, "/home") and _is_directory(engine, probe, spec.home)
+        )
+        return _Look(
+            shell="/bin/bash" if engine.file_status(probe, "/bin/bash") else "/bin/sh",
+            passwd=(passwd or _NO_ACCOUNTS.encode()).decode("utf-8", "replace"),
+            group=(group or _NO_GROUPS.encode()).decode("utf-8", "replace"),
+            own_home=own_home,
+        )
+    finally:
+        engine.remove(probe)
+
+
+def _check_ways(engine: Engine, probe: str, spec: ContainerSpec, volumes: Sequence[str]) -> None:
+    """Raise Refused when the image has a link, or a file, on the way to something that will be mounted."""
+    targets = [specs.WORKSPACE, "/run", spec.data_root, *volumes]
+    if spec.home_source:
+        targets.append(spec.home)
+    ways = {path for target in targets for path in _way(target)}
+    for path in sorted(ways):
+        if engine.file_status(probe, path) is not None and not _is_directory(engine, probe, path):
+            raise Refused(
+                f"In the image of {spec.project}, {names.printable(path)} is no plain folder.",
+                "Change the Dockerfile so that it is one, or is not there.",
+            )
+
+
+def _way(path: str) -> list[str]:
+    """Return the path and the folders that it is in, but for the root."""
+    parts = posixpath.normpath("/" + path.lstrip("/")).split("/")[1:]
+    return ["/" + "/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 def _is_directory(engine: Engine, container: str, path: str) -> bool:
@@ -431,7 +662,7 @@ def _is_directory(engine: Engine, container: str, path: str) -> bool:
 
 
 def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profile: bool) -> bytes:
-    """Return a tar with the account files and the home.
+    """Return a tar with the account files and, unless one is mounted there, the home.
 
     It names every folder on the way: Docker's extraction follows a link among the parents, but replaces one
     that the archive itself has as a folder.
@@ -460,11 +691,12 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
         add("/home/.workspaces", None, 0o755, 0)
         # On the host this is the workspace's own path, so absolute links in it resolve here too.
         add(posixpath.join("/home/.workspaces", spec.user), None, 0o777, 0, link=specs.WORKSPACE)
-        add(spec.home, None, 0o700, spec.uid)
-        add(posixpath.join(spec.home, "workspace"), None, 0o777, spec.uid, link=specs.WORKSPACE)
+        if not spec.home_source:
+            add(spec.home, None, 0o700, spec.uid)
+            add(posixpath.join(spec.home, "workspace"), None, 0o777, spec.uid, link=specs.WORKSPACE)
         if with_profile:
-            add(posixpath.join(spec.home, ".profile"), _PROFILE, 0o644, spec.uid)
-            add(posixpath.join(spec.home, ".bashrc"), _BASHRC, 0o644, spec.uid)
+            for name, text in homes.first_files(kept=False).items():
+                add(posixpath.join(spec.home, name), text, 0o644, spec.uid)
     return buffer.getvalue()
 
 
@@ -481,10 +713,11 @@ def launch(
     """
     spec = specs.decide(policy, user, project, _declared(policy, user, project))
     check_storage(policy)
-    _check_sources(spec)
+    _check_sources(replace(spec, home_source=""))
     notes: list[str] = []
+    extra: dict[str, Any] = {}
     result = ItemResult(spec.name)
-    with locks.hold(spec.name):
+    with _locked(spec.name):
         workspaces.check_project(policy, user, project)
         _heal(engine, spec.name)
         actual = observe(engine, spec.name).containers.get(spec.name)
@@ -494,12 +727,17 @@ def launch(
             if actual is None:
                 _check_room(user, observe(engine).held(user.uid))
             notes += _image_for(engine, policy, user, project, progress)
+            homes.prepare(policy, user, spec)
+            extra = _bring(engine, policy, user, project)
+            notes += extra.pop("notes", [])
             engine.ensure_network()
             _apply(engine, policy, user, spec, STARTED, result)
             status = "created"
         elif actual.live:
             status = "running"
         else:
+            _check_given(actual, spec)
+            homes.prepare(policy, user, actual.spec or spec)
             engine.start(actual.id)
             status, result.changed, result.actions = "started", True, [START]
         states.clear_stopped(spec.name)
@@ -529,10 +767,21 @@ def launch(
         "image": info.image,
         "status": status,
         "notes": notes,
-        "kept": [specs.WORKSPACE, *spec.shares],
+        "kept": _kept_paths(now.spec or spec),
         "read_only": [spec.data_root],
+        "ports": _ports(now.spec or spec),
+        **extra,
     }
     return result
+
+
+def _kept_paths(spec: ContainerSpec) -> list[str]:
+    """Return the paths in the container that outlive it."""
+    return [specs.WORKSPACE, *spec.shares, *([spec.home] if spec.home_source else [])]
+
+
+def _ports(spec: ContainerSpec) -> list[dict[str, int]]:
+    return [{"container": inner, "host": host} for inner, host in spec.ports]
 
 
 def _declared(policy: Policy, user: User, project: str) -> Wishes:
@@ -560,7 +809,7 @@ def stop(engine: Engine, user: User, project: str) -> ItemResult:
     """Stop a user's container, to stay down through a reboot too. Raises NotFound when there is none."""
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
-    with locks.hold(name):
+    with _locked(name):
         _heal(engine, name)
         actual = _mine(engine, name)
         if actual is None:
@@ -572,17 +821,45 @@ def stop(engine: Engine, user: User, project: str) -> ItemResult:
     return result
 
 
-def retire(engine: Engine, user: User, project: str) -> ItemResult:
-    """Remove a user's container, with what is in it alone; the workspace and the images stay."""
+def retire(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
+    """Give a user's container up; the workspace and the images stay. ``undo`` brings it back for a while.
+
+    ``facts`` of the result, when there was one that ran: lost (packages, files, bytes, paths, complete),
+    undo_until (seconds since 1970, None when it was not kept) and not_kept (why).
+    """
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
-    with locks.hold(name):
+    with _locked(name):
         _heal(engine, name)
         actual = _mine(engine, name)
-        if actual is not None:
+        if actual is not None and actual.unfinished:
             engine.remove(actual.id)
-            result.changed, result.actions, result.reason = True, [REMOVE], "it is to be retired"
+            result.changed, result.actions, result.reason = True, [REMOVE], "it was made but never started"
+        elif actual is not None:
+            result.facts = retired.retire(engine, policy, actual)
+            result.changed, result.actions, result.reason = True, [RETIRE], f"it is to be {RETIRED}"
         states.clear_stopped(name)
+    return result
+
+
+def lost(engine: Engine, policy: Policy, user: User, project: str) -> dict[str, Any]:
+    """Return what a retire of a user's container would lose: the facts of ``retire``. Raises NotFound."""
+    actual = _mine(engine, names.container_name(project, user.uid))
+    if actual is None or actual.unfinished:
+        raise NotFound(f"There is no container of {project}.", f"Start one: project launch {project}.")
+    return retired.promised(engine, policy, actual)
+
+
+def undo(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
+    """Bring the container back that was retired last, and start it. Raises NotFound, Refused."""
+    spec = specs.decide(policy, user, project, _declared(policy, user, project))
+    check_storage(policy)
+    result = ItemResult(spec.name)
+    with _locked(spec.name):
+        for kept in retired.kept(engine, container=spec.name)[:1]:
+            homes.prepare(policy, user, kept.actual.spec or spec)
+        engine.ensure_network()
+        _apply(engine, policy, user, spec, RESTORED, result)
     return result
 
 
@@ -602,7 +879,7 @@ def start_existing(engine: Engine, policy: Policy, info: ContainerInfo) -> ItemR
     result = ItemResult(info.name)
     user = policy.user_by_uid(info.uid)
     check_storage(policy)
-    with locks.hold(info.name):
+    with _locked(info.name):
         _heal(engine, info.name)
         actual = _mine(engine, info.name)
         if actual is None or actual.live or actual.unfinished:
@@ -610,7 +887,10 @@ def start_existing(engine: Engine, policy: Policy, info: ContainerInfo) -> ItemR
         if states.is_stopped(info.name):
             result.reason = "it was stopped on purpose"
             return result
-        _check_sources(specs.decide(policy, user, info.project))
+        spec = specs.decide(policy, user, info.project, _declared(policy, user, info.project))
+        homes.prepare(policy, user, actual.spec or spec)
+        _check_sources(actual.spec or spec)
+        _check_given(actual, spec)
         engine.start(actual.id)
         result.changed, result.actions, result.reason = True, [START], "it is to run"
     return result

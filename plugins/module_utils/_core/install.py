@@ -30,6 +30,7 @@ LIBRARY = "/usr/local/lib/lab-server"
 CURRENT = posixpath.join(LIBRARY, "current")
 PACKAGE = "_core"
 BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
+CLEANUP_PROGRAM = "/usr/local/sbin/lab-cleanup"
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
 _MARK = "# Installed by lab.server: changes are lost."
 _PROGRAM = f"""#!/usr/bin/python3 -I
@@ -98,6 +99,7 @@ def programs() -> dict[str, str]:
     found = {posixpath.join("/usr/local/bin", name): _PROGRAM.format(module="cli") for name in cli.programs()}
     found[BROKER] = _PROGRAM.format(module="broker")
     found[BOOT_PROGRAM] = _PROGRAM.format(module="boot")
+    found[CLEANUP_PROGRAM] = _PROGRAM.format(module="cleanup")
     return found
 
 

@@ -9,19 +9,22 @@ import fcntl
 import os
 import posixpath
 import time
+import zlib
 from collections.abc import Iterator
 
 from . import RUN_DIRECTORY
 from .errors import HostError, InvalidInput, Refused
 from .names import printable
 
+_PER_USER = 32
+
 
 @contextlib.contextmanager
-def hold(name: str, *, timeout: float = 600.0, directory: str = "") -> Iterator[None]:
+def hold(name: str, *, timeout: float = 600.0, directory: str = "", title: str = "") -> Iterator[None]:
     """Hold the lock ``name`` inside the ``with`` block; wait for it for at most ``timeout`` seconds.
 
-    Raises Refused when somebody else holds it all that time. The file stays: removing it would let two
-    processes hold locks on two files of one name.
+    Raises Refused, which names ``title``, when somebody else holds it all that time. The file stays: removing
+    it would let two processes hold locks on two files of one name.
     """
     if not name or "/" in name or name.startswith("."):
         raise InvalidInput(f"{printable(name)!r} cannot name a lock.")
@@ -38,10 +41,19 @@ def hold(name: str, *, timeout: float = 600.0, directory: str = "") -> Iterator[
             f"The lock {name} cannot be made in {where}: {error.strerror}.", "Run it as root."
         ) from error
     try:
-        _wait(descriptor, name, timeout)
+        _wait(descriptor, title or name, timeout)
         yield
     finally:
         os.close(descriptor)
+
+
+def of_project(kind: str, uid: int, project: str) -> str:
+    """Return the name of the lock of a project's ``kind`` (container, image).
+
+    There is one name for many projects, so that nobody fills the directory with locks of invented ones. No
+    process waits for a second lock of one kind.
+    """
+    return f"{kind}-{uid}-{zlib.crc32(project.encode('utf-8', 'replace')) % _PER_USER:02d}"
 
 
 def _wait(descriptor: int, name: str, timeout: float) -> None:

@@ -9,7 +9,8 @@ what would be installed, and an unchanged run does not open apt's cache, which t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import hostfiles
@@ -17,6 +18,8 @@ from .errors import HostError
 from .items import ItemResult
 
 _HOUR = 3600.0
+_LOCK_SECONDS, _PAUSE = 900.0, 5.0
+_LOCKED = ("Unable to lock", "Could not get lock", "locked by another process")
 # debconf(7): ask nothing. A changed configuration file stays as it is (dpkg(1), --force-confold).
 _APT = (
     "apt-get",
@@ -106,8 +109,24 @@ def reconcile(present: Sequence[str], absent: Sequence[str], *, check: bool) -> 
     environment["DEBIAN_FRONTEND"] = "noninteractive"
     if missing or unwanted:
         for command in use.refresh if missing else use.refresh[:1]:
-            hostfiles.run(command, timeout=_HOUR, environment=environment)
+            _run(command, environment)
     for command, names in ((use.remove, unwanted), (use.install, missing)):
         if names:
-            hostfiles.run([*command, *names], timeout=_HOUR, environment=environment)
+            _run([*command, *names], environment)
     return items
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a package manager; one that finds another at work (the daily one, say) waits for it.
+
+    apt-get(8) waits for the lock of dpkg by itself (DPkg::Lock::Timeout), but not for that of its own lists.
+    """
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            hostfiles.run(command, timeout=_HOUR, environment=environment)
+            return
+        except HostError as error:
+            if not any(words in str(error) for words in _LOCKED) or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)

@@ -14,11 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import names
-from .errors import InvalidInput, Refused
+from .errors import InvalidInput, NotFound, Refused
 from .spec import LABEL_DIGEST, LABEL_OWNER, LABEL_PROJECT, LABEL_SPEC, ContainerSpec, parse
 
-STARTED, STOPPED, RETIRED, ABSENT = STATES = ("started", "stopped", "retired", "absent")
+STARTED, STOPPED, RETIRED, ABSENT, RESTORED = STATES = (
+    "started",
+    "stopped",
+    "retired",
+    "absent",
+    "restored",
+)
 CREATE, START, STOP, REMOVE = "create", "start", "stop", "remove"
+#: Give a container up in a way that can be undone, and undo it.
+RETIRE, RESTORE = "retire", "restore"
 
 # Docker's states of a container in which its processes live.
 _LIVE = frozenset({"running", "paused", "restarting"})
@@ -98,20 +106,32 @@ def refuse_foreign(actual: Actual) -> None:
         )
 
 
-def plan(state: str, spec: ContainerSpec, image: str | None, actual: Actual | None) -> Plan:
+def plan(
+    state: str,
+    spec: ContainerSpec,
+    image: str | None,
+    actual: Actual | None,
+    *,
+    kept: Actual | None = None,
+    restored: bool = False,
+) -> Plan:
     """Return what makes ``actual`` as wanted; an empty plan when it is so already.
 
-    ``image`` is the id of the project's image, None when there is none yet (in check mode). Raises Refused
-    for a container that is not ours, InvalidInput for an unknown state.
+    ``image`` is the id of the project's image, None when there is none yet (in check mode). ``kept`` is the
+    container that was retired last and could be restored; ``restored`` says that ``actual`` was. Raises
+    Refused for a container that is not ours or is in the way, NotFound when there is none to restore,
+    InvalidInput for an unknown state.
     """
     if state not in STATES:
         raise InvalidInput(f"{names.printable(state)!r} is not a state.", f"Use one of: {', '.join(STATES)}.")
     if actual is not None:
         refuse_foreign(actual)
     if state in (RETIRED, ABSENT):
-        return _plan_absent(actual)
+        return _plan_gone(actual, state)
     if state == STOPPED:
         return _plan_stopped(actual)
+    if state == RESTORED:
+        return _plan_restored(spec, actual, kept, restored)
     return _plan_started(spec, image, actual)
 
 
@@ -121,10 +141,30 @@ def _word(actual: Actual | None) -> str:
     return STARTED if actual.live else STOPPED
 
 
-def _plan_absent(actual: Actual | None) -> Plan:
+def _plan_gone(actual: Actual | None, state: str) -> Plan:
     if actual is None:
         return Plan()
-    return Plan((REMOVE,), "it is to be retired", {"state": _word(actual)}, {"state": ABSENT})
+    # One that never ran has nothing in it to keep.
+    action = RETIRE if state == RETIRED and not actual.unfinished else REMOVE
+    return Plan((action,), f"it is to be {state}", {"state": _word(actual)}, {"state": state})
+
+
+def _plan_restored(spec: ContainerSpec, actual: Actual | None, kept: Actual | None, restored: bool) -> Plan:
+    if actual is None:
+        if kept is None:
+            raise NotFound(
+                f"There is no retired container of {spec.project} to bring back.",
+                f"Start a new one: project launch {spec.project}.",
+            )
+        return Plan((RESTORE, START), "it was retired", {"state": RETIRED}, {"state": STARTED})
+    if kept is not None and not restored:
+        raise Refused(
+            f"There is a container of {spec.project}, which is in the way of the retired one.",
+            f"Retire it first: container retire {spec.project}.",
+        )
+    if actual.live or actual.unfinished or not restored:
+        return Plan()
+    return Plan((START,), "it does not run", {"state": STOPPED}, {"state": STARTED})
 
 
 def _plan_stopped(actual: Actual | None) -> Plan:

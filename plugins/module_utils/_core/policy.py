@@ -24,11 +24,20 @@ from .sizes import format_size, parse_size
 FORMAT = 1
 HOME_ROOT = "/home"
 WORKSPACES_ROOT = "/home/.workspaces"
+#: Holds the kept homes of projects, on the file system of the homes, so that the same quota holds.
+HOMES_ROOT = "/home/.homes"
 
 _FILESYSTEM_TYPES = ("ext4", "xfs")
 _DEFAULT_MOUNTS = {"home": HOME_ROOT, "data": "", "docker": "/var/lib/docker"}
 _SHARE_ACCESS = ("read-only", "group", "admin")
-_STATES = ("started", "stopped", "absent")
+_STATES = ("started", "stopped", "retired", "absent")
+_GONE = ("retired", "absent")
+#: What HOME is in a container: its own, a folder kept for the project, or the user's home on the host.
+CONTAINER_HOME, PERSISTENT_HOME, HOST_HOME = HOME_MODES = ("container", "persistent", "host")
+#: The lowest port of the host that a container may have: those below are the system's.
+LOWEST_PORT = 1024
+# How long and how much is kept, unless the inventory says otherwise.
+_KEPT: dict[str, object] = {"retire_keep": 7, "retire_size": "10g", "images_keep": 3}
 _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
@@ -47,7 +56,6 @@ _UNSTABLE_DEVICE = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd|nvme|mmcblk|dm-|md|loop|
 _SYSTEM_PATHS = (
     *("/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run"),
     *("/sbin", "/sys", "/usr", "/workspace"),
-    *("/tmp", "/var/tmp"),  # noqa: S108 - to refuse them, nothing is written there
 )
 _OTHERS_PATHS = ("/media", "/mnt", "/opt", "/srv", "/var", "/var/cache", "/var/lib", "/var/log")
 # sshd(8), AUTHORIZED_KEYS FILE FORMAT: options may come before the type.
@@ -139,11 +147,20 @@ class Share:
 
 @dataclass(frozen=True)
 class BaseImage:
-    """An image that projects build on, from a registry (``image``) or an archive on the controller."""
+    """An image that projects build on, from a registry (``image``) or an archive on the controller.
+
+    ``files`` is a folder in it that is copied once to the workspaces of its users; empty for none.
+    """
 
     name: str
     image: str
     archive: str
+    files: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder of a workspace that its files go to: the last part of its name, without a tag."""
+        return self.name.split("@")[0].rsplit("/", 1)[-1].split(":")[0]
 
 
 @dataclass(frozen=True)
@@ -161,6 +178,9 @@ class Project:
     pids: int | None
     shm: int | None
     environment: tuple[tuple[str, str], ...]
+    home: str = CONTAINER_HOME
+    #: (port in the container, port on the host's loopback address)
+    ports: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +197,11 @@ class Policy:
     base_images: tuple[BaseImage, ...]
     projects: tuple[Project, ...]
     environment: tuple[tuple[str, str], ...]
+    #: Days that a retired container is kept; 0: none is. Bytes that a user's kept ones may hold together.
+    retire_keep_days: int = 7
+    retire_size: int = 10 << 30
+    #: How many images are kept for each project, the current one among them.
+    images_keep: int = 3
 
     @property
     def home_root(self) -> str:
@@ -202,6 +227,19 @@ class Policy:
     def workspace(self, user: User) -> str:
         """Return the canonical path of the user's workspace; all its parents belong to root."""
         return posixpath.join(WORKSPACES_ROOT, user.name)
+
+    def home_source(self, user: User, project: str, mode: str) -> str:
+        """Return the folder of the host that is HOME in the project's container; empty where none is.
+
+        Raises InvalidInput for an unknown mode.
+        """
+        if mode not in HOME_MODES:
+            raise InvalidInput(
+                f"home: {names.printable(mode)[:40]!r} is not known.", f"Use one of: {', '.join(HOME_MODES)}."
+            )
+        if mode == CONTAINER_HOME:
+            return ""
+        return posixpath.join(HOMES_ROOT, user.name, project) if mode == PERSISTENT_HOME else user.home
 
     def share_path(self, share: Share) -> str:
         """Return the path of the share, the same on the host and in the containers."""
@@ -360,6 +398,11 @@ class _Table:
             if name not in base:
                 raise InvalidInput(f"{own.at(name)}: unknown key.", f"Use one of: {', '.join(sorted(base))}.")
         return _Table({**base, **{k: v for k, v in own._left.items() if v is not None}}, own.where)
+
+    def fill(self, prefix: str, values: Mapping[str, object]) -> None:
+        """Take ``values`` for the keys that are not there."""
+        for key, value in values.items():
+            self._left.setdefault(prefix + key, value)
 
     @property
     def keys(self) -> list[str]:
@@ -572,6 +615,7 @@ def _base_image(table: _Table) -> BaseImage:
         name=names.image_reference(table.required("name"), table.at("name")),
         image=table.text("image"),
         archive=table.text("archive"),
+        files=table.path("files"),
     )
     table.done()
     if bool(base.image) == bool(base.archive):
@@ -592,6 +636,12 @@ def _relative_file(path: str, where: str) -> None:
         raise InvalidInput(
             f"{where}: {names.printable(path)!r} is not a path in the project.", "Write it as src/a.py."
         )
+
+
+def _port(table: _Table) -> tuple[int, int]:
+    port = (table.integer("container", 1, 65535), table.integer("host", LOWEST_PORT, 65535))
+    table.done()
+    return port
 
 
 def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, ...]) -> Project:
@@ -626,8 +676,11 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         pids=within("pids", lambda: table.integer("pids", 16, 1 << 22), limits.pids),
         shm=within("shm", lambda: table.size("shm"), limits.shm, format_size),
         environment=table.environment("environment"),
+        home=table.choice("home", HOME_MODES, CONTAINER_HOME),
+        ports=tuple(sorted(_port(port) for port in table.tables("ports"))),
     )
     table.done()
+    _unique("the port of the container", [(inner, table.at("ports")) for inner, _host in project.ports])
     memory = limits.memory if project.memory is None else project.memory
     if memory < _LEAST_MEMORY:
         raise InvalidInput(f"{table.at('memory')}: less than 16m holds no container.", "Give more memory.")
@@ -647,6 +700,7 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
 
 def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]]:
     """Return the policy in ``root``, whose keys begin with ``prefix``, and the ssh keys of its users."""
+    root.fill(prefix, _KEPT)
     lab_gid = root.integer(prefix + "gid", _FIRST_ID, _LAST_ID)
     data_root = root.path(prefix + "data_root", "/srv/data")
     file_systems = root.table(prefix + "filesystems")
@@ -685,8 +739,16 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         "the image", [(base.name, f"{prefix}base_images[{number}].name") for number, base in enumerate(bases)]
     )
     _unique("the project", [(f"{p.user}/{p.name}", t.at("name")) for p, t in zip(projects, project_tables)])
+    _unique(
+        "the port of the host",
+        [(host, t.at("ports")) for p, t in zip(projects, project_tables) for _inner, host in p.ports],
+    )
+    _unique(
+        "the folder of files",
+        [(base.folder, f"{prefix}base_images[{n}].files") for n, base in enumerate(bases) if base.files],
+    )
     for user, table in zip(users, user_tables):
-        mine = [project for project in projects if project.user == user.name and project.state != "absent"]
+        mine = [project for project in projects if project.user == user.name and project.state not in _GONE]
         if len(mine) > user.limits.containers:
             raise InvalidInput(
                 f"{prefix}projects: {len(mine)} containers are declared for {user.name}, who may have "
@@ -712,6 +774,9 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         base_images=bases,
         projects=projects,
         environment=environment,
+        retire_keep_days=root.integer(prefix + "retire_keep", 0, 3650),
+        retire_size=root.size(prefix + "retire_size"),
+        images_keep=root.integer(prefix + "images_keep", 1, 1000),
     )
     return policy, keys
 
@@ -750,8 +815,10 @@ def _record(value: Any) -> dict[str, Any]:
         item = getattr(value, field.name)
         if isinstance(item, (Limits, Quota)):
             record[field.name] = _as_dict(item)
-        elif field.name in ("files", "environment"):
+        elif field.name in ("files", "environment") and isinstance(item, tuple):
             record[field.name] = dict(item)
+        elif field.name == "ports":
+            record[field.name] = [{"container": inner, "host": host} for inner, host in item]
         elif isinstance(item, tuple):
             record[field.name] = list(item)
         else:
@@ -775,6 +842,9 @@ def dump(policy: Policy) -> dict[str, Any]:
         "base_images": [_record(base) for base in policy.base_images],
         "projects": [_record(project) for project in policy.projects],
         "environment": dict(policy.environment),
+        "retire_keep": policy.retire_keep_days,
+        "retire_size": policy.retire_size,
+        "images_keep": policy.images_keep,
     }
 
 

@@ -88,7 +88,8 @@ _README = """\
 
 `project launch {name}` starts the container and opens a shell in `/workspace/{name}`. Everything below
 `/workspace` is kept. The rest of the container (home, /tmp, packages installed by hand) is gone after
-`container retire {name}`; what shall stay goes into `requirements.txt` or the `Dockerfile`.
+`container retire {name}`, though for some days `container undo {name}` brings it back; what shall stay goes
+into `requirements.txt` or the `Dockerfile`.
 """
 
 _GITIGNORE = """\

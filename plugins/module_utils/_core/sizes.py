@@ -41,6 +41,7 @@ def format_size(number: int) -> str:
     """Return ``number`` bytes for people, with at most one decimal: ``512M``, ``1.5G``, ``0``."""
     size, units = float(number), iter("KMGTP")
     unit = ""
-    while abs(size) >= 1024 and unit != "P":
+    # 1023.95K would be shown as 1024K.
+    while abs(size) >= 1023.95 and (unit or abs(size) >= 1024) and unit != "P":
         size, unit = size / 1024, next(units)
     return f"{size:.1f}".rstrip("0").rstrip(".") + unit

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import VERSION, names
 from .errors import InvalidInput, Refused
-from .policy import Policy, User
+from .policy import CONTAINER_HOME, HOST_HOME, LOWEST_PORT, Policy, User
 from .sizes import format_size
 
 LABEL_OWNER = "lab.server.owner"
@@ -30,10 +30,16 @@ LABEL_VERSION = "lab.server.version"
 
 WORKSPACE = "/workspace"
 NETWORK = "lab"
+BRIDGE = "lab0"
 _FORMAT = 1
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DOCKER_MEMORY_MINIMUM = 6 << 20
 _STOP_SECONDS = 10
+_VOLUMES_LIMIT = 16
+#: Ports of containers are reached from the host itself and from nowhere else.
+HOST_ADDRESS = "127.0.0.1"
+# Fields that came after the first release, and their values before that.
+_ADDED: dict[str, object] = {"home_mode": CONTAINER_HOME, "home_source": "", "ports": ()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class ContainerSpec:
     pids: int
     shm: int
     environment: tuple[tuple[str, str], ...]
+    #: What HOME is: "container", "persistent" or "host"; for the latter two the folder that is mounted there.
+    home_mode: str = CONTAINER_HOME
+    home_source: str = ""
+    #: (port in the container, port on the host's loopback address)
+    ports: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +78,8 @@ class ContainerSpec:
     def canonical(self) -> str:
         """Return the one JSON text of this spec: sorted keys, no white space, ASCII."""
         data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        # What is as it always was is left out: a container made before there was a choice does not differ.
+        data = {key: value for key, value in data.items() if key not in _ADDED or value != _ADDED[key]}
         data["format"] = _FORMAT
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
@@ -87,6 +100,8 @@ class ContainerSpec:
             "environment": dict(self.environment),
             "user": f"{self.user} {self.uid}:{self.gid}",
             "groups": list(self.groups),
+            "home": self.home_source or self.home_mode,
+            "ports": [f"{HOST_ADDRESS}:{host} to {inner}" for inner, host in self.ports],
         }
 
 
@@ -99,6 +114,7 @@ def parse(text: str) -> ContainerSpec:
         data["groups"] = tuple(int(gid) for gid in data["groups"])
         data["shares"] = tuple(str(share) for share in data["shares"])
         data["environment"] = tuple((str(name), str(value)) for name, value in data["environment"])
+        data["ports"] = tuple((int(inner), int(host)) for inner, host in data.get("ports", ()))
         spec = ContainerSpec(**data)
         same = spec.canonical() == text
     except (ValueError, TypeError, KeyError) as error:
@@ -117,6 +133,8 @@ class Wishes:
     pids: int | None = None
     shm: int | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    home: str = CONTAINER_HOME
+    ports: tuple[tuple[int, int], ...] = ()
 
 
 def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) -> ContainerSpec:
@@ -134,6 +152,7 @@ def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) 
             "cpus and pids: too small for any process.", "Ask for at least 0.01 cpus and 1 pid."
         )
     shares = policy.shares_for(user)
+    check_ports(wishes.ports)
     return ContainerSpec(
         project=names.project_name(project),
         user=user.name,
@@ -148,6 +167,9 @@ def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) 
         pids=pids,
         shm=_within("shm", wishes.shm, min(limits.shm, memory), user, format_size),
         environment=tuple(sorted({**dict(policy.environment), **dict(wishes.environment)}.items())),
+        home_mode=wishes.home,
+        home_source=policy.home_source(user, names.project_name(project), wishes.home),
+        ports=tuple(sorted(wishes.ports)),
     )
 
 
@@ -160,6 +182,37 @@ def _within(what: str, asked: Any, limit: Any, user: User, shown: Any) -> Any:
             "Ask for less, or ask IT for a higher limit.",
         )
     return asked
+
+
+def check_ports(ports: Sequence[tuple[int, int]], where: str = "ports") -> None:
+    """Raise InvalidInput unless these are ports of a container, each at its own port of the host."""
+    for inner, host in ports:
+        if not 1 <= inner <= 65535:
+            raise InvalidInput(f"{where}: {inner} is no port of a container.", "Use 1 to 65535.")
+        if not LOWEST_PORT <= host <= 65535:
+            raise InvalidInput(
+                f"{where}: {host} is no port that a container may have on the host.",
+                f"Use {LOWEST_PORT} to 65535.",
+            )
+    for what, numbers in (
+        ("in the container", [inner for inner, _host in ports]),
+        ("on the host", [host for _inner, host in ports]),
+    ):
+        if len(set(numbers)) < len(numbers):
+            raise InvalidInput(f"{where}: a port {what} is there twice.", "Each must be there once.")
+
+
+def no_longer_given(old: ContainerSpec | None, new: ContainerSpec) -> list[str]:
+    """Return the shared folders that a container has by ``old`` and its user no longer has by ``new``.
+
+    ``old`` is None where it cannot be known, which is answered as a folder that nobody gives.
+    """
+    if old is None:
+        return ["the folders of another version of lab.server"]
+    lost = [share for share in old.shares if share not in new.shares]
+    if not lost and set(old.groups) - set(new.groups):
+        lost = ["a group's files"]
+    return lost
 
 
 @dataclass(frozen=True)
@@ -191,6 +244,10 @@ def image_facts(inspected: Mapping[str, Any]) -> ImageFacts:
 
 def check_volumes(spec: ContainerSpec, image: ImageFacts) -> None:
     """Raise Refused when a VOLUME of the image would hide or shadow what we mount or keep."""
+    if len(image.volumes) > _VOLUMES_LIMIT:
+        raise Refused(
+            f"The image declares {len(image.volumes)} volumes.", f"No more than {_VOLUMES_LIMIT} are allowed."
+        )
     ours = (WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares)
     for volume in image.volumes:
         path = posixpath.normpath("/" + volume.strip().lstrip("/"))
@@ -249,12 +306,26 @@ def _mount(source: str, target: str, read_only: bool) -> dict[str, Any]:
 
 
 def mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
-    """Return the bind mounts: the workspace, the data root read-only, and the user's group shares."""
-    return [
+    """Return the mounts: workspace, data root (read-only), the user's shares, and a HOME that is kept."""
+    found = [
         _mount(spec.workspace, WORKSPACE, read_only=False),
         _mount(spec.data_root, spec.data_root, read_only=True),
         *(_mount(share, share, read_only=False) for share in spec.shares),
     ]
+    if spec.home_source:
+        found.append(_mount(spec.home_source, spec.home, read_only=False))
+    if spec.home_mode == HOST_HOME:
+        # The keys to other computers are not for what runs in a container, whoever made its image.
+        hidden = {"SizeBytes": 4096, "Mode": 0o555}
+        found.append(
+            {
+                "Type": "tmpfs",
+                "Target": posixpath.join(spec.home, ".ssh"),
+                "ReadOnly": True,
+                "TmpfsOptions": hidden,
+            }
+        )
+    return found
 
 
 def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -> dict[str, Any]:
@@ -270,6 +341,9 @@ def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -
         "Privileged": False,
         "NetworkMode": NETWORK,
         "PublishAllPorts": False,
+        "PortBindings": {
+            f"{inner}/tcp": [{"HostIp": HOST_ADDRESS, "HostPort": str(host)}] for inner, host in spec.ports
+        },
         "CgroupParent": cgroup_parent(spec.uid, engine.cgroup_driver),
         "CgroupnsMode": "private",
         "IpcMode": "private",
@@ -297,12 +371,25 @@ def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -
         "WorkingDir": WORKSPACE,
         "Env": environment(spec, image),
         "Labels": labels(spec),
+        "ExposedPorts": {f"{inner}/tcp": {} for inner, _host in spec.ports},
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
         "StopTimeout": _STOP_SECONDS,
         "Tty": False,
         "OpenStdin": False,
         "HostConfig": host,
+    }
+
+
+def probe_config(image: str) -> dict[str, Any]:
+    """Return the body of POST /containers/create for a container to look into: no mounts, never started."""
+    return {
+        "Image": image,
+        # An image without a command of its own could not be made into a container otherwise.
+        "Entrypoint": ["/none"],
+        "Labels": {"lab.server.kind": "probe"},
+        "NetworkDisabled": True,
+        "HostConfig": {"NetworkMode": "none"},
     }
 
 

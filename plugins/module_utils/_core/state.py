@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the server must remember and Docker does not: which containers were stopped on purpose.
+"""What the server must remember and Docker does not, in a directory that only root can reach.
 
-One empty file for each, in a directory that only root can reach; the boot unit does not start those.
+Which containers were stopped on purpose: one empty file for each; the boot unit does not start those. Which
+were brought back after a retire: one file for each, with the container's id in it. To whom the files of an
+environment were copied. And small records of root's own programs.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import os
 import posixpath
 
-from . import STATE_DIRECTORY
+from . import STATE_DIRECTORY, safefs
 from .errors import HostError
 from .names import parse_container_name
 
@@ -51,3 +53,71 @@ def stopped_names() -> frozenset[str]:
         return frozenset(os.listdir(_directory()))
     except FileNotFoundError:
         return frozenset()
+
+
+def _restored(container: str) -> str:
+    parse_container_name(container)
+    return posixpath.join(STATE_DIRECTORY, "restored", container)
+
+
+def mark_restored(container: str, identifier: str) -> None:
+    """Remember that the container of this id was brought back. Raises HostError."""
+    _write(_restored(container), identifier)
+
+
+def is_restored(container: str, identifier: str) -> bool:
+    """Say whether this very container was brought back."""
+    return _read(_restored(container)) == identifier
+
+
+def mark_furnished(container: str, identifier: str, size: int) -> None:
+    """Remember how many bytes we put into a new container. Raises HostError."""
+    parse_container_name(container)
+    _write(posixpath.join(STATE_DIRECTORY, "furnished", container), f"{identifier} {size}")
+
+
+def is_furnished(container: str, identifier: str, size: int) -> bool:
+    """Say whether this very container holds as many bytes as we put into it."""
+    return _read(posixpath.join(STATE_DIRECTORY, "furnished", container)) == f"{identifier} {size}"
+
+
+def _brought(uid: int, folder: str) -> str:
+    return posixpath.join(STATE_DIRECTORY, "brought", str(uid), folder)
+
+
+def mark_brought(uid: int, folder: str) -> None:
+    """Remember that the files of an environment were copied to a user's folder. Raises HostError."""
+    _write(_brought(uid, folder), "")
+
+
+def was_brought(uid: int, folder: str) -> bool:
+    """Say whether that was done."""
+    return os.path.lexists(_brought(uid, folder))
+
+
+def write_record(name: str, text: str) -> None:
+    """Keep a record of root's own; it is whole at every instant. Raises HostError."""
+    _write(posixpath.join(STATE_DIRECTORY, name), text)
+
+
+def read_record(name: str) -> str | None:
+    """Return a record, None if there is none."""
+    return _read(posixpath.join(STATE_DIRECTORY, name))
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        os.makedirs(posixpath.dirname(path), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path} could not be written: {error.strerror}.") from error
+    safefs.write_atomically(path, text.encode("utf-8"))
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}.") from error

@@ -43,12 +43,16 @@ def reconcile(policy: Policy, wanted: Sequence[WantedWorkspace], *, check: bool)
     With ``check`` nothing is made. A project that is there is the user's, whatever is in it.
     """
     results = []
+    # The first one makes the folder of all workspaces; in check mode it is still missing for the next.
+    first = True
     for item in wanted:
         result = ItemResult(item.user)
         results.append(result)
         try:
             user = policy.user(item.user)
-            made = _workspace(policy, user, check) + _inside(policy, user, item.projects, check)
+            made = _workspace(policy, user, check, first)
+            first = False
+            made += _inside(policy, user, item.projects, check)
         except LabError as error:
             result.failed, result.message = True, str(error)
         except OSError as error:
@@ -67,13 +71,13 @@ def _fill(result: ItemResult, made: Sequence[str]) -> None:
 # The canonical folder
 
 
-def _workspace(policy: Policy, user: User, check: bool) -> list[str]:
+def _workspace(policy: Policy, user: User, check: bool, first: bool) -> list[str]:
     """Make the workspace as it must be, or with ``check`` say what would be done."""
     path = policy.workspace(user)
     root = posixpath.dirname(path)
     done = []
     if not os.path.isdir(root):
-        done.append(f"create {root}")
+        done += [f"create {root}"] if first else []
         if check:
             return [*done, f"create {path}"]
         os.makedirs(root, _ROOT_MODE)

@@ -1,0 +1,148 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What HOME is in a container: part of the container, a folder kept for the project, or the user's own home.
+
+A kept one is ``/home/.homes/<user>/<project>``. Every parent of it belongs to root, so that no user can put a
+link in the way of the mount. Root makes the folder; what is in it is made by a child that has become the
+user, and never put there by Docker, which would write through the user's own links as root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import stat
+
+from . import asuser, quota, safefs
+from .errors import HostError, InvalidInput
+from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
+from .spec import WORKSPACE, ContainerSpec
+
+_ROOT_MODE, _MODE = 0o711, 0o700
+
+_LOST = " The home is gone when the container is retired; /workspace is kept."
+_PROFILE = """\
+# Read by a login shell.{lost}
+if [ -n "$BASH_VERSION" ] && [ -r "$HOME/.bashrc" ]; then . "$HOME/.bashrc"; fi
+"""
+_BASHRC = """\
+# Read by an interactive shell.{lost}
+case $- in *i*) ;; *) return ;; esac
+PS1='\\u@\\h:\\w\\$ '
+"""
+
+
+def first_files(*, kept: bool) -> dict[str, str]:
+    """Return the files that a new home begins with, by name."""
+    lost = "" if kept else _LOST
+    return {".profile": _PROFILE.format(lost=lost), ".bashrc": _BASHRC.format(lost=lost)}
+
+
+def prepare(policy: Policy, user: User, spec: ContainerSpec) -> None:
+    """Make sure that what is to be mounted at HOME is there and is the user's. Raises LabError.
+
+    It may fork; call it before any thread is started.
+    """
+    if spec.home_mode == PERSISTENT_HOME:
+        _make_kept(policy, user, spec.home_source)
+    elif spec.home_mode == HOST_HOME:
+        _check_own(policy, user, spec.home_source)
+
+
+def _make_kept(policy: Policy, user: User, path: str) -> None:
+    above, name = posixpath.split(path)
+    root = posixpath.dirname(above)
+    try:
+        _root_folder(root)
+        _root_folder(above)
+        parent = safefs.open_directory(above)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, _MODE, dir_fd=parent)
+            home = safefs.open_beneath(parent, name, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(parent)
+        try:
+            empty = _give(policy, user, home, path)
+        finally:
+            os.close(home)
+    except OSError as error:
+        raise HostError(f"{path} could not be made: {error.strerror}.", "Tell your admins.") from error
+    if empty:
+        asuser.run_as_user(asuser.identity(policy, user), lambda: _furnish(path))
+
+
+def _root_folder(path: str) -> None:
+    """Make a folder of root's through which users pass but which they cannot list; its parent is root's."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, _ROOT_MODE)
+    descriptor = safefs.open_directory(path)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != 0:
+            raise HostError(
+                f"{path} belongs to uid {status.st_uid}, not to root, so nothing is put there.",
+                "Let IT look at it and move it away.",
+            )
+        if stat.S_IMODE(status.st_mode) != _ROOT_MODE:
+            os.fchmod(descriptor, _ROOT_MODE)  # the umask took something away
+    finally:
+        os.close(descriptor)
+
+
+def _give(policy: Policy, user: User, home: int, path: str) -> bool:
+    """Make an open folder the user's, with the user's project for ``df``; say whether it is empty."""
+    owner = os.fstat(home).st_uid
+    # A folder that is root's is one whose making was broken off. Any other owner has files in it.
+    if owner not in (0, user.uid):
+        raise HostError(
+            f"{path} belongs to uid {owner}, not to {user.name} ({user.uid}), so it is left alone.",
+            "Let IT give it back its owner, or move it away.",
+        )
+    if any(filesystem.role == "home" for filesystem in policy.filesystems):
+        quota.set_project(home, user.uid)
+    if owner == 0:
+        os.fchown(home, user.uid, user.gid)
+    # Its names only: what they are is the user's, and is looked at by the child.
+    with os.scandir(home) as entries:
+        return next(entries, None) is None
+
+
+def _furnish(path: str) -> None:
+    """Put the first files into an empty home. Called as the user."""
+    home = safefs.open_directory(path)
+    try:
+        for name, text in first_files(kept=True).items():
+            safefs.create_file(home, name, text.encode("utf-8"))
+        with contextlib.suppress(FileExistsError):
+            os.symlink(WORKSPACE, "workspace", dir_fd=home)
+    finally:
+        os.close(home)
+
+
+def _check_own(policy: Policy, user: User, path: str) -> None:
+    """Check that the user's home can be mounted, and that there is a folder where .ssh is hidden."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise HostError(
+            f"The home {path} is not there.", "Let IT run the playbook for this server."
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user.uid:
+        raise HostError(f"{path} is not the home of {user.name}.", "Let IT look at it.")
+    asuser.run_as_user(asuser.identity(policy, user), lambda: _make_ssh(path))
+
+
+def _make_ssh(path: str) -> None:
+    """See to it that .ssh is a folder, as the user: else the runtime would make it, as root."""
+    home = safefs.open_directory(path)
+    try:
+        safefs.make_directory(home, ".ssh", 0o700)
+    except InvalidInput as error:
+        raise InvalidInput(
+            "~/.ssh is not a folder of your home, so it cannot be hidden from the container.",
+            "Make it a plain folder, not a link.",
+        ) from error
+    finally:
+        os.close(home)
