@@ -15,24 +15,30 @@ import io
 import json
 import os
 import posixpath
+import re
+import shutil
 import signal
 import subprocess
 import tarfile
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Callable
 
-from . import names
-from .errors import EngineError, NotFound, Refused
-from .spec import NETWORK, EngineFacts
+from . import RUN_DIRECTORY, names
+from .errors import EngineError, HostError, NotFound, Refused
+from .spec import BRIDGE, NETWORK, EngineFacts
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 DOCKER = "/usr/bin/docker"
 _BUILD_SECONDS = 4 * 3600
+_REMOVAL_SECONDS = 60
+_SHORT_ID = re.compile(r"[0-9a-f]{12}")
+#: Kinds of a change in a container.
+MODIFIED, ADDED, DELETED = range(3)
 
 
 def ignore(_line: str) -> None:
@@ -50,6 +56,8 @@ class BuildRequest:
     cgroup_parent: str = ""
     memory: int = 0
     cpus: float = 0.0
+    scratch: str = "base"
+    """Names the folder of the build; no two builds of one name may run at once."""
 
 
 class BuildFailed(EngineError):
@@ -108,6 +116,43 @@ class Engine:
             listed = self._client.containers(all=True, filters={"name": patterns} if only else None)
         return [dict(item) for item in listed]
 
+    def sizes(self, containers: Sequence[str]) -> dict[str, int]:
+        """Return the bytes in the writable layers of these containers (ids), by id; those that are there.
+
+        Docker walks each layer to count them (GET /containers/json, ``size``). Raises EngineError where it
+        could not.
+        """
+        found = {}
+        if containers:
+            with self._asked("measure the container"):
+                listed = self._client.containers(all=True, size=True, filters={"id": list(containers)})
+            found = {str(item["Id"]): int(item.get("SizeRw") or 0) for item in listed}
+        if any(size < 0 for size in found.values()):
+            raise EngineError("Docker could not measure the container.", "Try again.")
+        return {one: found[one] for one in containers if one in found}
+
+    def changes(self, container: str, limit: int = 8 << 20) -> tuple[list[tuple[str, int]], bool]:
+        """Return (path, kind) of what differs from its image, and whether that is all of it.
+
+        Docker compares the layers (GET /containers/{id}/changes); kinds are MODIFIED, ADDED and DELETED. No
+        more than ``limit`` bytes of its answer are read. Raises NotFound.
+        """
+        url = f"{self._client.base_url}/v{self._client.api_version}/containers/{container}/changes"
+        said = bytearray()
+        with self._asked("compare the container with its image"):
+            answer = self._client.get(url, stream=True, timeout=self._client.timeout)
+            try:
+                if answer.status_code == 404:
+                    raise NotFound("The container is gone.")
+                answer.raise_for_status()
+                for chunk in answer.iter_content(1 << 16):
+                    said += chunk
+                    if len(said) > limit:
+                        break
+            finally:
+                answer.close()
+        return _changes(said.decode("utf-8", "replace")), len(said) <= limit
+
     def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container, and return its id."""
         with self._asked(f"create the container {name}"):
@@ -124,9 +169,20 @@ class Engine:
             self._client.stop(container, timeout=seconds)
 
     def remove(self, container: str) -> None:
-        """Remove a container, running or not, with its anonymous volumes; one that is gone is no error."""
-        with contextlib.suppress(NotFound), self._asked("remove the container"):
-            self._client.remove_container(container, v=True, force=True)
+        """Remove a container, running or not, with its anonymous volumes; one that is gone is no error.
+
+        A removal that somebody else began, and was killed over, is waited for.
+        """
+        end = time.monotonic() + _REMOVAL_SECONDS
+        while True:
+            try:
+                with contextlib.suppress(NotFound), self._asked("remove the container"):
+                    self._client.remove_container(container, v=True, force=True)
+                return
+            except Refused as error:
+                if "already in progress" not in error.message or time.monotonic() > end:
+                    raise
+            time.sleep(0.1)
 
     def rename(self, container: str, name: str) -> None:
         """Give a container another name."""
@@ -170,6 +226,17 @@ class Engine:
             content = archive.extractfile(member) if member is not None and member.isreg() else None
             return content.read() if content is not None else None
 
+    def copy_out(self, container: str, path: str, output: BinaryIO, limit: int) -> None:
+        """Write the tar of a path in it to ``output``. Raises NotFound, and Refused above ``limit`` bytes."""
+        copied = 0
+        with self._asked("read from the container"):
+            chunks, _status = self._client.get_archive(container, path)
+            for chunk in chunks:
+                copied += len(chunk)
+                if copied > limit:
+                    raise Refused(f"{path} in the image holds more than {limit >> 20}M.", "Make it smaller.")
+                output.write(chunk)
+
     def put(self, container: str, archive: bytes) -> None:
         """Unpack a tar archive at the root of the container's file system."""
         with self._asked("write into the container"):
@@ -190,7 +257,11 @@ class Engine:
                 NETWORK,
                 driver="bridge",
                 check_duplicate=True,
-                options={"com.docker.network.bridge.enable_icc": "false"},
+                options={
+                    "com.docker.network.bridge.enable_icc": "false",
+                    # The firewall of the role docker knows the bridge by this name.
+                    "com.docker.network.bridge.name": BRIDGE,
+                },
                 labels={"lab.server.kind": "network"},
             )
 
@@ -210,11 +281,14 @@ class Engine:
         except NotFound:
             return None
 
-    def pull(self, reference: str, progress: Callable[[str], None] = ignore) -> None:
-        """Fetch an image from its registry."""
+    def pull(
+        self, reference: str, progress: Callable[[str], None] = ignore, *, anonymous: bool = False
+    ) -> None:
+        """Fetch an image from its registry; ``anonymous`` does so without root's credentials."""
         repository, tag = split_reference(reference)
+        given: dict[str, Any] = {"auth_config": {}} if anonymous else {}
         with self._asked(f"fetch the image {reference}"):
-            for event in self._client.pull(repository, tag=tag, stream=True, decode=True):
+            for event in self._client.pull(repository, tag=tag, stream=True, decode=True, **given):
                 if "error" in event:
                     raise EngineError(f"{reference} could not be fetched: {one_line(event['error'])}.")
                 if event.get("status") and "progress" not in event:
@@ -250,11 +324,38 @@ class Engine:
         with contextlib.suppress(NotFound, Refused), self._asked("remove the image"):
             self._client.remove_image(reference)
 
+    def output_of(self, name: str, config: Mapping[str, Any], *, seconds: float, limit: int) -> bytes | None:
+        """Run a container of that name to its end, and return what it wrote to its standard output.
+
+        None when it failed, took more than ``seconds`` or wrote more than ``limit`` bytes. The container is
+        removed in any case, and so is one that a call which was broken off left under its name.
+        """
+        import requests.exceptions  # what the Docker SDK for Python stands on
+
+        self.remove(name)
+        made = self.create(name, config)
+        try:
+            self.start(made)
+            try:
+                with self._asked("wait for the container"):
+                    code = self._client.wait(made, timeout=seconds)["StatusCode"]
+            except EngineError as error:
+                if isinstance(error.__cause__, requests.exceptions.RequestException):
+                    return None
+                raise
+            with self._asked("read the output of the container"):
+                said = bytes(self._client.logs(made, stdout=True, stderr=False))
+        finally:
+            self.remove(made)
+        return said if code == 0 and len(said) <= limit else None
+
     def build(self, request: BuildRequest, progress: Callable[[str], None] = ignore) -> str:
         """Build an image with the classic builder, and return its id. Raises BuildFailed."""
-        with tempfile.TemporaryDirectory(prefix="lab-build-") as directory:
+        with _scratch(request.scratch) as directory:
             id_file = posixpath.join(directory, "id")
-            arguments = [DOCKER, "build", "--force-rm", "--iidfile", id_file]
+            # It dies with us, and dockerd then ends the build (setpriv(1), PR_SET_PDEATHSIG).
+            arguments = ["/usr/bin/setpriv", "--pdeathsig", "KILL"]
+            arguments += [DOCKER, "build", "--force-rm", "--iidfile", id_file]
             arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
             arguments += [f"--build-arg={name}={value}" for name, value in sorted(request.build_args.items())]
             if request.cgroup_parent:
@@ -267,6 +368,8 @@ class Engine:
             environment = {
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                 "HOME": "/root",
+                # A build of a user's has none of root's credentials for registries.
+                "DOCKER_CONFIG": directory,
                 "DOCKER_HOST": self._url,
                 # BuildKit knows neither a parent cgroup nor a memory limit for a build.
                 "DOCKER_BUILDKIT": "0",
@@ -284,6 +387,37 @@ class Engine:
     def _asked(self, deed: str) -> Iterator[None]:
         with _sentences(deed, self._url):
             yield
+
+
+def _changes(text: str) -> list[tuple[str, int]]:
+    """Return (path, kind) of each whole item of a JSON list, which may be cut off, or null."""
+    reader = json.JSONDecoder()
+    found: list[tuple[str, int]] = []
+    # Each item is {"Path": text, "Kind": number}; between two of them there is a comma.
+    position = text.find("{")
+    while position >= 0:
+        try:
+            item, end = reader.raw_decode(text, position)
+        except ValueError:
+            break
+        found.append((str(item.get("Path", "")), int(item.get("Kind", 0))))
+        position = text.find("{", end)
+    return found
+
+
+@contextlib.contextmanager
+def _scratch(name: str) -> Iterator[str]:
+    """Yield an empty folder. It has a fixed place, so that one left by a killed process does not add up."""
+    directory = posixpath.join(RUN_DIRECTORY, "builds", name)
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory, mode=0o700)
+    except OSError as error:
+        raise HostError(f"{directory} cannot be made: {error.strerror}.", "Tell IT.") from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class _BuildReader:
@@ -306,7 +440,7 @@ class _BuildReader:
             self._cached = False
         elif shown == "---> Using cache":
             self._cached = True
-        elif words[0] == "--->" and len(words) == 2 and len(words[1]) == 12:
+        elif words[0] == "--->" and len(words) == 2 and _SHORT_ID.fullmatch(words[1]):
             if self.step > 1 and not self._cached:
                 self.newest = words[1]
         elif not shown.startswith(

@@ -22,7 +22,17 @@ _FORMAT = 1
 _ESCAPE = re.compile(r"#\s*escape\s*=", re.IGNORECASE)
 # A backslash at the end continues the line, but not after another one.
 _CONTINUED = re.compile(r"(?<!\\)(\\[ \t]*)$")
-_HERE_DOCUMENT = re.compile(r"[0-9]*<<-?[\"']?[A-Za-z_]")
+_HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
+# Flags come first; with quotes or backslashes in them the builder would see others than we do.
+_FLAG = re.compile(r"--[a-z][a-z-]*(?:=[^\s\"'\\]*)?")
+_FLAGGED = frozenset({"FROM", "RUN", "COPY", "ADD", "HEALTHCHECK"})
+# Those are predefined: with a value of their own they would pass through builds that share a cache.
+_PROXIES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
+_WORD = re.compile(r"[A-Z]+")
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:=(?:\"[^\"\\]*\"|'[^'\\]*'|[^\s\"'\\]*))?")
+# What the engine would fetch itself, as root and from the network of the host.
+_ADDRESS = re.compile(r"://|git@|[$\\]")
+_LOCAL_REGISTRY = re.compile(r"(?:localhost|[0-9.]+|\[.*\])(?::[0-9]+)?", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)(?::([-+])([^}]*))?\}|([A-Za-z_][A-Za-z0-9_]*))")
 # COPY --from=..., and RUN --mount=type=bind,from=...
 _FROM_FLAG = re.compile(r"(?:--|,)from=([^\s,]+)", re.IGNORECASE)
@@ -54,8 +64,8 @@ def instructions(dockerfile: str) -> list[Instruction]:
     collected, first = "", 0
     # str.splitlines would know more ends of lines than the builder does.
     for number, raw in enumerate(dockerfile.lstrip("\ufeff").split("\n"), start=1):
-        line = raw.rstrip("\r")
-        text = line.lstrip()
+        line = raw[:-1] if raw.endswith("\r") else raw
+        text = line.lstrip(" \t")
         if _ESCAPE.match(text):
             raise InvalidInput(
                 f"Dockerfile line {number}: another escape character is not supported.", "Remove it."
@@ -63,6 +73,11 @@ def instructions(dockerfile: str) -> list[Instruction]:
         # Inside a continued instruction, too, comments and empty lines are skipped.
         if not text or text.startswith("#"):
             continue
+        if not line.replace("\t", " ").isprintable():
+            raise InvalidInput(
+                f"Dockerfile line {number}: it holds a control character, or a space of an unusual kind.",
+                "Write it with plain spaces.",
+            )
         collected += line if first else text
         first = first or number
         continued = _CONTINUED.search(collected)
@@ -78,12 +93,52 @@ def instructions(dockerfile: str) -> list[Instruction]:
 
 def _append(found: list[Instruction], line: int, text: str) -> None:
     words = text.split(None, 1)
-    if any(_HERE_DOCUMENT.match(word) for word in text.split()):
-        raise InvalidInput(
-            f"Dockerfile line {line}: a here-document is not supported.", "Use a file and COPY."
+    if not words:
+        return
+    item = Instruction(line, words[0].upper(), words[1].strip() if len(words) > 1 else "")
+    _check(item)
+    found.append(item)
+
+
+def _check(item: Instruction) -> None:
+    """Raise InvalidInput or Refused for what builders read differently, or would do as root."""
+    where = f"Dockerfile line {item.line}"
+    if _HERE_DOCUMENT.search(item.rest):
+        raise InvalidInput(f"{where}: a here-document is not supported.", "Use a file and COPY.")
+    if item.rest.endswith("\\"):
+        raise InvalidInput(f"{where}: it ends with a backslash.", "Remove it.")
+    if not _WORD.fullmatch(item.word):
+        raise InvalidInput(f"{where}: {printable(item.word)[:40]} is no instruction.", "Correct the line.")
+    if item.word == "ONBUILD":
+        raise Refused(f"{where}: ONBUILD is not supported.", "Write the instruction where it is needed.")
+    if item.word == "ADD" and _ADDRESS.search(item.rest):
+        raise Refused(
+            f"{where}: ADD of an address or a variable is not supported.",
+            "Use RUN with curl, or COPY with a plain path.",
         )
-    if words:
-        found.append(Instruction(line, words[0].upper(), words[1].strip() if len(words) > 1 else ""))
+    if item.word == "ARG":
+        _check_argument(item.rest, where)
+    elif item.word in _FLAGGED:
+        _check_flags(item.rest, where)
+
+
+def _check_argument(rest: str, where: str) -> None:
+    if not _ARGUMENT.fullmatch(rest):
+        raise InvalidInput(f"{where}: ARG needs one name, and a plain value.", "Write one ARG for each.")
+    name, equals, _value = rest.partition("=")
+    if name.lower() in _PROXIES and equals:
+        raise Refused(f"{where}: {name} cannot be an argument with a value.", "Use ENV.")
+
+
+def _check_flags(rest: str, where: str) -> None:
+    for word in rest.split():
+        if not word.startswith("--"):
+            return
+        if not _FLAG.fullmatch(word):
+            raise InvalidInput(
+                f"{where}: the flag {printable(word)[:80]} is not plain.",
+                "Write it without quotes and backslashes.",
+            )
 
 
 def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[str, ...]:
@@ -116,10 +171,67 @@ def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[s
     return tuple(dict.fromkeys(found))
 
 
+def canonical(dockerfile: str, build_args: Mapping[str, str]) -> str:
+    """Return the Dockerfile as it was read here: one instruction a line, the images of FROM in plain.
+
+    This is what the builder gets, so that it cannot read another image than was allowed, whatever its
+    version makes of ends of lines, quotes and variables. Raises InvalidInput as ``sources`` does.
+    """
+    arguments: dict[str, str] = {}
+    lines: list[str] = []
+    started = False
+    for item in instructions(dockerfile):
+        if item.word == "ARG" and not started:
+            _take_arguments(arguments, item.rest, build_args)
+        if item.word == "FROM":
+            started = True
+            image, stage = _from(item, arguments)
+            flags = [word for word in item.rest.split() if word.startswith("--")]
+            lines.append(" ".join(["FROM", *flags, image, *(("AS", stage) if stage else ())]))
+        else:
+            lines.append(f"{item.word} {item.rest}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def check_triggers(image: str, triggers: Iterable[object]) -> None:
+    """Raise Refused when the ONBUILD instructions of an image could read another one."""
+    for trigger in triggers:
+        text = str(trigger)
+        if "from" in text.lower() or "\\" in text or "--" in text or not text.isprintable():
+            raise Refused(
+                f"The image {printable(image)} has an ONBUILD that may copy from others.", "Use another one."
+            )
+
+
+def base(dockerfile: str, build_args: Mapping[str, str]) -> str:
+    """Return the image that the last stage of a Dockerfile stands on, through other stages; "" for none.
+
+    Raises InvalidInput as ``sources`` does.
+    """
+    arguments: dict[str, str] = {}
+    stages: dict[str, str] = {}
+    image = ""
+    for item in instructions(dockerfile):
+        if item.word == "ARG" and not image:
+            _take_arguments(arguments, item.rest, build_args)
+        elif item.word == "FROM":
+            named, stage = _from(item, arguments)
+            image = stages.get(named.lower(), named)
+            if stage:
+                stages[stage] = image
+    return "" if image == "scratch" else image
+
+
+def plain(image: str) -> str:
+    """Return a reference without what Docker adds by itself: its own registry, and the tag latest."""
+    for registry in ("index.docker.io/", "docker.io/"):
+        image = image[len(registry) :] if image.lower().startswith(registry) else image
+    return image[: -len(":latest")] if image.endswith(":latest") else image
+
+
 def _take_arguments(arguments: dict[str, str], rest: str, build_args: Mapping[str, str]) -> None:
-    for word in rest.split():
-        name, _equals, default = word.partition("=")
-        arguments[name] = build_args.get(name, _substituted(default.strip("\"'"), arguments))
+    name, _equals, default = rest.partition("=")
+    arguments[name] = build_args.get(name, _substituted(default.strip("\"'"), arguments))
 
 
 def _from(item: Instruction, arguments: Mapping[str, str]) -> tuple[str, str]:
@@ -154,15 +266,17 @@ def _substituted(text: str, arguments: Mapping[str, str]) -> str:
 
 
 def _allowed(image: str, uid: int, line: int) -> str:
-    plain = image.lower()
-    for registry in ("index.docker.io/", "docker.io/"):
-        plain = plain[len(registry) :] if plain.startswith(registry) else plain
-    own = _OWN.match(plain)
+    short = plain(image.lower())
+    own = _OWN.match(short)
     if own is not None and int(own.group(1)) != uid:
         raise Refused(
             f"Dockerfile line {line}: there is no image {printable(image)}.", "Start from a base image."
         )
-    if _IMAGE_ID.fullmatch(plain):
+    if "/" in short and _LOCAL_REGISTRY.fullmatch(short.split("/")[0]):
+        raise Refused(
+            f"Dockerfile line {line}: {printable(image)} is on no registry with a name.", "Use a public one."
+        )
+    if _IMAGE_ID.fullmatch(short):
         raise Refused(
             f"Dockerfile line {line}: {printable(image)} could be the id of an image.",
             "Name the image instead.",

@@ -1,43 +1,44 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Images: those that projects start from, and those that projects are built to.
+"""The images that projects are built to: built when their fingerprint is new, kept, gone back to, removed.
 
-A build happens only when its fingerprint is new. Names move only after a build that succeeded, so whatever
-fails leaves the old image in its place.
+Names move only after a build that succeeded, so whatever fails leaves the old image in its place. Whatever
+breaks off in between, the next call does again: the name ``latest`` moves last.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-import posixpath
-import re
-import stat
-import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, BinaryIO, Callable
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Callable
 
-from . import asuser, context, fingerprint, locks, names, workspaces
+from . import asuser, context, fingerprint, freeze, imagestate, locks, names, workspaces
 from .engine import BuildFailed, BuildRequest, Engine, ignore
-from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
+from .errors import EngineError, InvalidInput, LabError, NotFound
+from .imagestate import Known, Pin
 from .items import ItemResult
 from .policy import Policy, User
 from .spec import LABEL_OWNER, LABEL_PROJECT, cgroup_parent
 
-LABEL_FINGERPRINT = "lab.server.fingerprint"
-LABEL_KIND = "lab.server.kind"
-_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-_BASE_FORMAT = 1
-_CERTIFICATE_LIMIT = 1 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+# The labels are this module's as much as theirs: our build sets them.
+from .versions import LABEL_BASE as LABEL_BASE
+from .versions import LABEL_FINGERPRINT as LABEL_FINGERPRINT
+from .versions import LABEL_KIND as LABEL_KIND
+from .versions import (
+    Version,
+    chosen,
+    current_of,
+    surplus,
+    versions,
+)
 
-BUILD, LOAD, PULL, TAG = "build", "load", "pull", "tag"
+BUILD, TAG, REMOVE, PIN = "build", "tag", "remove", "pin"
+PRESENT, ROLLED_BACK, PRUNED = STATES = ("present", "rolled_back", "pruned")
 
 
 # What there is
@@ -107,29 +108,107 @@ def reconcile_images(
     *,
     check: bool,
     progress: Callable[[str], None] = ignore,
+    state: str = PRESENT,
+    to: str = "",
 ) -> list[ItemResult]:
-    """Bring the images of projects up to date; one result an item. One failure does not stop the others.
+    """Bring the images of projects to a state; one result an item. One failure does not stop the others.
 
-    With ``check`` nothing is built. ``engine`` is None where Docker is not installed yet.
+    "present": built if the fingerprint is new. "rolled_back": an older image is the current one; which is
+    named by ``to``, and else is the one before, once for each state of the files. "pruned": no more images
+    are there than the policy keeps. With ``check`` nothing is done, and the results say what would be.
+    ``engine`` is None where Docker is not installed yet. Raises InvalidInput for an unknown state.
     """
+    if state not in STATES:
+        raise InvalidInput(f"{names.printable(state)!r} is not a state.", f"Use one of: {', '.join(STATES)}.")
+    if to and (state != ROLLED_BACK or len(wanted) != 1):
+        raise InvalidInput("'to' names the image of one project to go back to.", "Give one project.")
     results = []
     for item in wanted:
         result = ItemResult(f"{item.user}/{item.project}")
         try:
             user = policy.user(item.user)
-            result = build(
-                engine,
-                policy,
-                user,
-                item.project,
-                progress=progress,
-                check=check,
-                build_args=dict(item.build_args),
-            )
+            arguments = dict(item.build_args)
+            if state == PRUNED:
+                result = prune(engine, policy, user, item.project, check=check)
+            elif state == ROLLED_BACK:
+                work = _Work(_connected(engine), policy, user, item.project, arguments, check)
+                result = _rollback(work, to, once=True)
+            else:
+                result = build(
+                    engine,
+                    policy,
+                    user,
+                    item.project,
+                    progress=progress,
+                    check=check,
+                    build_args=arguments,
+                )
         except LabError as error:
             result.failed, result.message = True, str(error)
         results.append(result)
     return results
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A project whose images are worked on, and how."""
+
+    engine: Engine
+    policy: Policy
+    user: User
+    project: str
+    arguments: Mapping[str, str]
+    check: bool = False
+    progress: Callable[[str], None] = ignore
+
+    @property
+    def repository(self) -> str:
+        return names.image_repository(self.user.uid, self.project)
+
+    def result(self) -> ItemResult:
+        return ItemResult(f"{self.user.name}/{self.project}")
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        name = locks.of_project("image", self.user.uid, self.project)
+        return contextlib.nullcontext() if self.check else locks.hold(name, title=self.project)
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the user's one place among the builds: each keeps a context on the server while it runs."""
+        name = f"build-{self.user.uid}"
+        return contextlib.nullcontext() if self.check else locks.hold(name, title="another build of yours")
+
+    def versions(self, *, with_use: bool = False) -> tuple[Version, ...]:
+        """Return the project's images, newest first. Whether they are in use costs another listing."""
+        listed = self.engine.images(self.repository)
+        return versions(listed, _used(self.engine) if with_use else ()).get((self.user.uid, self.project), ())
+
+    def pin(self) -> Pin | None:
+        return imagestate.pin(self.user.uid, self.project)
+
+    def set_pin(self, pin: Pin | None) -> None:
+        imagestate.set_pin(self.user.uid, self.project, pin)
+
+    def look(self) -> context.Look:
+        return context.look(*self._place())
+
+    def packed(self) -> contextlib.AbstractContextManager[context.Context]:
+        return context.packed(*self._place())
+
+    def _place(self) -> tuple[asuser.Identity, str, str]:
+        return asuser.identity(self.policy, self.user), self.policy.workspace(self.user), self.project
+
+
+def _connected(engine: Engine | None) -> Engine:
+    if engine is None:
+        raise EngineError(
+            "Docker Engine is not installed on this server.", "Apply the role lab.server.docker first."
+        )
+    return engine
+
+
+def _used(engine: Engine) -> frozenset[str]:
+    """Return the ids of the images that containers were made of, running or not."""
+    return frozenset(str(container.get("ImageID", "")) for container in engine.containers())
 
 
 def build(
@@ -142,48 +221,251 @@ def build(
     check: bool = False,
     build_args: Mapping[str, str] | None = None,
 ) -> ItemResult:
-    """Build the image of a user's project if its fingerprint is new.
+    """Build the image of a user's project if its fingerprint is new, and remove what is then too old.
 
-    ``facts``: image (the reference by fingerprint), fingerprint. Raises EngineError that names the line of
-    the Dockerfile, and the errors of ``context.packed``; the old image then stays as it is.
+    A context that looks as it did is not read again; how that is known is in ``context``. An image that the
+    user went back to stays for as long as the files do not change. ``facts``: image (the reference by
+    fingerprint) and fingerprint, of the image that is current afterwards; pinned (True) where it was gone
+    back to. Raises EngineError that names the line of the Dockerfile, and the errors of ``context.packed``;
+    the old image then stays as it is.
     """
-    arguments = dict(build_args or {})
-    repository = names.image_repository(user.uid, project)
-    result = ItemResult(f"{user.name}/{project}")
+    names.project_name(project)
     if check and not _is_ready(engine, policy, user, project):
-        return _to_build(result, repository, None, "")
-    if engine is None:
-        raise EngineError(
-            "Docker Engine is not installed on this server.", "Apply the role lab.server.docker first."
-        )
-    with locks.hold(f"image-{user.uid}-{project}") if not check else contextlib.nullcontext():
-        current = project_images(engine).get((user.uid, project))
-        with context.packed(asuser.identity(policy, user), policy.workspace(user), project) as packed:
-            wanted = fingerprint.sources(packed.dockerfile, arguments, user.uid)
-            bases = _bases(engine, policy, wanted, check, progress)
-            if bases is None:
-                return _to_build(result, repository, current, "")
-            digest = fingerprint.fingerprint(packed.members, arguments, bases)
-            result.facts = {"image": f"{repository}:{digest[:12]}", "fingerprint": digest}
-            if current is not None and current.fingerprint == digest:
-                return result
-            _to_build(result, repository, current, digest)
-            if check:
-                return result
-            built = _find_built(engine, repository, user, project, digest) or _build(
-                engine, user, project, packed, arguments, digest, progress
-            )
-        engine.tag(built, f"{repository}:{digest[:12]}")
-        engine.tag(built, f"{repository}:latest")
+        repository = names.image_repository(user.uid, project)
+        return _to_build(ItemResult(f"{user.name}/{project}"), repository, None, "")
+    work = _Work(_connected(engine), policy, user, project, dict(build_args or {}), check, progress)
+    with work.locked():
+        return _build_if_new(work)
+
+
+def _build_if_new(work: _Work) -> ItemResult:
+    result = work.result()
+    found = work.versions()
+    current, pin = current_of(found), work.pin()
+    # It comes first: what is too large to be sent is refused before anything is read or kept.
+    look = work.look()
+    digest = _recalled(work, look)
+    if current is not None and _serves(current, pin, digest):
+        return _unchanged(work, result, current, pin, digest)
+    with work.turn(), work.packed() as packed:
+        wanted = fingerprint.sources(packed.dockerfile, work.arguments, work.user.uid)
+        bases = _bases(work, wanted)
+        if bases is None:
+            return _to_build(result, work.repository, current, "")
+        digest = fingerprint.fingerprint(packed.members, work.arguments, bases)
+        if current is not None and _serves(current, pin, digest):
+            _remember(work, packed.look, bases, digest)
+            return _unchanged(work, result, current, pin, digest)
+        there = next((version for version in found if version.fingerprint == digest), None)
+        _to_build(result, work.repository, current, digest, built=there is not None)
+        result.facts = {"image": f"{work.repository}:{digest[:12]}", "fingerprint": digest}
+        older = _removable(work, digest)
+        if older:
+            result.actions.append(REMOVE)
+            result.diff["before"]["older"] = [version.reference for version in older]
+            result.diff["after"]["older"] = []
+        if work.check:
+            return result
+        built = there.id if there is not None else _build(work, packed, digest)
+        _record_packages(work, built, digest)
+        work.engine.tag(built, f"{work.repository}:{digest[:12]}")
+        work.engine.tag(built, f"{work.repository}:latest")
+        _remember(work, packed.look, bases, digest)
+    work.set_pin(None)
+    _remove(work, older)
     return result
 
 
-def _to_build(result: ItemResult, repository: str, current: ProjectImage | None, digest: str) -> ItemResult:
-    result.changed, result.actions = True, [BUILD, TAG]
+def _serves(current: Version, pin: Pin | None, digest: str) -> bool:
+    """Say whether the current image is the one for files with this fingerprint."""
+    return bool(digest) and (current.fingerprint == digest or pin == Pin(current.fingerprint, digest))
+
+
+def _unchanged(work: _Work, result: ItemResult, current: Version, pin: Pin | None, digest: str) -> ItemResult:
+    result.facts = {"image": current.reference, "fingerprint": current.fingerprint}
+    if current.fingerprint != digest:
+        result.facts["pinned"] = True
+    elif pin is not None and not work.check:
+        # The files are again those of this image: nothing is left that was gone away from.
+        work.set_pin(None)
+    return result
+
+
+def _to_build(
+    result: ItemResult, repository: str, current: Version | None, digest: str, *, built: bool = False
+) -> ItemResult:
+    result.changed, result.actions = True, [TAG] if built else [BUILD, TAG]
     result.reason = "there is none" if current is None else "the project's files or its base image changed"
     after = f"{repository}:{digest[:12]}" if digest else "(to be built)"
     result.diff = {"before": {"image": current.reference if current else ""}, "after": {"image": after}}
     return result
+
+
+# What is known of a context
+
+
+def _recalled(work: _Work, look: context.Look) -> str:
+    """Return the fingerprint of files that look as they did when it was taken; "" when it is not known."""
+    known = imagestate.known(work.user.uid, work.project)
+    if known is None or known.look != look.digest or known.arguments != _digest_of(work.arguments):
+        return ""
+    for name, image in known.bases.items():
+        inspected = work.engine.inspect_image(name)
+        if inspected is None or inspected["Id"] != image:
+            return ""
+    return known.fingerprint
+
+
+def _remember(work: _Work, look: context.Look, bases: Mapping[str, str], digest: str) -> None:
+    """Keep the fingerprint of files that look so, where a change would show from now on."""
+    if not work.check:
+        known = Known(look.digest, _digest_of(work.arguments), bases, digest) if look.settled else None
+        imagestate.remember(work.user.uid, work.project, known)
+
+
+def _digest_of(arguments: Mapping[str, str]) -> str:
+    # Of other people's build arguments no copy is needed.
+    return hashlib.sha256(json.dumps(dict(arguments), sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _files_fingerprint(work: _Work) -> str:
+    """Return the fingerprint of the files as they are; "" where they cannot be built from."""
+    asking = replace(work, check=True)
+    with contextlib.suppress(LabError):
+        known = _recalled(asking, asking.look())
+        if known:
+            return known
+        with asking.packed() as packed:
+            wanted = fingerprint.sources(packed.dockerfile, asking.arguments, asking.user.uid)
+            bases = _bases(asking, wanted)
+            if bases is not None:
+                return fingerprint.fingerprint(packed.members, asking.arguments, bases)
+    return ""
+
+
+# Older images
+
+
+def history(engine: Engine, user: User, project: str) -> list[Version]:
+    """Return the images of a user's project that are kept, newest first."""
+    names.project_name(project)
+    listed = engine.images(names.image_repository(user.uid, project))
+    return list(versions(listed, _used(engine)).get((user.uid, project), ()))
+
+
+def packages(user: User, project: str, version: Version) -> tuple[str, ...] | None:
+    """Return the Python packages of an image, as ``pip freeze`` said them; None where they are not known."""
+    return imagestate.packages(user.uid, project, version.fingerprint)
+
+
+def rollback(
+    engine: Engine | None,
+    policy: Policy,
+    user: User,
+    project: str,
+    to: str = "",
+    *,
+    check: bool = False,
+    build_args: Mapping[str, str] | None = None,
+) -> ItemResult:
+    """Make an older image of a user's project the current one: that before it, or one by its fingerprint.
+
+    It stays the current one until the project's files change, of which a note is kept. ``build_args`` are
+    those of the builds. ``facts`` as of ``build``. Raises NotFound when there is no such image.
+    """
+    names.project_name(project)
+    return _rollback(_Work(_connected(engine), policy, user, project, dict(build_args or {}), check), to)
+
+
+def _rollback(work: _Work, to: str, *, once: bool = False) -> ItemResult:
+    """Go back; with ``once`` not again where the files are still those that were gone away from."""
+    result = work.result()
+    with work.locked():
+        found = work.versions()
+        current, pin = current_of(found), work.pin()
+        files = _files_fingerprint(work) or _believed(current, pin)
+        back = once and not to and current is not None and pin == Pin(current.fingerprint, files)
+        target = current if current is not None and back else chosen(found, work.project, to)
+        result.facts = {"image": target.reference, "fingerprint": target.fingerprint}
+        wanted = Pin(target.fingerprint, files) if target.fingerprint != files else None
+        if wanted is not None:
+            result.facts["pinned"] = True
+        result.actions = [TAG] if not target.current else []
+        result.actions += [PIN] if wanted != pin else []
+        if not result.actions:
+            return result
+        result.changed = True
+        result.reason = "it is to be the current one" if to else "the one before is to be the current one"
+        result.diff = {
+            "before": {"image": current.reference if current else "", "pinned": _holds(pin, current)},
+            "after": {"image": target.reference, "pinned": wanted is not None},
+        }
+        if not work.check:
+            # First: a pin of an image that is not the current one means nothing.
+            work.set_pin(wanted)
+            if not target.current:
+                work.engine.tag(target.id, f"{work.repository}:latest")
+    return result
+
+
+def _believed(current: Version | None, pin: Pin | None) -> str:
+    """Return which files an image was made or kept for, where those that are there cannot be built from."""
+    if current is None:
+        return ""
+    return pin.files if pin is not None and pin.image == current.fingerprint else current.fingerprint
+
+
+def _holds(pin: Pin | None, current: Version | None) -> bool:
+    return pin is not None and current is not None and pin.image == current.fingerprint
+
+
+def prune(
+    engine: Engine | None, policy: Policy, user: User, project: str, *, check: bool = False
+) -> ItemResult:
+    """Remove the images of a user's project beyond those that the policy keeps (``images_keep``).
+
+    The current one and those that containers were made of stay. ``facts``: kept, removed (references).
+    """
+    names.project_name(project)
+    result = ItemResult(f"{user.name}/{project}")
+    if check and engine is None:
+        result.facts = {"kept": [], "removed": []}
+        return result
+    work = _Work(_connected(engine), policy, user, project, {}, check)
+    with work.locked():
+        found = work.versions(with_use=True)
+        older = surplus(found, policy.images_keep)
+        kept = [version.reference for version in found if version not in older]
+        result.facts = {"kept": kept, "removed": [version.reference for version in older]}
+        if older:
+            result.changed, result.actions = True, [REMOVE]
+            result.reason = f"more images are there than the {policy.images_keep} that are kept"
+            result.diff = {
+                "before": {"images": [version.reference for version in found]},
+                "after": {"images": kept},
+            }
+        if not check:
+            _remove(work, older)
+    return result
+
+
+def _removable(work: _Work, digest: str) -> tuple[Version, ...]:
+    """Return what is too old once the image of this fingerprint is the current one."""
+    found = work.versions(with_use=True)
+    after = [replace(version, current=version.fingerprint == digest) for version in found]
+    if not any(version.current for version in after):
+        after.insert(0, Version("", work.repository, digest, current=True))
+    return surplus(after, work.policy.images_keep)
+
+
+def _remove(work: _Work, older: Sequence[Version]) -> None:
+    for version in older:
+        # By its name, so that an image of which another one was made keeps its layers.
+        work.engine.remove_image(version.reference)
+        imagestate.set_packages(work.user.uid, work.project, version.fingerprint, None)
+
+
+# The build
 
 
 def _is_ready(engine: Engine | None, policy: Policy, user: User, project: str) -> bool:
@@ -193,87 +475,118 @@ def _is_ready(engine: Engine | None, policy: Policy, user: User, project: str) -
     return workspaces.has_project(policy, user, project)
 
 
-def _bases(
-    engine: Engine, policy: Policy, wanted: Sequence[str], check: bool, progress: Callable[[str], None]
-) -> dict[str, str] | None:
+def _bases(work: _Work, wanted: Sequence[str]) -> dict[str, str] | None:
     """Return the ids of the images that a build starts from, fetching what is not here.
 
     None in check mode when one is missing: what it will be cannot be known.
     """
     found: dict[str, str] = {}
     for image in wanted:
-        inspected = engine.inspect_image(image)
+        inspected = work.engine.inspect_image(image)
         if inspected is None:
-            if check:
+            if work.check:
                 return None
-            inspected = _fetched(engine, policy, image, progress)
+            inspected = _fetched(work, image)
         triggers = (inspected.get("Config") or {}).get("OnBuild") or []
-        if any("from=" in str(trigger).lower() for trigger in triggers):
-            raise Refused(
-                f"The image {names.printable(image)} copies from other images (ONBUILD).", "Use another one."
-            )
+        fingerprint.check_triggers(image, triggers)
         found[image] = str(inspected["Id"])
     return found
 
 
-def _fetched(engine: Engine, policy: Policy, image: str, progress: Callable[[str], None]) -> dict[str, Any]:
+def _fetched(work: _Work, image: str) -> dict[str, Any]:
     try:
-        engine.pull(image, progress)
-        inspected = engine.inspect_image(image)
+        # The names of images here are nobody else's: one that is missing is not to come from elsewhere.
+        if not fingerprint.plain(image.lower()).startswith("lab/"):
+            work.engine.pull(image, work.progress, anonymous=True)
+        inspected = work.engine.inspect_image(image)
     except LabError as error:
-        here = ", ".join(base.name for base in policy.base_images) or "none"
+        here = ", ".join(base.name for base in work.policy.base_images) or "none"
         raise EngineError(
             f"The image {names.printable(image)} of the Dockerfile is not on this server: {error.message}",
             f"Base images here: {here}.",
         ) from error
     if inspected is None:
-        raise EngineError(f"The image {names.printable(image)} was fetched, but is not there.", "Try again.")
+        here = ", ".join(base.name for base in work.policy.base_images) or "none"
+        raise EngineError(
+            f"The image {names.printable(image)} of the Dockerfile is not on this server.",
+            f"Base images here: {here}.",
+        )
     return inspected
 
 
-def _find_built(engine: Engine, repository: str, user: User, project: str, digest: str) -> str | None:
-    """Return the id of an image with this fingerprint, built before and still here: files that went back."""
-    for image in engine.images(f"{repository}:{digest[:12]}"):
-        labels = image.get("Labels") or {}
-        found = tuple(labels.get(key) for key in (LABEL_OWNER, LABEL_PROJECT, LABEL_FINGERPRINT))
-        if found == (str(user.uid), project, digest):
-            return str(image["Id"])
-    return None
-
-
-def _build(
-    engine: Engine,
-    user: User,
-    project: str,
-    packed: context.Context,
-    build_args: Mapping[str, str],
-    digest: str,
-    progress: Callable[[str], None],
-) -> str:
-    packed.archive.seek(0)
+def _build(work: _Work, packed: context.Context, digest: str) -> str:
+    user, facts = work.user, work.engine.facts
+    context.replace_dockerfile(packed.archive, fingerprint.canonical(packed.dockerfile, work.arguments))
+    _remove_strays(work)
+    started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     request = BuildRequest(
         context=packed.archive,
-        title=project,
+        title=work.project,
         labels={
             LABEL_OWNER: str(user.uid),
-            LABEL_PROJECT: project,
+            LABEL_PROJECT: work.project,
             LABEL_FINGERPRINT: digest,
             LABEL_KIND: "project",
+            LABEL_BASE: _base(work, packed.dockerfile),
         },
-        build_args=build_args,
-        cgroup_parent=cgroup_parent(user.uid, engine.facts.cgroup_driver),
+        build_args=work.arguments,
+        cgroup_parent=cgroup_parent(user.uid, facts.cgroup_driver),
         memory=user.limits.memory,
-        cpus=min(user.limits.cpus, float(engine.facts.cpus)),
+        cpus=min(user.limits.cpus, float(facts.cpus)),
+        scratch=str(user.uid),
     )
     try:
-        return engine.build(request, progress)
+        return work.engine.build(request, work.progress)
     except BuildFailed as error:
-        if error.left_over:
-            # Its parents without a name go with it, but none that another image stands on.
-            engine.remove_image(error.left_over)
+        _clear_away(work.engine, error.left_over, started)
         raise EngineError(
-            _explained(error, project, packed.dockerfile), "Older images stay as they are."
+            _explained(error, work.project, packed.dockerfile), "Older images stay as they are."
         ) from error
+
+
+def _remove_strays(work: _Work) -> None:
+    """Remove what builds of the user left when the engine was killed: containers of theirs that nobody named.
+
+    Whoever calls it holds the user's turn, so that no build is at work. With live restore they may even run.
+    """
+    parent = cgroup_parent(work.user.uid, work.engine.facts.cgroup_driver)
+    for listed in work.engine.containers():
+        if not any("._." in str(name) for name in listed.get("Names") or []):
+            with contextlib.suppress(NotFound):
+                found = work.engine.inspect(str(listed["Id"]))
+                if (found.get("HostConfig") or {}).get("CgroupParent") == parent:
+                    work.engine.remove(str(listed["Id"]))
+
+
+def _clear_away(engine: Engine, image: str, started: str) -> None:
+    """Remove what a build that failed left over: without a name, and made since the build started.
+
+    Its id comes from the output of the build, in which a user can print any.
+    """
+    inspected = engine.inspect_image(image) if image else None
+    if inspected and not inspected.get("RepoTags") and str(inspected.get("Created", ""))[:19] >= started:
+        # Its parents without a name go with it, but none that another image stands on.
+        engine.remove_image(str(inspected["Id"]))
+
+
+def _base(work: _Work, dockerfile: str) -> str:
+    """Return the image that a build stands on: a base image by the policy's name for it, where it is one."""
+    name = fingerprint.base(dockerfile, work.arguments)
+    for base in work.policy.base_images:
+        if fingerprint.plain(base.name) == fingerprint.plain(name):
+            return base.name
+    # On another project's image of the same user: what that one stands on is in its label, which is ours.
+    inspected = work.engine.inspect_image(name) if name else None
+    labels = ((inspected or {}).get("Config") or {}).get("Labels") or {}
+    return str(labels.get(LABEL_BASE) or name) if labels.get(LABEL_KIND) == "project" else name
+
+
+def _record_packages(work: _Work, image: str, digest: str) -> None:
+    """Keep the list of the Python packages in an image, unless it is kept already."""
+    uid, project = work.user.uid, work.project
+    if imagestate.packages(uid, project, digest) is None:
+        listed = freeze.packages(work.engine, work.user, project, image)
+        imagestate.set_packages(uid, project, digest, listed)
 
 
 def _explained(error: BuildFailed, project: str, dockerfile: str) -> str:
@@ -286,249 +599,3 @@ def _explained(error: BuildFailed, project: str, dockerfile: str) -> str:
     return (
         f"The image of {project} was not built: line {step.line} of its Dockerfile ({shown}) failed: {said}."
     )
-
-
-# Base images
-
-
-@dataclass(frozen=True)
-class WantedBaseImage:
-    """An image for projects to start from.
-
-    Its source is a registry's reference (``image``) or an archive of ``docker save`` on this server
-    (``archive``, a path). Where ``sha256`` tells its content, in hexadecimal, an archive whose image is there
-    already need not be; a ``temporary`` one is removed once it was used. ``ca_certificates`` are paths of PEM
-    files on this server; they and the environment become part of the image, so builds and containers have
-    them.
-    """
-
-    name: str
-    image: str = ""
-    archive: str = ""
-    sha256: str = ""
-    temporary: bool = False
-    ca_certificates: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
-
-
-def wanted_base_images(
-    images: Sequence[Mapping[str, str]],
-    *,
-    archives: str = "",
-    digests: Mapping[str, str] = MappingProxyType({}),
-    ca_certificates: Sequence[str] = (),
-    environment: Sequence[tuple[str, str]] = (),
-) -> list[WantedBaseImage]:
-    """Return what an inventory's list of base images wants, with the same certificates and environment.
-
-    ``archives`` is the folder on this server into which an image's archive was copied, as ``archive_name``
-    says; without it an archive lies where the item says, and stays there. ``digests`` are the SHA-256 of the
-    archives by image.
-    """
-    return [
-        WantedBaseImage(
-            name=image["name"],
-            image=image.get("image") or "",
-            archive=posixpath.join(archives, archive_name(image["name"]))
-            if archives and image.get("archive")
-            else image.get("archive") or "",
-            sha256=digests.get(image["name"], ""),
-            temporary=bool(archives),
-            ca_certificates=tuple(ca_certificates),
-            environment=tuple(environment),
-        )
-        for image in images
-    ]
-
-
-def archive_name(image: str) -> str:
-    """Return the file name of a base image's archive in the folder of archives."""
-    return image.replace("/", "_") + ".tar"
-
-
-def base_images(engine: Engine | None, wanted: Sequence[WantedBaseImage], *, check: bool) -> list[ItemResult]:
-    """Make the base images as wanted; one result an item. One failure does not stop the others."""
-    results = []
-    for item in wanted:
-        result = ItemResult(item.name)
-        results.append(result)
-        try:
-            _base_image(engine, item, check, result)
-        except LabError as error:
-            result.failed, result.message = True, str(error)
-            result.changed, result.actions, result.diff = False, [], {}
-    return results
-
-
-def _base_image(engine: Engine | None, wanted: WantedBaseImage, check: bool, result: ItemResult) -> None:
-    names.image_reference(wanted.name, "base image")
-    if bool(wanted.image) == bool(wanted.archive):
-        raise InvalidInput(
-            f"The base image {wanted.name} needs an image or an archive.", "Set one of the two."
-        )
-    if wanted.sha256 and not _SHA256.fullmatch(wanted.sha256):
-        raise InvalidInput(f"The sha256 of {wanted.name} is not one.", "Write 64 hexadecimal digits.")
-    if wanted.name.startswith("lab/") and wanted.name.split("/")[1].isdigit():
-        raise InvalidInput(f"{wanted.name} is a name for images of projects.", "Choose another name.")
-    current = engine.inspect_image(wanted.name) if engine is not None else None
-    before = _labels(current).get(LABEL_FINGERPRINT, "") if current else ""
-    certificates = _certificates(wanted.ca_certificates, check)
-    source = _source(wanted, check)
-    digest = (
-        _base_fingerprint(source, certificates, wanted.environment)
-        if source and certificates is not None
-        else ""
-    )
-    if digest and before == digest and _labels(current).get(LABEL_KIND) == "base":
-        return
-    result.changed = True
-    result.actions = [LOAD if wanted.archive else PULL, BUILD, TAG]
-    result.reason = "there is none" if current is None else "its archive, certificates or environment changed"
-    result.diff = {
-        "before": {"image": str(current["Id"]) if current else ""},
-        "after": {"source": wanted.archive or wanted.image, "fingerprint": digest},
-    }
-    if check:
-        return
-    if engine is None:
-        raise EngineError(
-            "Docker Engine is not installed on this server.", "Apply the role lab.server.docker first."
-        )
-    with locks.hold("base-images"):
-        _make_base_image(engine, wanted, certificates or {}, digest)
-
-
-def _labels(inspected: Mapping[str, Any] | None) -> Mapping[str, str]:
-    return ((inspected or {}).get("Config") or {}).get("Labels") or {}
-
-
-def _make_base_image(
-    engine: Engine, wanted: WantedBaseImage, certificates: Mapping[str, bytes], digest: str
-) -> None:
-    if wanted.archive:
-        with _opened(wanted.archive) as archive:
-            if wanted.sha256 and _digest_of(archive) != wanted.sha256:
-                raise EngineError(f"The archive {wanted.archive} is damaged.", "Copy it again.")
-            source = engine.load(archive)
-    else:
-        engine.pull(wanted.image)
-        source = wanted.image
-    inspected = engine.inspect_image(source)
-    if inspected is None:
-        raise EngineError(f"The image {source} is gone again.", "Try again.")
-    user = str((inspected.get("Config") or {}).get("User") or "")
-    files = _base_files(str(inspected["Id"]), user, certificates, wanted.environment)
-    with _tar(files) as archive:
-        request = BuildRequest(
-            context=archive,
-            title=wanted.name,
-            labels={LABEL_KIND: "base", LABEL_FINGERPRINT: digest, LABEL_OWNER: "", LABEL_PROJECT: ""},
-            build_args={},
-        )
-        engine.tag(engine.build(request), wanted.name)
-    if wanted.archive and wanted.temporary:
-        os.unlink(wanted.archive)
-
-
-def _certificates(paths: Sequence[str], check: bool) -> dict[str, bytes] | None:
-    """Return the certificates by their names in the image; None in check mode when one is not there."""
-    found: dict[str, bytes] = {}
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                content = file.read(_CERTIFICATE_LIMIT + 1)
-        except OSError as error:
-            if check:
-                return None
-            raise NotFound(
-                f"The certificate {path} cannot be read: {error.strerror}.", "Correct the path."
-            ) from error
-        if b"-----BEGIN CERTIFICATE-----" not in content or len(content) > _CERTIFICATE_LIMIT:
-            raise InvalidInput(f"{path} is not a certificate in PEM form.", "Name a PEM file.")
-        found[f"lab-{hashlib.sha256(content).hexdigest()[:16]}.crt"] = content
-    return found
-
-
-def _source(wanted: WantedBaseImage, check: bool) -> str:
-    """Return what identifies the source; "" in check mode when the archive is not there yet."""
-    if wanted.image:
-        return f"image {wanted.image}"
-    if wanted.sha256:
-        return f"archive {wanted.sha256}"
-    try:
-        with _opened(wanted.archive) as archive:
-            return f"archive {_digest_of(archive)}"
-    except NotFound:
-        if check:
-            return ""
-        raise
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """Open an archive on the server; raise NotFound or InvalidInput."""
-    try:
-        archive = open(path, "rb")  # noqa: SIM115  # closed below; the try is for the opening alone
-    except OSError as error:
-        raise NotFound(
-            f"The archive {path} cannot be read: {error.strerror}.", "Correct the path."
-        ) from error
-    with archive:
-        if not stat.S_ISREG(os.fstat(archive.fileno()).st_mode):
-            raise InvalidInput(f"{path} is not a regular file.", "Name an archive made by docker save.")
-        yield archive
-
-
-def _digest_of(archive: BinaryIO) -> str:
-    """Return the SHA-256 of an open file, in hexadecimal, and go back to its start."""
-    digest = hashlib.sha256()
-    for chunk in iter(lambda: archive.read(1 << 20), b""):
-        digest.update(chunk)
-    archive.seek(0)
-    return digest.hexdigest()
-
-
-def _base_fingerprint(
-    source: str, certificates: Mapping[str, bytes], environment: Sequence[tuple[str, str]]
-) -> str:
-    data = [_BASE_FORMAT, source, sorted(certificates), sorted(environment)]
-    return hashlib.sha256(json.dumps(data).encode("utf-8")).hexdigest()
-
-
-def _base_files(
-    source: str, user: str, certificates: Mapping[str, bytes], environment: Sequence[tuple[str, str]]
-) -> dict[str, bytes]:
-    """Return the build context of the layer that makes a base image of a source, as paths and contents."""
-    lines = [f"FROM {source}"]
-    values = dict(environment)
-    if certificates:
-        lines += [
-            "USER 0",
-            "COPY certificates/ /usr/local/share/ca-certificates/",
-            # Debian's tool keeps the bundle; an image without it has, or gets, a plain bundle.
-            "RUN if command -v update-ca-certificates >/dev/null; then update-ca-certificates;"
-            f" else mkdir -p {posixpath.dirname(_BUNDLE)}"
-            f" && cat /usr/local/share/ca-certificates/lab-*.crt >> {_BUNDLE}; fi",
-            f"USER {user or '0'}",
-        ]
-        for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"):
-            values.setdefault(name, _BUNDLE)
-    # A JSON string is a quoted word of a Dockerfile, but for the variables.
-    for name, value in sorted(values.items()):
-        quoted = json.dumps(value, ensure_ascii=False).replace("$", "\\$")
-        lines.append(f"ENV {name}={quoted}")
-    files = {f"certificates/{name}": content for name, content in certificates.items()}
-    return {"Dockerfile": "\n".join(lines).encode("utf-8") + b"\n", **files}
-
-
-@contextlib.contextmanager
-def _tar(files: Mapping[str, bytes]) -> Iterator[BinaryIO]:
-    # A file, since the program that builds needs a descriptor.
-    with tempfile.TemporaryFile() as file:
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            for path, content in files.items():
-                member = tarfile.TarInfo(path)
-                member.size, member.mode = len(content), 0o644
-                archive.addfile(member, io.BytesIO(content))
-        file.seek(0)
-        yield file

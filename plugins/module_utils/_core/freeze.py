@@ -1,0 +1,71 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The list of Python packages in an image, as ``pip freeze`` says it, so that it can be made again the same.
+
+What runs is the image's own python3, of which nothing is known: a container that is thrown away, as the user,
+without network, mounts or rights, in the user's slice, bounded in memory, processes, time and words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import names
+from .engine import Engine
+from .errors import LabError
+from .policy import User
+from .spec import cgroup_parent
+
+_SECONDS = 60.0
+_OUTPUT_LIMIT = 1 << 20
+_MEMORY = 512 << 20
+_PIDS = 64
+
+
+def packages(engine: Engine, user: User, project: str, image: str) -> tuple[str, ...] | None:
+    """Return the packages of an image (its id), one a line; None where they cannot be told.
+
+    An image without Python or without pip is no error: there is nothing to list.
+    """
+    name = f"{names.container_name(project, user.uid)}.packages"
+    try:
+        said = engine.output_of(name, _config(engine, user, image), seconds=_SECONDS, limit=_OUTPUT_LIMIT)
+    except LabError:
+        return None
+    if said is None:
+        return None
+    lines = said.decode("utf-8", "replace").splitlines()
+    return tuple(names.printable(line.strip()) for line in lines if line.strip())
+
+
+def _config(engine: Engine, user: User, image: str) -> dict[str, Any]:
+    """Return the body of POST /containers/create."""
+    memory = min(user.limits.memory, _MEMORY)
+    return {
+        "Image": image,
+        "User": f"{user.uid}:{user.gid}",
+        "Entrypoint": ["python3", "-m", "pip", "--disable-pip-version-check", "freeze"],
+        "Cmd": [],
+        "WorkingDir": "/",
+        # The image's own environment stays, for its PATH; what could reach outside is taken out of it.
+        "Env": ["HOME=/nonexistent", "NVIDIA_VISIBLE_DEVICES=void", "LD_PRELOAD=", "LD_AUDIT="],
+        "Healthcheck": {"Test": ["NONE"]},
+        "NetworkDisabled": True,
+        "HostConfig": {
+            "NetworkMode": "none",
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "Privileged": False,
+            "CgroupParent": cgroup_parent(user.uid, engine.facts.cgroup_driver),
+            "CgroupnsMode": "private",
+            "IpcMode": "private",
+            "Memory": memory,
+            "MemorySwap": memory,
+            "PidsLimit": min(user.limits.pids, _PIDS),
+            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            # Above the limit of what is read, and the end of what a talkative one can fill.
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}},
+            "RestartPolicy": {"Name": "no"},
+        },
+    }
