@@ -17,16 +17,9 @@ description:
   - What an image is made of is recorded in its labels; an image that is up to date is left alone. One
     from a registry is fetched again only when its reference or an option changes.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - lab.server.attributes.docker
+  - lab.server.attributes
   - lab.server.projects.docker
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
 options:
   images:
     description: The base images. Each has either an O(images[].image) or an O(images[].archive).
@@ -47,6 +40,10 @@ options:
           - The path of an archive made by C(docker save), on the server.
           - With O(archives), where it lies on the controller; on the server it is looked for in that folder.
         type: path
+        default: ""
+      files:
+        description: A folder of the image of which projects get a copy; nothing is done about it here.
+        type: str
         default: ""
   archives:
     description:
@@ -129,7 +126,7 @@ results:
 from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
-from ansible_collections.lab.server.plugins.module_utils._core.images import (
+from ansible_collections.lab.server.plugins.module_utils._core.baseimages import (
     base_images,
     wanted_base_images,
 )
@@ -143,6 +140,7 @@ _IMAGE = {
     "name": {"type": "str", "required": True},
     "image": {"type": "str", "default": ""},
     "archive": {"type": "path", "default": ""},
+    "files": {"type": "str", "default": ""},
 }
 
 

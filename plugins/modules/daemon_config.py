@@ -18,15 +18,7 @@ description:
   - Also reports a change when the engine runs with an older file, so that an interrupted play
     restarts it the next time.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   settings:
     description:

@@ -18,15 +18,7 @@ description:
     quotas, or if a mount would hide files.
   - C(/etc/fstab) is replaced in one step, so that it is whole at every instant.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   filesystems:
     description: The file systems.

@@ -16,15 +16,7 @@ description:
   - Needs no C(python3-apt), so that a check on a bare machine tells what would be installed.
   - An unchanged run costs one query of the package database.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   present:
     description: Packages that are installed.

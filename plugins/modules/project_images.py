@@ -1,7 +1,7 @@
 #!/usr/bin/python
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Bring the images of projects up to date."""
+"""Bring the images of projects up to date, go back to older ones, and remove those that are too old."""
 
 from __future__ import annotations
 
@@ -16,22 +16,33 @@ description:
     is new.
   - The fingerprint covers the Dockerfile, the build context as it is sent (F(.dockerignore) is honoured),
     the build arguments and the ids of the images that it starts from.
-  - The context is packed by a process that has become the user. The names of the image move only when a
-    build succeeded.
+  - The context is packed by a process that has become the user. A context that did not change is not read.
+    The names of the image move only when a build succeeded.
+  - Of each project the newest images are kept, as many as the policy says (C(lab_images_keep)), and those
+    that containers were made of. After a build the others are removed.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - lab.server.attributes.docker
+  - lab.server.attributes
   - lab.server.projects
   - lab.server.projects.policy
   - lab.server.projects.docker
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
 options:
+  state:
+    description:
+      - V(present), the image is up to date with the project's files. One that was gone back to stays until
+        the files change.
+      - V(rolled_back), an older image is the current one, and stays so until the project's files change. For
+        the same files this is done once, not at every run.
+      - V(pruned), no more images are there than are kept. Nothing is built.
+    type: str
+    choices: [present, rolled_back, pruned]
+    default: present
+  to:
+    description: >-
+      With O(state=rolled_back), the image to go back to, by the first digits of its fingerprint, where that
+      is not the one before. For one project only.
+    type: str
+    default: ""
   build_args:
     description: >-
       Build arguments of all the builds. They can be seen in the image, so they must hold no secret.
@@ -46,6 +57,22 @@ EXAMPLES = r"""
     projects:
       - user: alice
         name: my-thesis
+
+- name: Alice's project is back at the image before
+  lab.server.project_images:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: alice
+        name: my-thesis
+    state: rolled_back
+
+- name: No more images of Alice's project are there than are kept
+  lab.server.project_images:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: alice
+        name: my-thesis
+    state: pruned
 """
 
 RETURN = r"""
@@ -92,6 +119,20 @@ results:
       description: The fingerprint of what the image is made of.
       type: str
       returned: when it is known
+    pinned:
+      description: The image is one that was gone back to; it stays until the project's files change.
+      type: bool
+      returned: when it is so
+    kept:
+      description: The names of the images that stay, newest first.
+      type: list
+      elements: str
+      returned: with O(state=pruned)
+    removed:
+      description: The names of the images that are removed, newest first.
+      type: list
+      elements: str
+      returned: with O(state=pruned)
   sample:
     - name: alice/my-thesis
       changed: true
@@ -104,6 +145,8 @@ from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
 from ansible_collections.lab.server.plugins.module_utils._core.images import (
+    PRESENT,
+    STATES,
     WantedImage,
     reconcile_images,
 )
@@ -116,10 +159,16 @@ from ansible_collections.lab.server.plugins.module_utils._projects import (
     policy_of,
 )
 
+_OWN = {
+    "state": {"type": "str", "choices": list(STATES), "default": PRESENT},
+    "to": {"type": "str", "default": ""},
+    "build_args": {"type": "dict", "default": {}},
+}
+
 
 def main() -> None:
     """Run the module."""
-    module = build_module({**PROJECTS, **POLICY, **DOCKER, "build_args": {"type": "dict", "default": {}}})
+    module = build_module({**PROJECTS, **POLICY, **DOCKER, **_OWN})
     given: dict[str, Any] = module.params
 
     def work() -> Any:
@@ -127,7 +176,8 @@ def main() -> None:
         arguments = environment_of(given["build_args"], "build_args")
         wanted = [WantedImage(project["user"], project["name"], arguments) for project in given["projects"]]
         engine = engine_of(given, check=module.check_mode)
-        return reconcile_images(engine, policy, wanted, check=module.check_mode)
+        state, to = given["state"], given["to"]
+        return reconcile_images(engine, policy, wanted, check=module.check_mode, state=state, to=to)
 
     run_items(module, work)
 

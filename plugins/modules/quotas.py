@@ -17,15 +17,7 @@ description:
   - Both are compared exactly, for all users in one call, and hold at once; nobody needs to log in again.
   - Works on ext4 and XFS through quotactl(2).
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   path:
     description: A path on the file system of the homes.

@@ -15,15 +15,7 @@ description:
   - Makes the folders of shares below a data root that only root can change.
   - Only the folders themselves are set; what is in them belongs to those who made it.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   path:
     description: The data root.

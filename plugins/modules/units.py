@@ -16,15 +16,7 @@ description:
   - Lets systemd read them anew once, and only if one has changed.
   - Enables and starts the units of O(running), and no others.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   units:
     description: The text of each unit file, by its name such as C(x.service) or C(x.service.d/y.conf).

@@ -18,15 +18,7 @@ description:
   - All users are compared in one call, whose time follows what changes.
   - A name, a number or a home that belongs to somebody else is an error, and nothing is changed.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
+  - lab.server.attributes
 options:
   gid:
     description: The number of the group C(lab), in which every lab user is.

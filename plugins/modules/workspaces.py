@@ -19,17 +19,9 @@ description:
   - Gives the workspace its project on the file system of the homes, by which C(df) in a container tells
     the user's limit.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - lab.server.attributes
   - lab.server.projects
   - lab.server.projects.policy
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: posix
-    support: full
 options:
   users:
     description: The names of the users; all users of the policy if not given.
