@@ -18,15 +18,19 @@ from pathlib import Path
 import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    brought,
     containers,
     context,
+    imagestate,
     locks,
+    quota,
     state,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+from private_root import PrivateRoot
 
 TINY = "lab-test/tiny"
 APPLETS = "sh sleep id cat ls touch grep env mkdir mount echo chmod cp ln rm true false pwd wc df"
@@ -116,9 +120,9 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (folder / name).mkdir()
     (folder / "home/.workspaces").chmod(0o711)
     monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(folder / "home/.workspaces"))
-    for module in (context, state, _core):
+    for module in (brought, context, imagestate, state, _core):
         monkeypatch.setattr(module, "STATE_DIRECTORY", str(folder / "state"))
-    for module in (locks, _core):
+    for module in (engines, locks, _core):
         monkeypatch.setattr(module, "RUN_DIRECTORY", str(folder / "run"))
     yield folder
     shutil.rmtree(folder)
@@ -216,3 +220,14 @@ def inside(engine: Engine, docker):
         return docker(*arguments[1:])
 
     return run
+
+
+@pytest.fixture
+def private_root(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateRoot]:
+    """Return a root file system of its own for a module that changes the host."""
+    made = PrivateRoot(url)
+    try:
+        monkeypatch.setattr(quota, "_quotactl", made.kernel.quotactl)
+        yield made
+    finally:
+        made.close()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import containers, context, images, state
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    brought,
+    containers,
+    context,
+    images,
+    retired,
+    state,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
@@ -18,6 +30,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     NotFound,
     Refused,
 )
+from conftest import root_file_system
 
 
 @pytest.fixture
@@ -111,12 +124,181 @@ def test_create_options(launched, engine):
 
 def test_home_is_lost_workspace_is_kept(launched, engine, policy, alice, inside, thesis):
     inside(alice, "thesis", "touch ~/marker /tmp/marker kept")
-    assert containers.retire(engine, alice, "thesis").changed
-    assert not containers.retire(engine, alice, "thesis").changed
+    assert containers.retire(engine, policy, alice, "thesis").changed
+    assert not containers.retire(engine, policy, alice, "thesis").changed
     assert (thesis.path / "kept").exists()
     again = containers.launch(engine, policy, alice, "thesis")
     assert again.facts["id"] != launched.facts["id"]
     assert inside(alice, "thesis", "ls ~ /tmp kept; ls -a ~").split().count("marker") == 0
+
+
+# The data root of the tests is below /tmp.
+SHOWN = "ls /tmp | grep -v lab-server-test || true"
+
+
+def names_of(engine: Engine) -> list[str]:
+    """Return the names of all containers that are or were of a project."""
+    return sorted(c["Names"][0].lstrip("/") for c in engine.containers() if "._." in c["Names"][0])
+
+
+def test_retire_says_what_is_lost_and_undo_brings_it_back(launched, engine, policy, alice, inside):
+    packages = "~/.local/lib/python3/site-packages"
+    inside(alice, "thesis", f"mkdir -p {packages}/numpy-1.26.0.dist-info; echo > {packages}/numpy.py")
+    inside(
+        alice,
+        "thesis",
+        f"echo > {packages}/numpy-1.26.0.dist-info/METADATA; echo mine > /tmp/notes; echo k > kept",
+    )
+    before = time.time()
+    said = containers.lost(engine, policy, alice, "thesis")
+    retired = containers.retire(engine, policy, alice, "thesis")
+    assert retired.actions == ["retire"]
+    lost = retired.facts["lost"]
+    assert {**said["lost"], "bytes": 0} == {**lost, "bytes": 0}
+    assert lost["packages"] == ["numpy 1.26.0"]
+    assert lost["files"] == 3
+    assert lost["complete"]
+    assert lost["paths"][0] == "/tmp/notes"
+    assert 0 < lost["bytes"] < 100_000
+    assert 0 <= retired.facts["undo_until"] - 7 * 86400 - int(before) < 60
+    assert containers.listing(engine, policy, alice) == []
+    assert len(names_of(engine)) == 1
+    back = containers.undo(engine, policy, alice, "thesis")
+    assert back.actions == ["restore", "start"]
+    assert names_of(engine) == ["thesis._.2001"]
+    assert inside(alice, "thesis", "cat /tmp/notes").strip() == "mine"
+    assert containers.listing(engine, policy, alice)[0].id == launched.facts["id"]
+    assert not containers.undo(engine, policy, alice, "thesis").changed
+    assert containers.launch(engine, policy, alice, "thesis").facts["status"] == "running"
+
+
+def test_what_holds_nothing_is_not_kept(launched, engine, policy, alice, inside):
+    retired = containers.retire(engine, policy, alice, "thesis")
+    assert retired.facts["lost"]["files"] == 0, retired.facts
+    assert retired.facts["undo_until"] is None
+    assert "differs" in retired.facts["not_kept"]
+    assert names_of(engine) == []
+    with pytest.raises(NotFound, match="no retired container"):
+        containers.undo(engine, policy, alice, "thesis")
+    containers.launch(engine, policy, alice, "thesis")
+    inside(alice, "thesis", "echo alias ll=ls >> ~/.bashrc")
+    assert containers.retire(engine, policy, alice, "thesis").facts["undo_until"]
+
+
+def test_undo_takes_nobodys_place(launched, engine, policy, alice, bob, inside):
+    inside(alice, "thesis", "echo > /tmp/notes")
+    containers.retire(engine, policy, alice, "thesis")
+    with pytest.raises(NotFound):
+        containers.undo(engine, policy, bob, "thesis")
+    again = containers.launch(engine, policy, alice, "thesis")
+    with pytest.raises(Refused, match="container retire thesis"):
+        containers.undo(engine, policy, alice, "thesis")
+    assert containers.listing(engine, policy, alice)[0].id == again.facts["id"]
+    # The one in between has nothing in it, so the older one is the one that comes back.
+    containers.retire(engine, policy, alice, "thesis")
+    containers.undo(engine, policy, alice, "thesis")
+    assert containers.listing(engine, policy, alice)[0].id == launched.facts["id"]
+
+
+def test_what_was_restored_is_as_wanted_though_older_ones_are_kept(built, engine, policy, alice, inside):
+    for number in range(2):
+        containers.launch(engine, policy, alice, "thesis")
+        inside(alice, "thesis", f"echo > /tmp/{number}")
+        containers.retire(engine, policy, alice, "thesis")
+    wanted = [Wanted("alice", "thesis", state="restored")]
+    assert containers.reconcile(engine, policy, wanted, check=False)[0].changed
+    assert inside(alice, "thesis", SHOWN).split() == ["1"]
+    assert len(retired.kept(engine)) == 1
+    again = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert (again.changed, again.failed) == (False, False), again
+    # Where the start was broken off, the next run starts it.
+    engine.stop(containers.listing(engine, policy, alice)[0].id, 0)
+    assert containers.reconcile(engine, policy, wanted, check=False)[0].actions == ["start"]
+
+
+def test_what_is_kept_is_bounded(engine, policy, alice, thesis, inside):
+    policy = replace(policy, retire_size=3 << 20)
+    for number, size in enumerate((1, 1, 2, 4)):
+        containers.launch(engine, policy, alice, "thesis")
+        inside(alice, "thesis", f"/bin/busybox dd if=/dev/zero of=/tmp/{number} bs=1M count={size}")
+        facts = containers.retire(engine, policy, alice, "thesis").facts
+        assert bool(facts["undo_until"]) == (size < 4), facts
+        time.sleep(1.1)
+    # The first made room for the third; the last was too large by itself.
+    kept = retired.kept(engine, uid=2001)
+    assert len(kept) == 1 or len(kept) == 2
+    total = sum(engine.sizes([one.actual.id for one in kept]).values())
+    assert total <= 3 << 20
+    containers.undo(engine, policy, alice, "thesis")
+    assert inside(alice, "thesis", SHOWN).split() == ["2"]
+
+
+def test_a_server_that_keeps_nothing(launched, engine, policy, alice, inside):
+    inside(alice, "thesis", "echo > /tmp/notes")
+    facts = containers.retire(engine, replace(policy, retire_keep_days=0), alice, "thesis").facts
+    assert facts["undo_until"] is None
+    assert facts["lost"]["paths"] == ["/tmp/notes"]
+    assert names_of(engine) == []
+
+
+def test_a_retired_one_counts_nowhere(engine, policy, alice, thesis, tiny, project_of, inside):
+    for number in range(3):
+        project_of(alice, f"p{number}").write("Dockerfile", f"FROM {tiny}\n")
+        containers.launch(engine, policy, alice, f"p{number}")
+        inside(alice, f"p{number}", "echo > /tmp/notes")
+    containers.retire(engine, policy, alice, "p0")
+    containers.launch(engine, policy, alice, "thesis")
+    assert [info.project for info in containers.listing_all(engine, policy)] == ["p1", "p2", "thesis"]
+    with pytest.raises(Refused, match="3 of 3"):
+        containers.undo(engine, policy, alice, "p0")
+    assert len(retired.kept(engine)) == 1
+
+
+def test_a_share_that_was_taken_away_does_not_come_back(engine, policy, bob, tiny, project_of, inside):
+    project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, bob, "net")
+    inside(bob, "net", "echo > /tmp/notes")
+    containers.retire(engine, policy, bob, "net")
+    without = replace(policy, shares=tuple(share for share in policy.shares if share.name != "vision"))
+    with pytest.raises(Refused, match="vision, which you may no longer use"):
+        containers.undo(engine, without, bob, "net")
+    containers.undo(engine, policy, bob, "net")
+    containers.stop(engine, bob, "net")
+    with pytest.raises(Refused, match="vision"):
+        containers.launch(engine, without, bob, "net")
+
+
+def test_a_forged_name_is_nobodys(launched, engine, policy, alice, docker):
+    docker("create", "--name", "thesis._.2001.retired-99999999999", "lab-test/tiny", "true")
+    assert retired.kept(engine) == []
+    containers.stop(engine, alice, "thesis")
+    assert retired.clean_up(engine, replace(policy, retire_keep_days=0), time.time()) == []
+    assert "thesis._.2001.retired-99999999999" in names_of(engine)
+
+
+def test_the_clean_up_counts_days_that_passed(launched, engine, policy, alice, inside):
+    inside(alice, "thesis", "echo > /tmp/notes")
+    containers.retire(engine, policy, alice, "thesis")
+    now, day = time.time(), 86400.0
+    assert retired.clean_up(engine, policy, now) == []
+    # The clock jumps a year ahead, and back.
+    assert retired.clean_up(engine, policy, now + 365 * day) == []
+    assert retired.clean_up(engine, policy, now) == []
+    for number in range(1, 5):
+        assert retired.clean_up(engine, policy, now + number * day) == []
+    assert len(retired.clean_up(engine, policy, now + 5 * day, check=True)) == 1
+    assert len(retired.kept(engine)) == 1
+    assert len(retired.clean_up(engine, policy, now + 5 * day)) == 1
+    assert names_of(engine) == []
+
+
+def test_a_damaged_record_removes_nothing(launched, engine, policy, alice, inside):
+    inside(alice, "thesis", "echo > /tmp/notes")
+    containers.retire(engine, policy, alice, "thesis")
+    for damaged in ('{"last": 1, "clo', '{"last": 1, "clock": 1e12, "seen": 5}', "[]", ""):
+        state.write_record("retired.json", damaged)
+        assert retired.clean_up(engine, policy, time.time()) == []
+    assert len(retired.kept(engine)) == 1
 
 
 def test_stop_stays_and_launch_starts_the_same(launched, engine, policy, alice, inside):
@@ -155,7 +337,7 @@ def test_newer_image_is_told_and_used_after_retire(launched, engine, policy, ali
     assert again.facts["id"] == launched.facts["id"]
     assert "newer" in again.facts["notes"][0]
     assert inside(alice, "thesis", "cat /word").strip() == "one"
-    containers.retire(engine, alice, "thesis")
+    containers.retire(engine, policy, alice, "thesis")
     containers.launch(engine, policy, alice, "thesis")
     assert inside(alice, "thesis", "cat /word").strip() == "two"
 
@@ -191,7 +373,10 @@ def test_other_volumes_go_with_the_container(engine, policy, alice, thesis, tiny
     thesis.write("Dockerfile", f"FROM {tiny}\nVOLUME /var/cache\n")
     containers.launch(engine, policy, alice, "thesis")
     assert len(set(docker("volume", "ls", "-q").split()) - before) == 1
-    containers.retire(engine, alice, "thesis")
+    # A volume has no bound, so nothing is kept of it.
+    retired = containers.retire(engine, policy, alice, "thesis")
+    assert "VOLUME /var/cache" in retired.facts["not_kept"]
+    assert retired.facts["lost"]["volumes"] == ["/var/cache"]
     assert set(docker("volume", "ls", "-q").split()) == before
 
 
@@ -231,6 +416,84 @@ def test_home_that_is_a_link_leads_nowhere(engine, policy, alice, thesis):
     assert sorted(os.listdir(policy.workspace(alice))) == ["thesis"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "link"),
+    [
+        # Docker would mount along it, as root, while the user changes what /workspace/evil is.
+        ("RUN ln -s /workspace/evil /x\nVOLUME /x/sudoers.d", "/x"),
+        ("RUN ln -s /workspace/evil /srv", "/srv"),
+        ("RUN rm -rf /run && ln -s /workspace/evil /run", "/run"),
+    ],
+)
+def test_a_link_on_the_way_to_a_mount_is_refused(engine, policy, alice, thesis, tiny, docker, lines, link):
+    # The data root of these tests lies elsewhere; the servers' own is below /srv.
+    policy = replace(policy, data_root="/srv/data") if link == "/srv" else policy
+    thesis.write("Dockerfile", f"FROM {tiny}\n{lines}\n")
+    images.build(engine, policy, alice, "thesis")
+    image = images.project_images(engine)[2001, "thesis"]
+    spec = specs.decide(policy, alice, "thesis")
+    with pytest.raises(Refused, match=f"{link} is no plain folder"):
+        containers._make(engine, policy, spec, image, spec.name)
+    assert engine.containers() == []
+    assert not docker("volume", "ls", "-q")
+
+
+def test_an_image_is_looked_into_once_and_without_mounts(engine, policy, alice, thesis, monkeypatch):
+    made = []
+    create = Engine.create
+
+    def noted(self, name, config):
+        if not name.endswith(".packages"):
+            made.append((name.rpartition(".")[2], bool(config["HostConfig"].get("Mounts"))))
+        return create(self, name, config)
+
+    monkeypatch.setattr(Engine, "create", noted)
+    for _ in range(2):
+        containers.launch(engine, policy, alice, "thesis")
+        containers.retire(engine, policy, alice, "thesis")
+    assert made == [("look", False), ("2001", True), ("2001", True)]
+
+
+def test_a_container_that_ran_is_never_looked_into(launched, engine, policy, alice, inside, monkeypatch):
+    def refused(*_arguments):
+        raise AssertionError("Docker would mount the workspace to look into the container")
+
+    inside(alice, "thesis", "echo mine > /tmp/notes")
+    for name in ("file_status", "read_file", "put", "copy_out"):
+        monkeypatch.setattr(Engine, name, refused)
+    assert containers.retire(engine, policy, alice, "thesis").facts["lost"]["files"] == 1
+    containers.undo(engine, policy, alice, "thesis")
+    assert inside(alice, "thesis", "cat /tmp/notes").strip() == "mine"
+
+
+def test_what_was_taken_from_a_user_is_taken_from_the_containers_too(
+    engine, policy, alice, bob, tiny, project_of
+):
+    for user in (alice, bob):
+        project_of(user, "net").write("Dockerfile", f"FROM {tiny}\n")
+        containers.launch(engine, policy, user, "net")
+    assert containers.withdraw(engine, policy, check=False) == []
+    gone = replace(policy, users=tuple(user for user in policy.users if user.name != "bob"))
+    told = containers.withdraw(engine, gone, check=True)
+    assert engine.inspect("net._.2002")["State"]["Running"]
+    done = containers.withdraw(engine, gone, check=False)
+    assert [(one.name, one.actions) for one in done] == [("net._.2002", ["stop"])]
+    assert done == told
+    assert not engine.inspect("net._.2002")["State"]["Running"]
+    assert engine.inspect("net._.2001")["State"]["Running"]
+    assert containers.withdraw(engine, gone, check=False) == []
+
+
+def test_a_share_that_was_taken_away_stops_the_container(engine, policy, tiny, project_of):
+    member = next(user for user in policy.users if policy.shares_for(user))
+    project_of(member, "net").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, member, "net")
+    (stopped,) = containers.withdraw(engine, replace(policy, shares=()), check=False)
+    assert "may no longer use" in stopped.reason
+    with pytest.raises(Refused, match="may no longer use"):
+        containers.launch(engine, replace(policy, shares=()), member, "net")
+
+
 def test_a_container_that_is_not_ours_is_left_alone(engine, policy, alice, thesis, docker):
     docker("create", "--name", "thesis._.2001", "lab-test/tiny", "true")
     with pytest.raises(Refused, match="labels"):
@@ -238,13 +501,13 @@ def test_a_container_that_is_not_ours_is_left_alone(engine, policy, alice, thesi
     result = containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=True)[0]
     assert result.failed
     with pytest.raises(Refused):
-        containers.retire(engine, alice, "thesis")
+        containers.retire(engine, policy, alice, "thesis")
     assert docker("ps", "-aq", "--filter", "name=thesis._.2001")
 
 
 def test_forged_labels_are_not_ours(engine, policy, alice, launched, docker):
     labels = engine.inspect(launched.facts["id"])["Config"]["Labels"]
-    containers.retire(engine, alice, "thesis")
+    containers.retire(engine, policy, alice, "thesis")
     spec = json.loads(labels["lab.server.spec"])
     labels["lab.server.spec"] = json.dumps({**spec, "memory": 1})
     flags = [f"--label={name}={value}" for name, value in labels.items()]
@@ -270,7 +533,7 @@ def test_a_start_that_fails_leaves_nothing(engine, policy, alice, thesis, tiny):
 
 def test_a_half_made_container_is_healed(launched, engine, policy, alice, docker, inside):
     inspected = engine.inspect(launched.facts["id"])
-    containers.retire(engine, alice, "thesis")
+    containers.retire(engine, policy, alice, "thesis")
     flags = [f"--label={name}={value}" for name, value in inspected["Config"]["Labels"].items()]
     docker("create", "--name", "thesis._.2001", *flags, inspected["Config"]["Image"], "true")
     containers.launch(engine, policy, alice, "thesis")
@@ -406,6 +669,242 @@ def test_replacement_broken_off_is_healed(built, engine, policy, alice, monkeypa
     names = [c["Names"][0] for c in engine.containers() if "._." in c["Names"][0]]
     assert names == ["/thesis._.2001"]
     assert not containers.reconcile(engine, policy, wanted, check=False)[0].changed
+
+
+def test_retired_and_restored_are_promised_and_done(built, engine, policy, alice, inside):
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
+    inside(alice, "thesis", "echo > /tmp/notes")
+    for wished, actions in (
+        ("retired", ["retire"]),
+        ("retired", []),
+        ("restored", ["restore", "start"]),
+        ("restored", []),
+        ("absent", ["remove"]),
+        ("absent", []),
+    ):
+        wanted = [Wanted("alice", "thesis", state=wished)]
+        promise = containers.reconcile(engine, policy, wanted, check=True)[0]
+        before = names_of(engine)
+        deed = containers.reconcile(engine, policy, wanted, check=False)[0]
+        assert (promise.actions, promise.diff, promise.changed) == (deed.actions, deed.diff, deed.changed)
+        assert deed.actions == actions, deed
+        assert (names_of(engine) != before) == bool(actions)
+        assert promise.facts.get("lost", {}).get("paths") == deed.facts.get("lost", {}).get("paths")
+    assert names_of(engine) == []
+    result = containers.reconcile(engine, policy, [Wanted("alice", "thesis", state="restored")], check=True)[
+        0
+    ]
+    assert result.failed
+    assert "no retired container" in result.message
+
+
+@pytest.mark.parametrize("breaking", ["stop", "rename", "sizes", "changes"])
+def test_a_retire_that_was_broken_off_is_finished(
+    launched, engine, policy, alice, inside, monkeypatch, breaking
+):
+    inside(alice, "thesis", "echo > /tmp/notes")
+
+    class Off(BaseException):
+        pass
+
+    def broken(*arguments):
+        raise Off
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, breaking, broken)
+        with pytest.raises(Off):
+            containers.retire(engine, policy, alice, "thesis")
+    facts = containers.retire(engine, policy, alice, "thesis").facts
+    assert facts["undo_until"]
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "start", broken)
+        with pytest.raises(Off):
+            containers.undo(engine, policy, alice, "thesis")
+    containers.undo(engine, policy, alice, "thesis")
+    assert containers.listing(engine, policy, alice)[0].running
+    assert inside(alice, "thesis", SHOWN).split() == ["notes"]
+
+
+def test_a_port_is_on_loopback_and_one_containers(built, engine, policy, alice, tiny, project_of):
+    project_of(alice, "other").write("Dockerfile", f"FROM {tiny}\n")
+    images.build(engine, policy, alice, "other")
+    wanted = [Wanted("alice", "thesis", ports=((8888, 18888),))]
+    made = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert not made.failed, made.message
+    ports = engine.inspect(containers.listing(engine, policy, alice)[0].id)["NetworkSettings"]["Ports"]
+    assert ports == {"8888/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18888"}]}
+    assert not containers.reconcile(engine, policy, wanted, check=True)[0].changed
+    for check in (True, False):
+        second = [Wanted("alice", "other", ports=((80, 18888),))]
+        clash = containers.reconcile(engine, policy, second, check=check)[0]
+        assert clash.failed
+        assert "port 18888 of the host is that of thesis._.2001" in clash.message
+    # Without the first it is free.
+    both = [Wanted("alice", "thesis"), Wanted("alice", "other", ports=((80, 18888),))]
+    assert [result.failed for result in containers.reconcile(engine, policy, both, check=False)] == [
+        False
+    ] * 2
+
+
+@pytest.fixture
+def homes_root(root, monkeypatch):
+    """Let the homes of the host and those that are kept be in the folder of the test."""
+    monkeypatch.setattr(policies, "HOME_ROOT", str(root / "home"))
+    monkeypatch.setattr(policies, "HOMES_ROOT", str(root / "home/.homes"))
+    return root / "home"
+
+
+def test_a_persistent_home_outlives_the_container(built, engine, policy, alice, inside, homes_root):
+    wanted = [Wanted("alice", "thesis", home="persistent")]
+    promise = containers.reconcile(engine, policy, wanted, check=True)[0]
+    assert not (homes_root / ".homes").exists()
+    made = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert not made.failed, made.message
+    assert promise.diff == made.diff
+    assert not containers.reconcile(engine, policy, wanted, check=False)[0].changed
+    home = homes_root / ".homes/alice/thesis"
+    for path, owner, mode in (
+        (homes_root / ".homes", 0, 0o711),
+        (homes_root / ".homes/alice", 0, 0o711),
+        (home, 2001, 0o700),
+    ):
+        status = path.lstat()
+        assert (status.st_uid, status.st_mode & 0o7777) == (owner, mode), path
+    assert sorted(os.listdir(home)) == [".bashrc", ".profile", "workspace"]
+    assert {path.lstat().st_uid for path in home.iterdir()} == {2001}
+    inside(alice, "thesis", "mkdir -p ~/.local; echo mine > ~/.local/made; echo > /tmp/notes")
+    assert inside(alice, "thesis", "ls ~/workspace/").split() == ["thesis"]
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis", state="absent")], check=False)
+    containers.reconcile(engine, policy, wanted, check=False)
+    assert inside(alice, "thesis", f"cat ~/.local/made; {SHOWN}").split() == ["mine"]
+
+
+def test_nothing_of_roots_is_written_through_a_kept_home(built, engine, policy, alice, homes_root, root):
+    """Who owns the home puts links where something of ours could go."""
+    wanted = [Wanted("alice", "thesis", home="persistent")]
+    containers.reconcile(engine, policy, wanted, check=False)
+    home = homes_root / ".homes/alice/thesis"
+    victim = root / "srv/admin"
+    for name in (".profile", ".bashrc", "workspace", ".ssh"):
+        if os.path.lexists(home / name):
+            (home / name).unlink()
+        (home / name).symlink_to(victim / name.strip("."))
+
+    def seen() -> object:
+        links = {path.name: (os.readlink(path), path.lstat().st_ino) for path in home.iterdir()}
+        return links, sorted(os.listdir(victim)), home.lstat().st_mode, home.lstat().st_mtime_ns
+
+    before = seen()
+    changed = replace(wanted[0], pids=32)
+    assert not containers.reconcile(engine, policy, [changed], check=False)[0].failed
+    assert seen() == before
+
+
+@pytest.mark.parametrize("planted", ["link", "file", "owner"])
+def test_a_kept_home_that_is_not_one_is_refused(built, engine, policy, homes_root, root, planted):
+    above = homes_root / ".homes/alice"
+    above.mkdir(parents=True)
+    if planted == "link":
+        (above / "thesis").symlink_to(root / "srv")
+    elif planted == "file":
+        (above / "thesis").write_text("")
+    else:
+        (above / "thesis").mkdir()
+        os.chown(above / "thesis", 2002, 2002)
+    result = containers.reconcile(
+        engine, policy, [Wanted("alice", "thesis", home="persistent")], check=False
+    )[0]
+    assert result.failed, result
+    assert planted != "owner" or "belongs to uid 2002" in result.message
+    assert (root / "srv").stat().st_uid == 0
+    assert engine.containers("thesis._.2001") == []
+
+
+def test_the_hosts_home_without_its_keys(built, engine, policy, alice, inside, homes_root):
+    home = homes_root / "alice"
+    home.mkdir(mode=0o700)
+    os.chown(home, 2001, 2001)
+    (home / ".ssh").mkdir()
+    (home / ".ssh/id_ed25519").write_text("secret")
+    (home / "mine").write_text("mine")
+    wanted = [Wanted("alice", "thesis", home="host")]
+    made = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert not made.failed, made.message
+    assert inside(alice, "thesis", "cat ~/mine; echo; ls -a ~/.ssh").split() == ["mine", ".", ".."]
+    assert "Read-only" in inside(alice, "thesis", "touch ~/.ssh/authorized_keys 2>&1 || true")
+    assert "busy" in inside(alice, "thesis", "/bin/busybox mv ~/.ssh ~/x 2>&1 || true")
+    assert (home / ".ssh/id_ed25519").read_text() == "secret"
+    assert "secret" not in inside(alice, "thesis", "cat ~/.ssh/* ~/x/* 2>&1 || true")
+    assert sorted(os.listdir(home)) == [".ssh", "mine"]
+
+
+@pytest.mark.parametrize("planted", ["link", "file", "nothing"])
+def test_what_is_in_the_place_of_the_keys(built, engine, policy, homes_root, root, planted):
+    home = homes_root / "alice"
+    home.mkdir(mode=0o700)
+    os.chown(home, 2001, 2001)
+    if planted == "link":
+        (home / ".ssh").symlink_to(root / "srv")
+    elif planted == "file":
+        (home / ".ssh").write_text("")
+    result = containers.reconcile(engine, policy, [Wanted("alice", "thesis", home="host")], check=False)[0]
+    assert result.failed == (planted != "nothing"), result
+    if planted == "nothing":
+        assert (home / ".ssh").lstat().st_uid == 2001
+    else:
+        assert "~/.ssh" in result.message
+
+
+@pytest.fixture
+def environment(engine, policy, docker):
+    """Return a policy whose base image brings files, some of which lead elsewhere."""
+    buffer = io.BytesIO(root_file_system())
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for name, content, link in (
+            ("home/jovyan/intro.ipynb", b"{}", ""),
+            ("home/jovyan/lib/helper.py", b"x = 1", ""),
+            ("home/jovyan/passwd", None, "/etc/passwd"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.mode, member.size = 0o4755, len(content or b"")
+            member.type, member.linkname = (tarfile.SYMTYPE if link else tarfile.REGTYPE), link
+            archive.addfile(member, io.BytesIO(content) if content is not None else None)
+    docker("import", "-", "lab-test/notebook:latest", input=buffer.getvalue())
+    base = policies.BaseImage("lab-test/notebook", "lab-test/notebook", "", "/home/jovyan")
+    return replace(policy, base_images=(*policy.base_images, base))
+
+
+def test_what_the_environment_brings_is_copied_once(engine, environment, alice, project_of, inside, docker):
+    policy = environment
+    project_of(alice, "book").write("Dockerfile", "FROM lab-test/notebook\n")
+    mine = Path(policy.workspace(alice)) / "notebook"
+    mine.mkdir()
+    os.chown(mine, 2001, 2001)
+    (mine / "intro.ipynb").write_text("mine")
+    first = containers.launch(engine, policy, alice, "book")
+    assert first.facts["brought"] == {"folder": "/workspace/notebook", "files": 1, "skipped": 2}
+    assert (mine / "intro.ipynb").read_text() == "mine"
+    helper = mine / "lib/helper.py"
+    assert helper.read_text() == "x = 1"
+    assert (helper.stat().st_uid, helper.stat().st_mode & 0o7777) == (2001, 0o755)
+    assert not os.path.lexists(mine / "passwd")
+    assert docker("ps", "-aq", "--filter", "name=lab-files") == ""
+    helper.unlink()
+    containers.retire(engine, policy, alice, "book")
+    assert "brought" not in containers.launch(engine, policy, alice, "book").facts
+    assert not helper.exists()
+
+
+def test_what_is_brought_goes_through_no_link(engine, environment, alice, project_of, root):
+    policy = environment
+    project_of(alice, "book").write("Dockerfile", "FROM lab-test/notebook\n")
+    (Path(policy.workspace(alice)) / "notebook").symlink_to(root / "srv/datasets")
+    result = containers.launch(engine, policy, alice, "book")
+    assert "not copied" in result.facts["notes"][0]
+    assert os.listdir(root / "srv/datasets") == ["iris.csv"]
+    assert not state.was_brought(2001, "notebook")
+    # The own image is not what is read: a link in it would be followed by Docker, as root.
+    assert brought.base_of(engine, policy, "lab-test/tiny") is None
 
 
 def test_one_failure_does_not_stop_the_others(built, engine, policy):

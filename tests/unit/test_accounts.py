@@ -179,7 +179,7 @@ MALLORY = {"mallory": accounts.Account("mallory", 2001, 100)}
     ("actual", "words"),
     [
         (with_account(uid=2009), "exists with uid 2009, not 2001"),
-        (with_account(gid=100), "main group 100"),
+        (with_account(gid=100), "Run: groupmod -g 2001 alice; chown -hR --from=:100 :2001 /home/alice"),
         (with_account(home="/srv/alice"), "usermod -m -d /home/alice alice"),
         (with_account(local=False), "directory service"),
         (accounts.Actual(users=MALLORY), "uid 2001 for alice is taken by mallory"),

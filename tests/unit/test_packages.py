@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import packages
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
 
 ANSWER = "acl ii \nquota rc \nxfsprogs hi \ndocker.io iU \n"
 
@@ -64,3 +65,37 @@ def test_everything_is_installed_in_one_call_and_without_what_is_only_recommende
 def test_nothing_is_asked_for_nothing(commands: list[list[str]]) -> None:
     assert packages.reconcile([], [], check=False) == []
     assert commands == []
+
+
+def test_another_package_manager_at_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [
+        HostError("apt-get failed: E: Unable to lock directory /var/lib/apt/lists/"),
+        HostError("dpkg failed: dpkg frontend lock was locked by another process with pid 7"),
+        None,
+    ]
+    waits: list[float] = []
+
+    def run(_arguments: object, **_options: object) -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(packages.hostfiles, "run", run)
+    monkeypatch.setattr(packages.time, "sleep", waits.append)
+    packages._run(["apt-get", "update"], {})
+    assert answers == [] and len(waits) == 2
+    answers += [HostError("apt-get failed: E: Unable to locate package x"), None]
+    with pytest.raises(HostError, match="locate"):
+        packages._run(["apt-get", "install", "x"], {})
+    assert len(waits) == 2
+
+
+def test_it_is_not_waited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_arguments: object, **_options: object) -> None:
+        raise HostError("apt-get failed: E: Could not get lock /var/lib/dpkg/lock")
+
+    monkeypatch.setattr(packages.hostfiles, "run", run)
+    monkeypatch.setattr(packages.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(packages, "_LOCK_SECONDS", -1.0)
+    with pytest.raises(HostError, match="lock"):
+        packages._run(["apt-get", "update"], {})

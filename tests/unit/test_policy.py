@@ -256,6 +256,42 @@ BAD_INPUT = [
         r"^lab_projects\[0\] \(my-thesis\)\.files: '\.\./x' is not a path in the project",
     ),
     ("lab_projects/0/state", "running", r"^lab_projects\[0\] \(my-thesis\)\.state: 'running' is not known"),
+    ("lab_projects/0/state", "restored", r"^lab_projects\[0\] \(my-thesis\)\.state: 'restored' is not known"),
+    ("lab_projects/0/home", "/etc", r"^lab_projects\[0\] \(my-thesis\)\.home: '/etc' is not known"),
+    ("lab_projects/0/ports", [8888], r"^lab_projects\[0\] \(my-thesis\)\.ports\[0\]: expected a mapping"),
+    (
+        "lab_projects/0/ports",
+        [{"container": 80}],
+        r"^lab_projects\[0\] \(my-thesis\)\.ports\[0\]\.host is missing",
+    ),
+    (
+        "lab_projects/0/ports",
+        [{"container": 80, "host": 80}],
+        r"^lab_projects\[0\] \(my-thesis\)\.ports\[0\]\.host: expected a whole number from 1024",
+    ),
+    (
+        "lab_projects/0/ports",
+        [{"container": 80, "host": 8080, "address": "0.0.0.0"}],
+        r"^lab_projects\[0\] \(my-thesis\)\.ports\[0\]\.address: unknown key",
+    ),
+    (
+        "lab_projects/0/ports",
+        [{"container": 80, "host": 8080}, {"container": 80, "host": 8081}],
+        r"^lab_projects\[0\] \(my-thesis\)\.ports: the port of the container 80 is also that of",
+    ),
+    (
+        "lab_base_images/0/files",
+        "home/jovyan",
+        r"^lab_base_images\[0\] \(lab/python\)\.files: .* plain absolute path",
+    ),
+    (
+        "lab_base_images/0/files",
+        "/home/../etc",
+        r"^lab_base_images\[0\] \(lab/python\)\.files: .* plain absolute path",
+    ),
+    ("lab_retire_keep", -1, r"^lab_retire_keep: expected a whole number from 0"),
+    ("lab_retire_size", "much", r"^lab_retire_size: 'much' is not a size"),
+    ("lab_images_keep", 0, r"^lab_images_keep: expected a whole number from 1"),
 ]
 
 
@@ -269,6 +305,46 @@ def test_bad_input_is_named_in_one_sentence(path: str, value: object, message: s
         policy.from_inventory(variables)
     assert "\n" not in str(caught.value)
     assert caught.value.hint
+
+
+def test_what_is_kept_has_defaults_and_survives() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    assert (checked.retire_keep_days, checked.retire_size, checked.images_keep) == (7, 10 << 30, 3)
+    variables = {**inventory(), "lab_retire_keep": 0, "lab_retire_size": "1g", "lab_images_keep": 5}
+    variables["lab_projects"][0].update(home="persistent", ports=[{"container": 8888, "host": 18888}])
+    variables["lab_base_images"][0]["files"] = "/home/jovyan"
+    checked, _keys = policy.from_inventory(variables)
+    assert (checked.retire_keep_days, checked.retire_size, checked.images_keep) == (0, 1 << 30, 5)
+    assert checked.projects[0].ports == ((8888, 18888),)
+    assert checked.base_images[0].folder == "python"
+    plain = json.loads(json.dumps(policy.dump(checked)))
+    assert policy.parse(plain) == checked
+    # The policy of a server that was written before there were these.
+    for key in ("retire_keep", "retire_size", "images_keep"):
+        del plain[key]
+    assert policy.parse(plain).images_keep == 3
+
+
+def test_a_port_of_the_host_is_one_containers() -> None:
+    variables = inventory()
+    variables["lab_projects"][0]["ports"] = [{"container": 80, "host": 8080}]
+    variables["lab_projects"].append(
+        {"user": "carol", "name": "x", "ports": [{"container": 81, "host": 8080}]}
+    )
+    with pytest.raises(
+        InvalidInput,
+        match=r"^lab_projects\[1\] \(x\)\.ports: the port of the host 8080 is also that of",
+    ):
+        policy.from_inventory(variables)
+
+
+def test_two_environments_do_not_share_a_folder() -> None:
+    variables = inventory()
+    variables["lab_base_images"] = [
+        {"name": name, "archive": "a", "files": "/f"} for name in ("lab/python", "x/python:3")
+    ]
+    with pytest.raises(InvalidInput, match=r"files: the folder of files python is also that of"):
+        policy.from_inventory(variables)
 
 
 def test_a_user_may_not_have_the_name_of_a_group() -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -177,7 +178,7 @@ def server(
     monkeypatch.setattr(storage, "check_mounts", lambda policy: made.mounts)
     monkeypatch.setattr(journal, "record", lambda *priority, **values: made.audit.append(values))
     monkeypatch.setattr(engines.Engine, "connect", lambda: made)
-    for name in ("launch", "stop", "retire"):
+    for name in ("launch", "stop", "retire", "undo"):
         monkeypatch.setattr(containers, name, made.act(name))
     monkeypatch.setattr(
         containers, "listing", lambda engine, policy, user: [i for i in made.infos if i.uid == user.uid]
@@ -224,7 +225,12 @@ def test_a_launch_is_the_callers_and_tells_its_progress(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "name"),
-    [("container-stop", "stop"), ("container-retire", "retire"), ("project-launch", "launch")],
+    [
+        ("container-stop", "stop"),
+        ("container-retire", "retire"),
+        ("container-undo", "undo"),
+        ("project-launch", "launch"),
+    ],
 )
 def test_the_verb_is_the_deed(server: Server, verb: str, name: str) -> None:
     assert server.call(2002, verb, "x")[0] == 0
@@ -322,7 +328,10 @@ def test_attach_becomes_the_engines_shell(server: Server, monkeypatch: pytest.Mo
             broker.serve(2001, "attach", ["thesis"], descriptors, "xterm")
     finally:
         os.close(terminal)
-    shown = os.read(master, 4096).decode()
+    shown = ""
+    with suppress(OSError):  # EIO: the other end is closed, and all that was written to it is read (pty(7))
+        while chunk := os.read(master, 4096):
+            shown += chunk.decode()
     os.close(master)
     hers, none = (line for line in shown.splitlines() if "'hers'" in line or "'none'" in line)
     assert hers.replace("hers", "none") == none

@@ -289,7 +289,68 @@ def test_retire_says_that_the_workspace_is_untouched_twice(run: Run, broker: Cal
     assert code == 0 and "nothing to do" in out and "untouched" in out
 
 
-@pytest.mark.parametrize("verb", ["stop", "retire"])
+LOST = {
+    "packages": ["numpy 1.26.0", "torch 2.1.0"],
+    "files": 214,
+    "bytes": 3 << 20,
+    "paths": ["/home/alice/notes", "/tmp/\x1b[2Jx"],
+    "complete": True,
+}
+
+
+def test_retire_says_what_was_lost_and_until_when_it_can_be_undone(
+    run: Run, broker: Callable[..., Path]
+) -> None:
+    broker(result(changed=True, lost=LOST, undo_until=1_800_000_000, not_kept=""))
+    code, out, _err = run("container", "retire", "thesis")
+    assert code == 0
+    assert "lost: 214 files, 3M" in out
+    assert "packages: numpy 1.26.0, torch 2.1.0" in out
+    assert "/home/alice/notes" in out
+    assert "\x1b" not in out
+    assert re.search(r"until 2027-01-1[45] [0-9:]{5} you can have it back: container undo thesis", out)
+    assert max(len(line) for line in out.splitlines() if line.startswith("  ")) <= 80
+    broker(result(changed=True, lost=LOST, undo_until=None, not_kept="it holds more than is kept"))
+    out = run("container", "retire", "thesis")[1]
+    assert "gone for good: it holds more than is kept." in out
+    assert "container undo" not in out
+    unknown = {"packages": [], "files": 0, "bytes": 0, "paths": [], "complete": False}
+    broker(result(changed=True, lost=unknown, undo_until=1_800_000_000))
+    assert "lost: at least 0 files" in run("container", "retire", "thesis")[1]
+    broker(result(changed=True, lost={**unknown, "complete": True}, undo_until=None))
+    assert "lost: nothing" in run("container", "retire", "thesis")[1]
+
+
+def test_undo_brings_it_back(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(changed=True))
+    code, out, _err = run("container", "undo", "thesis")
+    assert code == 0 and "is back and runs" in out
+    assert asked.read_text().split()[2:] == ["container-undo", "thesis"]
+    broker(result(changed=False))
+    assert "already" in run("container", "undo", "thesis")[1]
+    broker({"event": "error", "kind": "refused", "message": "In the way.", "hint": "Retire it first."})
+    code, _out, err = run("container", "undo", "thesis")
+    assert code == 3 and "Retire it first." in err
+
+
+def test_a_preview_of_a_retire_says_what_would_be_lost(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(verb: str, *arguments: str) -> dict[str, Any]:
+        asked.append(verb)
+        if verb == "container-lost":
+            return {"lost": LOST, "undo_until": 1_800_000_000, "not_kept": ""}
+        return {"containers": [container("thesis")]}
+
+    monkeypatch.setattr(cli, "ask", ask)
+    code, out, _err = run("container", "retire", "thesis", "--dry-run")
+    assert code == 0 and "would be retired" in out and "lost: 214 files" in out and "container undo" in out
+    assert asked == ["container-list", "container-lost"]
+
+
+@pytest.mark.parametrize("verb", ["stop"])
 def test_a_preview_asks_for_the_list_alone(run: Run, broker: Callable[..., Path], verb: str) -> None:
     asked = broker(result(containers=[container("thesis"), container("other")]))
     code, out, _err = run("container", verb, "thesis", "--dry-run")

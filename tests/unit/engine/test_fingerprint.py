@@ -9,8 +9,12 @@ from ansible_collections.lab.server.plugins.module_utils._core.context import Me
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, LabError, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.fingerprint import (
     Instruction,
+    base,
+    canonical,
+    check_triggers,
     fingerprint,
     instructions,
+    plain,
     sources,
 )
 from hypothesis import given
@@ -19,19 +23,37 @@ from hypothesis import strategies as st
 
 def test_instructions():
     text = (
-        "# syntax=x\n\nFROM a \\\n  # comment\n\n  AS b\nrun one \\  \n two\r\nFR\\\nOM x\nRUN y\\\\\nCMD\n"
+        "# syntax=x\n\nFROM a \\\n  # comment\n\n  AS b\nrun one \\  \n two\r\nFR\\\nOM x\nRUN y\\\\z\nCMD\n"
     )
     assert instructions(text) == [
         Instruction(3, "FROM", "a   AS b"),
         Instruction(7, "RUN", "one  two"),
         Instruction(9, "FROM", "x"),
-        Instruction(11, "RUN", "y\\\\"),
+        Instruction(11, "RUN", "y\\\\z"),
         Instruction(12, "CMD", ""),
     ]
 
 
 @pytest.mark.parametrize(
-    "text", ["# escape=`\nFROM a", "  #escape = `\nFROM a", "FROM a\nRUN <<EOF\nFROM b\nEOF", 'RUN x <<-"E"']
+    "text",
+    [
+        "# escape=`\nFROM a",
+        "  #escape = `\nFROM a",
+        "FROM a\nRUN <<EOF\nFROM b\nEOF",
+        'RUN x <<-"E"',
+        'RUN <<"1\\\\"\nx',
+        # A separator that only one of two parsers takes for a space.
+        "FROM a\nRUN true \\\n\x1c# y\nFROM b",
+        "FROM a\nRUN true \\\r\r\nFROM b",
+        "FROM\xa0a",
+        "RUN y\\\\",
+        'FROM a\nCOPY --"from"=b / /x',
+        "FROM a\nCOPY --f\\rom=b / /x",
+        "FROM a\nCOPY --chown=1 --'from'=b / /x",
+        "ARG A=b C=$A\nFROM a",
+        "ARG $N=b\nFROM a",
+        "FROM a\n#x\nCO\\PY a b",
+    ],
 )
 def test_what_is_read_in_more_than_one_way(text):
     with pytest.raises(InvalidInput):
@@ -45,7 +67,7 @@ def test_what_is_read_in_more_than_one_way(text):
         ("from --platform=linux/amd64 lab/python as x\nFROM x\n", ("lab/python",)),
         ("ARG B=lab/python\nFROM ${B}\n", ("lab/python",)),
         ("ARG B\nFROM ${B:-lab/python}\n", ("lab/python",)),
-        ('ARG A="lab" C=python\nARG B=$A/$C\nFROM $B\n', ("lab/python",)),
+        ('ARG A="lab"\nARG C=python\nARG B=$A/$C\nFROM $B\n', ("lab/python",)),
         ("FROM scratch\nCOPY --from=nginx:1 /a /b", ("nginx:1",)),
         ("FROM a.b AS x\nFROM y\nCOPY --from=x /a /b\nCOPY --from=0 /a /b", ("a.b", "y")),
         ("FROM lab/2001/mine", ("lab/2001/mine",)),
@@ -80,6 +102,14 @@ def test_sources(text, found):
         "FROM sha256:0123",
         "FROM cafe",
         "FROM ${A-lab/2002/x}",
+        "FROM y\nONBUILD RUN x",
+        "FROM y\nADD http://169.254.169.254/x /x",
+        "ARG U=http://h/x\nFROM y\nARG U\nADD $U /x",
+        'FROM y\nADD ["git@h:x", "/x"]',
+        "ARG HTTP_PROXY=http://mine\nFROM y",
+        "FROM 127.0.0.1:8080/x",
+        "FROM localhost/x",
+        "FROM y\nCOPY --from=[::1]:80/x / /",
         "FROM",
         "FROM a b",
         "RUN x",
@@ -91,10 +121,84 @@ def test_refused(text):
         sources(text, {}, 2001)
 
 
+def test_the_builder_gets_what_was_read():
+    text = (
+        "# syntax=evil/frontend\n# a comment\nARG B=lab/python\nFROM --platform=$P ${B} AS One\n\n"
+        "RUN a \\\n# between\n  && b\r\nFROM one\nCOPY --from=one --chown=1:1 /a /b\nCMD\n"
+    )
+    assert canonical(text, {}) == (
+        "ARG B=lab/python\nFROM --platform=$P lab/python AS one\nRUN a   && b\n"
+        "FROM one\nCOPY --from=one --chown=1:1 /a /b\nCMD\n"
+    )
+
+
+@given(st.text(alphabet="FROMfromARGCOPYadd --=$\\\"'\n\r\t #lab/20x{}:<|&[],1"))
+def test_what_the_builder_gets_reads_the_same_again(text):
+    with contextlib.suppress(LabError):
+        written = canonical(text, {})
+        assert sources(written, {}, 2001) == sources(text, {}, 2001)
+        assert canonical(written, {}) == written
+        assert len(instructions(written)) == written.count("\n") == len(instructions(text))
+
+
+@pytest.mark.parametrize(
+    "trigger", ["COPY --from=x / /", "COPY --fr\\om=x / /", "FROM x", "RUN --mount=type=bind,from=x true"]
+)
+def test_an_image_that_reads_others_when_it_is_built_on(trigger):
+    with pytest.raises(Refused):
+        check_triggers("node", ["RUN npm install", trigger])
+    check_triggers("node", ["COPY package.json /", "RUN npm install"])
+
+
 def test_build_arguments_count():
     assert sources("ARG B=x\nFROM $B", {"B": "lab/python"}, 1) == ("lab/python",)
     with pytest.raises(Refused):
         sources("ARG B=x\nFROM $B", {"B": "lab/2002/y"}, 2001)
+
+
+@pytest.mark.parametrize(
+    ("text", "stands_on"),
+    [
+        ("FROM lab/python", "lab/python"),
+        ("FROM scratch\nCOPY --from=lab/python /a /b", ""),
+        ("ARG B=lab/x\nARG C=$B:1\nFROM $C", "lab/x:1"),
+        # What only lends files is not what the image stands on.
+        ("FROM lab/tools AS t\nFROM lab/jupyter\nCOPY --from=t /a /b", "lab/jupyter"),
+        ("FROM lab/jupyter AS One\nFROM one AS two\nFROM lab/x AS three\nFROM TWO", "lab/jupyter"),
+        ("FROM lab/x\nARG B=y\nFROM $B", "error"),
+    ],
+)
+def test_base(text, stands_on):
+    if stands_on == "error":
+        with pytest.raises(InvalidInput):
+            base(text, {})
+    else:
+        assert base(text, {}) == stands_on
+
+
+def test_base_follows_build_arguments():
+    assert base("ARG B=x\nFROM $B", {"B": "lab/python"}) == "lab/python"
+
+
+@given(st.text())
+def test_base_is_one_of_the_sources(text):
+    with contextlib.suppress(LabError):
+        allowed = sources(text, {}, 2001)
+        assert base(text, {}) in ("", *allowed)
+
+
+@pytest.mark.parametrize(
+    ("image", "short"),
+    [
+        ("lab/python", "lab/python"),
+        ("lab/python:latest", "lab/python"),
+        ("docker.io/lab/python:3", "lab/python:3"),
+        ("index.docker.io/lab/python:latest", "lab/python"),
+        ("example.org/lab/python", "example.org/lab/python"),
+    ],
+)
+def test_plain(image, short):
+    assert plain(image) == short
 
 
 @given(st.text())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import plan as plans
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
-from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, NotFound, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Actual, Plan, actual_of, plan
 from ansible_collections.lab.server.plugins.module_utils._core.spec import ContainerSpec
 from hypothesis import given
@@ -43,8 +43,11 @@ actuals = st.none() | st.builds(
 def applied(planned: Plan, actual: Actual | None) -> Actual | None:
     """Carry a plan out on a model of Docker."""
     for action in planned.actions:
-        if action == plans.REMOVE:
+        if action in (plans.REMOVE, plans.RETIRE):
             actual = None
+        elif action == plans.RESTORE:
+            assert actual is None
+            actual = replace(RUNNING, state="exited")
         elif action == plans.CREATE:
             assert actual is None
             actual = replace(RUNNING, state="created")
@@ -57,7 +60,7 @@ def applied(planned: Plan, actual: Actual | None) -> Actual | None:
     return actual
 
 
-@given(actuals, st.sampled_from(plans.STATES))
+@given(actuals, st.sampled_from([state for state in plans.STATES if state != plans.RESTORED]))
 def test_leads_there_from_anywhere(actual, state):
     reached = applied(plan(state, SPEC, "image", actual), actual)
     assert plan(state, SPEC, "image", reached) == Plan()
@@ -69,6 +72,35 @@ def test_leads_there_from_anywhere(actual, state):
         assert reached is None or not reached.live
     else:
         assert reached is None
+
+
+KEPT = replace(RUNNING, id="kept", name=SPEC.name + ".retired-1", state="exited")
+
+
+def test_retired_is_kept_and_absent_is_not():
+    assert plan("retired", SPEC, "image", RUNNING).actions == ("retire",)
+    assert plan("absent", SPEC, "image", RUNNING).actions == ("remove",)
+    assert plan("retired", SPEC, "image", RUNNING).after == {"state": "retired"}
+    # Nothing can be in one that never ran.
+    assert plan("retired", SPEC, "image", replace(RUNNING, state="created")).actions == ("remove",)
+
+
+def test_restored_brings_the_kept_one_back():
+    planned = plan("restored", SPEC, "image", None, kept=KEPT)
+    assert planned.actions == ("restore", "start")
+    reached = applied(planned, None)
+    # Once it is back there may be an older one; what was restored is as wanted all the same.
+    assert plan("restored", SPEC, "image", reached, kept=None) == Plan()
+    assert plan("restored", SPEC, "image", reached, kept=KEPT, restored=True) == Plan()
+    stopped = replace(RUNNING, state="exited")
+    assert plan("restored", SPEC, "image", stopped, kept=None, restored=True).actions == ("start",)
+
+
+def test_restored_takes_nobodys_place():
+    with pytest.raises(Refused, match="container retire thesis"):
+        plan("restored", SPEC, "image", RUNNING, kept=KEPT)
+    with pytest.raises(NotFound, match="no retired container"):
+        plan("restored", SPEC, "image", None)
 
 
 def test_as_wanted_is_empty():

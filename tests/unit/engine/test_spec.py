@@ -64,6 +64,9 @@ any_spec = st.builds(
     pids=st.integers(1, 1 << 22),
     shm=st.integers(0, 1 << 62),
     environment=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
+    home_mode=st.sampled_from(["container", "persistent", "host"]),
+    home_source=texts,
+    ports=st.lists(st.tuples(st.integers(1, 65535), st.integers(1024, 65535)), max_size=3).map(tuple),
 )
 
 
@@ -151,6 +154,53 @@ def test_create_config(spec):
     assert environment["LD_PRELOAD"] == ""
     assert environment["HF_HOME"] == "/workspace/.cache"
     assert environment["LANG"] == "de_DE.UTF-8"
+
+
+def test_what_was_always_so_is_not_in_the_canonical_form(spec):
+    """Containers that were made before there was a choice do not differ."""
+    assert not {"home_mode", "home_source", "ports"} & set(json.loads(spec.canonical()))
+
+
+def test_ports_are_on_loopback_alone(policy):
+    spec = specs.decide(policy, policy.user("alice"), "thesis", Wishes(ports=((8888, 18888), (22, 10022))))
+    config = specs.create_config(spec, IMAGE, ENGINE)
+    assert config["ExposedPorts"] == {"22/tcp": {}, "8888/tcp": {}}
+    assert config["HostConfig"]["PortBindings"] == {
+        "22/tcp": [{"HostIp": "127.0.0.1", "HostPort": "10022"}],
+        "8888/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18888"}],
+    }
+    assert not config["HostConfig"]["PublishAllPorts"]
+
+
+@pytest.mark.parametrize(
+    "ports", [((0, 2000),), ((80, 1023),), ((80, 65536),), ((80, 2000), (81, 2000)), ((80, 2000), (80, 2001))]
+)
+def test_wrong_ports(policy, ports):
+    with pytest.raises(InvalidInput, match="port"):
+        specs.decide(policy, policy.user("alice"), "thesis", Wishes(ports=ports))
+
+
+def test_a_kept_home_is_mounted_and_the_hosts_keys_are_hidden(policy):
+    alice = policy.user("alice")
+    persistent = specs.decide(policy, alice, "thesis", Wishes(home="persistent"))
+    assert specs.mounts(persistent)[-1]["Source"] == "/home/.homes/alice/thesis"
+    assert specs.mounts(persistent)[-1]["Target"] == "/home/alice"
+    home, hidden = specs.mounts(specs.decide(policy, alice, "thesis", Wishes(home="host")))[-2:]
+    assert (home["Source"], home["Target"], home["ReadOnly"]) == ("/home/alice", "/home/alice", False)
+    assert (hidden["Type"], hidden["Target"], hidden["ReadOnly"]) == ("tmpfs", "/home/alice/.ssh", True)
+    assert "Source" not in hidden
+    with pytest.raises(InvalidInput, match="home"):
+        specs.decide(policy, alice, "thesis", Wishes(home="/etc"))
+
+
+def test_what_is_no_longer_given_is_named(spec):
+    from dataclasses import replace
+
+    assert specs.no_longer_given(spec, spec) == []
+    assert specs.no_longer_given(replace(spec, shares=()), spec) == []
+    assert specs.no_longer_given(spec, replace(spec, shares=(), groups=())) == ["/srv/data/vision"]
+    assert specs.no_longer_given(spec, replace(spec, groups=()))
+    assert specs.no_longer_given(None, spec)
 
 
 def test_the_spec_does_not_depend_on_the_host(spec):

@@ -1,0 +1,349 @@
+"""Every module in check mode: it changes nothing, and what it promises is what it then does.
+
+Each module takes a few steps, one after the other. Of every step are compared: the world before and after the
+promise, the promise and the deed, and a second deed, which must change nothing. What a module hands back must
+be what its documentation says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+from private_root import MODULES, PACKAGE, PrivateRoot, call_in_child, next_second, run_module, tree
+
+LIMITS = {"containers": 2, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+QUOTA = {"soft": "9m", "hard": "10m", "inodes_soft": 90, "inodes_hard": 100}
+ALICE = {"name": "alice", "uid": 2001, "group": "students"}
+HOME = {"role": "home", "mount": "/home", "device": "/dev/disk/by-id/lab-home", "create": True}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Arguments of a module, whether they change something, and whether the task, or a part of it, fails."""
+
+    arguments: dict[str, Any]
+    changes: bool = True
+    fails: bool = False
+
+
+def keep_promises(
+    name: str,
+    steps: list[Step],
+    look: Callable[[], Any],
+    call: Callable[[Callable[[], Any]], Any] = call_in_child,
+) -> None:
+    """Go through the steps of a module; ``look`` returns all that it could change."""
+    for step in steps:
+        before = look()
+        promise = run_module(name, step.arguments, check=True, call=call)
+        assert _differences(look(), before) == {}, f"check mode changed something: {step}"
+        deed = run_module(name, step.arguments, check=False, call=call)
+        after = look()
+        assert _without_clock(deed) == _without_clock(promise), step
+        assert (bool(deed.get("changed")), bool(deed.get("failed"))) == (step.changes, step.fails), deed
+        assert (_effects(after, before) != {}) == step.changes, step
+        again = run_module(name, step.arguments, check=False, call=call)
+        assert not again.get("changed"), again
+        assert bool(again.get("failed")) == step.fails
+        assert _effects(look(), after) == {}, f"a second run changed something: {step}"
+        if not step.fails:
+            check_documented(name, deed)
+
+
+def _without_clock(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer with the times that depend on when it was asked only said to be there."""
+    results = [
+        {key: value is not None if key == "undo_until" else value for key, value in item.items()}
+        for item in answer.get("results", [])
+    ]
+    return {**answer, "results": results}
+
+
+def _differences(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    return {key: (old.get(key), new.get(key)) for key in {*old, *new} if old.get(key) != new.get(key)}
+
+
+def _effects(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """Return the differences without notes of what was looked at, which only save the next run time."""
+    return {key: pair for key, pair in _differences(new, old).items() if not key.endswith(".look.json")}
+
+
+# What is handed back is what is documented
+
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
+
+
+def check_documented(name: str, answer: dict[str, Any]) -> None:
+    """Compare an answer with the documentation of the module, to the last key."""
+    documented = yaml.safe_load(import_module(f"{PACKAGE}.{name}").RETURN)
+    # Ansible's own, the same for all modules.
+    ours = {key: value for key, value in answer.items() if key not in ("changed", "diff")}
+    _check_keys(name, ours, documented)
+
+
+def _check_keys(where: str, given: dict[str, Any], documented: dict[str, Any]) -> None:
+    always = {key for key, value in documented.items() if value["returned"] == "always"}
+    assert always <= set(given) <= set(documented), where
+    for key, value in given.items():
+        inner, place = documented[key], f"{where}.{key}"
+        if value is None:
+            continue
+        assert isinstance(value, _TYPES[inner["type"]]), place
+        for one in value if isinstance(value, list) else [value]:
+            if inner["type"] == "list":
+                assert isinstance(one, _TYPES[inner["elements"]]), place
+            if "contains" in inner:
+                _check_keys(place, one, inner["contains"])
+
+
+# Modules that change the host, in a private root
+
+
+def _policy(**changes: Any) -> dict[str, Any]:
+    made, _keys = policies.from_inventory(
+        {
+            "lab_groups": [{"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
+            "lab_users": [ALICE, {**ALICE, "name": "bob", "uid": 2002}],
+            "lab_base_images": [{"name": "lab/python", "image": "lab/python"}],
+            **changes,
+        }
+    )
+    return policies.dump(made)
+
+
+def _user(**changes: Any) -> dict[str, Any]:
+    limits = {key: LIMITS[key] for key in ("cpus", "memory", "pids")}
+    return {**ALICE, "limits": limits, "ssh_keys": ["ssh-ed25519 AAAA alice"], **changes}
+
+
+def _users(**changes: Any) -> dict[str, Any]:
+    groups = [{"name": "students", "gid": 3101}, {"name": "vision", "gid": 3102}]
+    return {"groups": groups, "users": [_user()], "closed_groups": ["docker"], **changes}
+
+
+def _prepare_shares(root: PrivateRoot) -> None:
+    with (root.path / "etc/group").open("a") as groups:
+        groups.write("researchers:x:3102:\n")
+    (root.path / "srv/data").mkdir()
+    (root.path / "srv/data/file").touch()
+
+
+def _prepare_packages(root: PrivateRoot) -> None:
+    root.add_packages("quota", "acl", "uidmap")
+    root.run("dpkg", "-i", "/srv/packages/uidmap.deb")
+
+
+def _prepare_homes(root: PrivateRoot) -> None:
+    for name, uid in (("alice", 2001), ("bob", 2002)):
+        home = root.path / "home" / name
+        home.mkdir(mode=0o700)
+        os.chown(home, uid, uid)
+
+
+def _nothing(root: PrivateRoot) -> None:
+    """Prepare nothing."""
+
+
+_SHARE = {"name": "vision", "access": "group", "group": "researchers"}
+_PROJECT = {"user": "alice", "name": "thesis", "type": "ml"}
+ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
+    "commands": (
+        _nothing,
+        [
+            Step({"policy": _policy()}),
+            Step({"policy": _policy(lab_environment={"A": "b"})}),
+            Step({"policy": {"format": 0}}, changes=False, fails=True),
+        ],
+    ),
+    "daemon_config": (
+        _nothing,
+        [
+            Step({"settings": {"log-driver": "json-file", "log-opts": {"max-size": "10m"}}}),
+            Step({"settings": {"log-opts": {"max-file": "3"}, "log-driver": None}}),
+            Step({"settings": {"no-such-setting": 1}}, changes=False, fails=True),
+        ],
+    ),
+    "filesystems": (
+        lambda root: root.add_disk("/dev/disk/by-id/lab-home"),
+        [
+            Step({"filesystems": [{**HOME, "create": False}]}, changes=False, fails=True),
+            Step({"filesystems": [HOME]}),
+            Step({"filesystems": [{**HOME, "options": ["noatime"]}]}),
+            Step({"filesystems": [{**HOME, "device": "/dev/none"}]}, changes=False, fails=True),
+        ],
+    ),
+    "packages": (
+        _prepare_packages,
+        [
+            Step({"present": ["quota", "acl"], "absent": ["uidmap"]}),
+            Step({"present": ["acl"], "absent": ["quota", "never-there"]}),
+        ],
+    ),
+    "quotas": (
+        _nothing,
+        [
+            Step({"users": [{"name": "alice", "uid": 2001, "quota": QUOTA}]}),
+            Step({"users": [{"name": "alice", "uid": 2001, "quota": {**QUOTA, "hard": "20m"}}]}),
+            Step({"users": [{"name": "alice", "uid": 2001, "quota": {}}], "project": False}),
+            Step(
+                {"users": [{"name": "alice", "uid": 2001, "quota": {**QUOTA, "hard": "1m"}}]},
+                changes=False,
+                fails=True,
+            ),
+        ],
+    ),
+    "shares": (
+        _prepare_shares,
+        [
+            Step({"shares": [_SHARE, {"name": "datasets", "access": "read-only"}]}),
+            Step({"shares": [{**_SHARE, "access": "read-only"}]}),
+            Step({"shares": [{"name": "admin", "access": "admin"}]}),
+            Step({"shares": [{"name": "file", "access": "admin"}]}, changes=False, fails=True),
+        ],
+    ),
+    "units": (
+        _nothing,
+        [
+            Step({"units": {"a.service": "[Unit]\n", "docker.service.d/b.conf": "[Unit]\n"}}),
+            Step({"units": {"a.service": "[Unit]\nDescription=a\n"}}),
+            Step({"units": {"../a.service": ""}}, changes=False, fails=True),
+        ],
+    ),
+    "users": (
+        _nothing,
+        [
+            Step(_users()),
+            Step(_users(users=[_user(comment="Alice", ssh_keys=[], groups=["vision"])])),
+            Step(_users(users=[_user(limits={"cpus": 2, "memory": "1g", "pids": 9})])),
+            Step(_users(users=[_user(name="carol")]), changes=False, fails=True),
+        ],
+    ),
+    "workspaces": (
+        _prepare_homes,
+        [
+            Step({"policy": _policy()}),
+            Step({"policy": _policy(), "projects": [_PROJECT]}),
+            Step({"policy": _policy(), "users": ["alice"], "projects": [{**_PROJECT, "name": "b"}]}),
+            Step({"policy": _policy(), "users": ["nobody-here"]}, changes=False, fails=True),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_on_the_host(private_root: PrivateRoot, name: str) -> None:
+    prepare, steps = ON_THE_HOST[name]
+    prepare(private_root)
+    keep_promises(name, steps, private_root.content, private_root.call)
+
+
+# Modules that change Docker
+
+
+@pytest.fixture
+def look(engine: Engine, docker: Any, root: Path) -> Callable[[], dict[str, Any]]:
+    """Return a function that returns all that a module can change in Docker and in the users' folders."""
+
+    def looked() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            f"container {one['Id']}": (one["Names"], one["State"] == "running") for one in engine.containers()
+        }
+        found.update({f"image {one['Id']}": one["RepoTags"] for one in engine.images()})
+        found.update({kind: docker(kind, "ls", "-q").split() for kind in ("volume", "network")})
+        found.update(tree(str(root)))
+        # The folders of locks and of temporary files are made by the first who needs them, and stay.
+        passing = [path for path in found if path == f"{root}/state/tmp" or path.startswith(f"{root}/run/")]
+        return {key: value for key, value in found.items() if key not in passing}
+
+    return looked
+
+
+@pytest.fixture
+def given(url: str, policy: Policy) -> dict[str, Any]:
+    """Return the arguments that the modules on Docker share."""
+    return {"docker_host": url, "policy": policies.dump(policy)}
+
+
+def test_base_images(look: Any, url: str, docker: Any, tiny: str, tmp_path: Path) -> None:
+    docker("tag", tiny, "lab-test/source")
+    docker("save", "-o", str(tmp_path / "tiny.tar"), "lab-test/source")
+    image = {"name": "lab-test/module", "archive": str(tmp_path / "tiny.tar")}
+    task = {"docker_host": url, "images": [image]}
+    steps = [Step(task), Step({**task, "environment": {"A": "b"}})]
+    wrong = {**image, "image": "lab-test/source"}
+    steps.append(Step({**task, "images": [wrong]}, changes=False, fails=True))
+    try:
+        keep_promises("base_images", steps, look)
+    finally:
+        docker("rmi", "-f", "lab-test/module", "lab-test/source")
+
+
+def test_project_images(look: Any, given: dict[str, Any], thesis: Any) -> None:
+    task = {**given, "projects": [{"user": "alice", "name": "thesis"}]}
+    keep_promises("project_images", [Step(task)], look)
+    thesis.write("word", "two\n")
+    next_second()
+    keep_promises("project_images", [Step(task)], look)
+    next_second()
+    keep_promises("project_images", [Step({**task, "build_args": {"A": "b"}})], look)
+    missing = {**given, "projects": [{"user": "nobody-here", "name": "thesis"}]}
+    steps = [
+        Step({**task, "state": "rolled_back", "build_args": {"A": "b"}}),
+        Step({**task, "build_args": {"A": "b"}}, changes=False),
+        Step({**task, "state": "pruned"}, changes=False),
+        Step({**task, "state": "pruned", "policy": {**given["policy"], "images_keep": 1}}),
+        Step(missing, changes=False, fails=True),
+    ]
+    keep_promises("project_images", steps, look)
+
+
+def test_project_containers(look: Any, given: dict[str, Any], thesis: Any, alice: User, inside: Any) -> None:
+    def task(**project: Any) -> dict[str, Any]:
+        return {**given, "projects": [{"user": "alice", "name": "thesis", **project}]}
+
+    run_module("project_images", task(), check=False)
+    steps = [
+        Step(task()),
+        Step(task(pids=32)),
+        Step(task(pids=32, environment={"A": "b"})),
+        Step(task(state="stopped")),
+        Step(task()),
+        Step(task(memory="1t"), changes=False, fails=True),
+    ]
+    keep_promises("project_containers", steps, look)
+    inside(alice, "thesis", "echo hello > ~/made")
+    steps = [
+        Step(task(state="retired")),
+        Step(task(state="stopped"), changes=False),
+        Step(task(state="restored")),
+        Step(task(state="absent")),
+        Step(task()),
+        # Nobody has written anything into this one.
+        Step(task(state="retired")),
+        Step(task(state="restored"), changes=False, fails=True),
+    ]
+    keep_promises("project_containers", steps, look)
+
+
+def test_server_info(look: Any, given: dict[str, Any], thesis: Any) -> None:
+    task = {**given, "projects": [{"user": "alice", "name": "thesis"}]}
+    nowhere = {**given, "docker_host": "unix:///nonexistent/docker.sock"}
+    keep_promises("server_info", [Step(given, changes=False), Step(nowhere, changes=False)], look)
+    run_module("project_images", task, check=False)
+    run_module("project_containers", task, check=False)
+    keep_promises("server_info", [Step(given, changes=False)], look)
+
+
+def test_every_module_is_here() -> None:
+    others = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert set(MODULES) <= {*ON_THE_HOST, *others}

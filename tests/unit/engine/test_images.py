@@ -1,0 +1,628 @@
+"""Which images of a project are kept, gone back to and removed; on a model of the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    context,
+    freeze,
+    images,
+    imagestate,
+    locks,
+    versions,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core.context import Context, Look, Member
+from ansible_collections.lab.server.plugins.module_utils._core.engine import BuildFailed
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    EngineError,
+    InvalidInput,
+    NotFound,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.images import WantedImage
+from ansible_collections.lab.server.plugins.module_utils._core.imagestate import Known, Pin
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+from ansible_collections.lab.server.plugins.module_utils._core.versions import Version
+from hypothesis import given
+from hypothesis import strategies as st
+
+BASE = "lab/python"
+REPOSITORY = "lab/2001/net"
+LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+
+
+class Model:
+    """An engine of names and labels: what is built gets the next id and the next second as its time."""
+
+    def __init__(self) -> None:
+        self.facts = SimpleNamespace(cgroup_driver="systemd", cpus=2)
+        self.stored: dict[str, dict[str, Any]] = {BASE: {"Id": "base-1", "Config": {"Labels": {}}}}
+        self.built: list[dict[str, Any]] = []
+        self.used: list[str] = []
+        self.calls: list[str] = []
+        self.broken = ""
+        self.strays: dict[str, str] = {}
+
+    def images(self, reference: str = "") -> list[dict[str, Any]]:
+        listed = []
+        for image in self.built:
+            names = [name for name in image["RepoTags"] if name.rpartition(":")[0] == reference]
+            if names:
+                listed.append({**image, "RepoTags": names})
+        return listed
+
+    def containers(self) -> list[dict[str, Any]]:
+        ours = [{"Id": f"of-{image}", "Names": ["/net._.2001"], "ImageID": image} for image in self.used]
+        return [*ours, *({"Id": one, "Names": [f"/{one}"], "ImageID": ""} for one in self.strays)]
+
+    def inspect_image(self, reference: str) -> dict[str, Any] | None:
+        for image in self.built:
+            if f"{reference}:latest" in image["RepoTags"]:
+                return {"Id": image["Id"], "Config": {"Labels": image["Labels"]}}
+        return self.stored.get(reference)
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        return {"Id": container, "HostConfig": {"CgroupParent": self.strays.get(container, "")}}
+
+    def remove(self, container: str) -> None:
+        self.calls.append(f"remove container {container}")
+
+    def pull(self, reference: str, _progress: Any = None) -> None:
+        raise EngineError(f"{reference} could not be fetched.")
+
+    def build(self, request: Any, _progress: Any) -> str:
+        self.calls.append("build")
+        if self.broken:
+            raise BuildFailed("The build failed.", 2, self.broken, "leftover")
+        number = len(self.built) + 1
+        self.built.append(
+            {"Id": f"id-{number}", "Created": number, "Size": 7, "RepoTags": [], "Labels": request.labels}
+        )
+        return f"id-{number}"
+
+    def tag(self, image: str, reference: str) -> None:
+        self.calls.append(f"tag {reference}")
+        for one in self.built:
+            one["RepoTags"] = [name for name in one["RepoTags"] if name != reference]
+            if one["Id"] == image:
+                one["RepoTags"].append(reference)
+
+    def remove_image(self, reference: str) -> None:
+        self.calls.append(f"remove {reference}")
+        for one in self.built:
+            one["RepoTags"] = [name for name in one["RepoTags"] if name != reference]
+
+    def output_of(self, name: str, _config: Any, **_bounds: Any) -> bytes | None:
+        self.calls.append(f"run {name}")
+        return f"numpy==1.{len(self.built)}\n".encode()
+
+    @property
+    def current(self) -> str:
+        return next(image["Id"] for image in self.built if f"{REPOSITORY}:latest" in image["RepoTags"])
+
+    @property
+    def names(self) -> int:
+        """The number of images that still have a name by their fingerprint."""
+        return sum(any(":latest" not in name for name in image["RepoTags"]) for image in self.built)
+
+
+class Files:
+    """The project's files, in the place of what a user's child reads."""
+
+    def __init__(self) -> None:
+        self.text = "one"
+        self.dockerfile = f"FROM {BASE}\nRUN true\n"
+        self.settled = True
+        self.reads = 0
+
+    @property
+    def look(self) -> Look:
+        return Look(f"look of {self.text}{self.dockerfile}", 0 if self.settled else 10**19, 10**19)
+
+    @contextlib.contextmanager
+    def packed(self, *_place: Any) -> Iterator[Context]:
+        self.reads += 1
+        members = (Member("Dockerfile", "f", False, self.dockerfile), Member("a", "f", False, self.text))
+        archive = io.BytesIO()
+        tarfile.open(fileobj=archive, mode="w").close()
+        yield Context(archive, members, self.dockerfile, self.look)
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Files:
+    made = Files()
+    monkeypatch.setattr(context, "look", lambda *_place: made.look)
+    monkeypatch.setattr(context, "packed", made.packed)
+    monkeypatch.setattr(images, "_is_ready", lambda engine, *_rest: engine is not None)
+    monkeypatch.setattr(imagestate, "STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setattr(locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+    return made
+
+
+@pytest.fixture
+def policy() -> Policy:
+    made, _keys = policies.from_inventory(
+        {
+            "lab_groups": [{"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
+            "lab_users": [{"name": "alice", "uid": 2001, "group": "students"}],
+            "lab_base_images": [{"name": BASE, "image": BASE}],
+        }
+    )
+    return made
+
+
+@pytest.fixture
+def alice(policy: Policy) -> User:
+    return policy.user("alice")
+
+
+@pytest.fixture
+def build(files: Files, policy: Policy, alice: User):
+    """Return a function that builds the project's image with these files; the promise must be the deed."""
+
+    def run(engine: Model, text: str = "", **options: Any) -> Any:
+        files.text = text or files.text
+        promise = images.build(engine, policy, alice, "net", check=True, **options)
+        deed = images.build(engine, policy, alice, "net", **options)
+        assert promise == deed
+        return deed
+
+    return run
+
+
+@pytest.fixture
+def roll(policy: Policy, alice: User):
+    """Return a function that goes back; the promise must be the deed."""
+
+    def run(engine: Model, to: str = "") -> Any:
+        before = list(engine.calls)
+        promise = images.rollback(engine, policy, alice, "net", to, check=True)
+        assert engine.calls == before
+        deed = images.rollback(engine, policy, alice, "net", to)
+        assert promise == deed
+        return deed
+
+    return run
+
+
+# Built when the files changed, and not read when they did not
+
+
+def test_unchanged_files_are_not_read_again(build, files):
+    engine = Model()
+    first = build(engine)
+    assert first.actions == ["build", "tag"]
+    reads = files.reads
+    again = build(engine)
+    assert not again.changed
+    assert again.facts == first.facts
+    assert files.reads == reads
+    # A change, and the way back.
+    build(engine, "two")
+    assert files.reads > reads
+    assert engine.calls.count("build") == 2
+
+
+def test_files_that_changed_just_now_are_read_once_more(build, files):
+    engine = Model()
+    files.settled = False
+    build(engine)
+    reads = files.reads
+    build(engine)
+    assert files.reads == reads + 2
+    files.settled = True
+    build(engine)
+    reads = files.reads
+    build(engine)
+    assert files.reads == reads
+    assert engine.calls.count("build") == 1
+
+
+def test_what_else_a_fingerprint_covers_is_looked_at(build, files):
+    engine = Model()
+    build(engine)
+    assert build(engine, build_args={"A": "b"}).changed
+    assert build(engine).changed
+    engine.stored[BASE] = {"Id": "base-2"}
+    assert build(engine).changed
+    del engine.stored[BASE]
+    with pytest.raises(EngineError, match=f"Base images here: {BASE}"):
+        build(engine)
+
+
+def test_check_mode_keeps_nothing(files, policy, alice):
+    engine = Model()
+    images.build(engine, policy, alice, "net", check=True)
+    assert engine.calls == []
+    assert imagestate.known(2001, "net") is None
+    files.settled = False
+    images.build(engine, policy, alice, "net")
+    files.settled = True
+    assert not images.build(engine, policy, alice, "net", check=True).changed
+    assert imagestate.known(2001, "net") is None
+
+
+def test_a_build_that_fails_moves_no_name(build, files, policy, alice):
+    engine = Model()
+    build(engine)
+    engine.broken, files.text = "ERROR: No matching distribution found for nosuch", "two"
+    with pytest.raises(EngineError, match=r"line 2 .*No matching distribution found for nosuch"):
+        images.build(engine, policy, alice, "net")
+    assert engine.current == "id-1"
+    # It comes from the output of the build: what has a name, or is older, was not left over by it.
+    assert "remove leftover" not in engine.calls
+    for names_of_it, created, removed in (
+        ([], "9999", True),
+        (["lab/x"], "9999", False),
+        ([], "1999", False),
+    ):
+        engine.stored["leftover"] = {"Id": "leftover", "RepoTags": names_of_it, "Created": created}
+        engine.calls.clear()
+        with pytest.raises(EngineError):
+            images.build(engine, policy, alice, "net")
+        assert ("remove leftover" in engine.calls) == removed
+    # The files are still not those of the image.
+    engine.broken = ""
+    assert build(engine).changed
+
+
+def test_the_name_latest_moves_last(build):
+    engine = Model()
+    build(engine)
+    assert [call.split(":")[0] for call in engine.calls] == [
+        "build",
+        "run net._.2001.packages",
+        f"tag {REPOSITORY}",
+        f"tag {REPOSITORY}",
+    ]
+    assert engine.calls[-1] == f"tag {REPOSITORY}:latest"
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "base"),
+    [
+        ("FROM lab/python:latest\n", BASE),
+        ("FROM docker.io/lab/python\n", BASE),
+        ("FROM scratch\n", ""),
+        ("FROM lab/2001/other\n", BASE),
+        ("FROM lab/forged\n", "lab/forged"),
+        ('FROM lab/python\nLABEL lab.server.base="lab/secret"\n', BASE),
+    ],
+)
+def test_the_base_is_in_a_label(build, files, dockerfile, base):
+    engine = Model()
+    labels = {"lab.server.kind": "project", "lab.server.base": BASE}
+    engine.stored["lab/2001/other"] = {"Id": "o", "Config": {"Labels": labels}}
+    # An image of somebody else's making says what it likes of itself.
+    engine.stored["lab/forged"] = {"Id": "f", "Config": {"Labels": {**labels, "lab.server.kind": "x"}}}
+    for name in ("lab/python:latest", "docker.io/lab/python"):
+        engine.stored[name] = engine.stored[BASE]
+    files.dockerfile = dockerfile
+    build(engine)
+    assert engine.built[0]["Labels"]["lab.server.base"] == base
+
+
+# Kept, and removed
+
+
+def test_the_newest_are_kept(build, policy, alice):
+    engine = Model()
+    for text in ("one", "two", "three"):
+        assert "remove" not in build(engine, text).actions
+    fourth = build(engine, "four")
+    assert fourth.actions == ["build", "tag", "remove"]
+    assert len(fourth.diff["before"]["older"]) == 1
+    assert engine.names == 3
+    assert [version.id for version in images.history(engine, alice, "net")] == ["id-4", "id-3", "id-2"]
+
+
+def test_what_a_killed_engine_left_of_a_build_goes_at_the_next_one(build):
+    engine = Model()
+    engine.used = ["id-9"]
+    engine.strays = {"mine": "lab-2001.slice", "bobs": "lab-2002.slice", "its": "", "web": "system.slice"}
+    build(engine)
+    assert [call for call in engine.calls if call.startswith("remove container")] == ["remove container mine"]
+
+
+def test_what_containers_were_made_of_stays(build, policy, alice):
+    engine = Model()
+    engine.used = ["id-1"]
+    for text in ("one", "two", "three", "four", "five"):
+        build(engine, text)
+    kept = images.history(engine, alice, "net")
+    assert [(version.id, version.in_use) for version in kept] == [
+        ("id-5", False),
+        ("id-4", False),
+        ("id-3", False),
+        ("id-1", True),
+    ]
+    engine.used = []
+    promise = images.prune(engine, policy, alice, "net", check=True)
+    deed = images.prune(engine, policy, alice, "net")
+    assert promise == deed
+    assert deed.facts["removed"] == [kept[3].reference]
+    assert engine.names == 3
+    assert not images.prune(engine, policy, alice, "net").changed
+
+
+def test_names_that_are_not_ours_are_left_alone(build, policy, alice):
+    engine = Model()
+    one = replace(policy, images_keep=1)
+    build(engine)
+    engine.tag("id-1", f"{REPOSITORY}:by-hand")
+    forged = {"lab.server.owner": "2002", "lab.server.project": "net", "lab.server.fingerprint": "f" * 64}
+    engine.built.append(
+        {"Id": "id-2", "Created": 0, "RepoTags": [f"{REPOSITORY}:{'f' * 12}"], "Labels": forged}
+    )
+    assert not images.prune(engine, one, alice, "net").changed
+    assert len(images.history(engine, alice, "net")) == 1
+    # An older one that somebody gave a name of his own, and that has lost ours.
+    build(engine, "two")
+    images.prune(engine, one, alice, "net")
+    assert [version.id for version in images.history(engine, alice, "net")] == ["id-3"]
+    assert engine.built[0]["RepoTags"] == [f"{REPOSITORY}:by-hand"]
+
+
+def test_packages_are_kept_with_the_image(build, policy, alice):
+    engine = Model()
+    for number, text in enumerate(("one", "two", "three"), start=1):
+        build(engine, text)
+        newest = images.history(engine, alice, "net")[0]
+        assert images.packages(alice, "net", newest) == (f"numpy==1.{number}",)
+    oldest = images.history(engine, alice, "net")[-1]
+    build(engine, "four")
+    assert images.packages(alice, "net", oldest) is None
+    build(engine, "one")
+    # Files that went back after their image was gone are built, and listed, anew.
+    assert images.packages(alice, "net", images.history(engine, alice, "net")[0]) == ("numpy==1.5",)
+
+
+# Gone back to
+
+
+def test_back_until_the_files_change(build, roll, files):
+    engine = Model()
+    build(engine, "one")
+    build(engine, "two")
+    back = roll(engine)
+    assert back.actions == ["tag", "pin"]
+    assert engine.current == "id-1"
+    # The files are those of the second image; yet nothing is built or moved.
+    for _time in range(2):
+        again = build(engine)
+        assert not again.changed
+        assert again.facts == back.facts
+        assert again.facts["pinned"]
+    assert engine.current == "id-1"
+    build(engine, "three")
+    assert engine.current == "id-3"
+    # The pin is gone: the files that were gone away from have their own image again.
+    assert build(engine, "two").actions == ["tag"]
+    assert engine.current == "id-2"
+    build(engine, "one")
+    build(engine, "two")
+    assert engine.current == "id-2"
+
+
+def test_back_to_the_files_of_the_image_ends_the_pin(build, roll):
+    engine = Model()
+    build(engine, "one")
+    build(engine, "two")
+    roll(engine)
+    assert not build(engine, "one").changed
+    assert imagestate.pin(2001, "net") is None
+    assert build(engine, "two").changed
+
+
+def test_back_from_files_that_were_not_built(build, roll, files, policy, alice):
+    engine = Model()
+    build(engine, "one")
+    build(engine, "two")
+    files.text = "three"
+    roll(engine)
+    assert not build(engine).changed
+    assert engine.current == "id-1"
+
+
+def test_back_from_files_that_nothing_can_be_built_of(build, files, policy):
+    engine = Model()
+    build(engine, "one")
+    build(engine, "two")
+    whole, files.dockerfile = files.dockerfile, "FROM\n"
+    wanted = [WantedImage("alice", "net")]
+    for changed in (True, False):
+        done = images.reconcile_images(engine, policy, wanted, check=False, state="rolled_back")[0]
+        assert done.changed == changed
+    assert engine.current == "id-1"
+    # What could not be read was still what was gone away from.
+    files.dockerfile = whole
+    assert not build(engine).changed
+
+
+def test_further_back_and_forth(build, roll, alice):
+    engine = Model()
+    for text in ("one", "two", "three"):
+        build(engine, text)
+    roll(engine)
+    roll(engine)
+    assert engine.current == "id-1"
+    with pytest.raises(NotFound, match="no image older"):
+        roll(engine)
+    newest = images.history(engine, alice, "net")[0]
+    forth = roll(engine, newest.fingerprint[:8])
+    assert engine.current == "id-3"
+    assert "pinned" not in forth.facts
+    assert not roll(engine, newest.fingerprint).changed
+    assert imagestate.pin(2001, "net") is None
+
+
+def test_the_current_image_can_be_held(build, roll, files, alice):
+    engine = Model()
+    build(engine, "one")
+    files.text = "two"
+    held = roll(engine, images.history(engine, alice, "net")[0].fingerprint)
+    assert held.actions == ["pin"]
+    assert not build(engine).changed
+
+
+def test_as_a_state_it_is_done_once(build, files, policy):
+    engine = Model()
+    for text in ("one", "two", "three"):
+        build(engine, text)
+    wanted = [WantedImage("alice", "net")]
+    for changed in (True, False):
+        for check in (True, False):
+            done = images.reconcile_images(engine, policy, wanted, check=check, state="rolled_back")[0]
+            assert (done.changed, done.failed) == (changed, False)
+    assert engine.current == "id-2"
+
+
+def test_a_pin_broken_off_means_nothing(build, files):
+    engine = Model()
+    build(engine, "one")
+    build(engine, "two")
+    # The pin was written, and the name did not move.
+    imagestate.set_pin(2001, "net", Pin(engine.built[0]["Labels"]["lab.server.fingerprint"], "x"))
+    assert not build(engine).changed
+    assert engine.current == "id-2"
+
+
+def test_states_that_cannot_be(files, policy):
+    engine = Model()
+    wanted = [WantedImage("alice", "net"), WantedImage("alice", "other")]
+    for options in ({"state": "gone"}, {"state": "present", "to": "a"}, {"state": "rolled_back", "to": "a"}):
+        with pytest.raises(InvalidInput):
+            images.reconcile_images(engine, policy, wanted, check=False, **options)
+    results = images.reconcile_images(engine, policy, wanted, check=False, state="rolled_back")
+    assert [result.failed for result in results] == [True, True]
+    assert "no image yet" in results[0].message
+    pruned = images.reconcile_images(engine, policy, wanted, check=False, state="pruned")
+    assert [(result.failed, result.changed) for result in pruned] == [(False, False)] * 2
+    # A server without Docker has no images; that there is nothing to go back to is said.
+    pruned = images.reconcile_images(None, policy, wanted, check=True, state="pruned")
+    assert [(result.failed, result.changed) for result in pruned] == [(False, False)] * 2
+    assert images.reconcile_images(None, policy, wanted, check=True, state="rolled_back")[0].failed
+
+
+@pytest.mark.parametrize(
+    ("to", "error"), [("xyz", InvalidInput), ("../a", InvalidInput), ("", NotFound), ("f", NotFound)]
+)
+def test_images_that_are_not_there(to, error):
+    with pytest.raises(error):
+        versions.chosen([], "net", to)
+
+
+def test_more_than_one_image_is_meant():
+    found = [Version("a", "r", "ab" * 32, current=True), Version("b", "r", "aa" * 32)]
+    assert versions.chosen(found, "net", "aa") == found[1]
+    with pytest.raises(InvalidInput, match="More than one"):
+        versions.chosen(found, "net", "a")
+
+
+def test_of_one_second_the_current_one_is_the_newest():
+    found = [Version(str(n), "r", f"{n:064x}", created=7, current=n == 1) for n in range(3)]
+    newest = versions._newest_first(found)
+    assert newest[0] == found[1]
+    assert versions.chosen(newest, "net") == found[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=8),
+    st.integers(1, 4),
+    st.integers(0, 7),
+)
+def test_what_goes(made, keep, current):
+    found = tuple(
+        Version(str(n), "r", f"{n:064x}", created=age, in_use=used, current=n == current)
+        for n, (age, used) in enumerate(made)
+    )
+    found = versions._newest_first(found)
+    gone = versions.surplus(found, keep)
+    assert not any(version.current or version.in_use for version in gone)
+    left = [version for version in found if version not in gone]
+    assert len(left) >= min(keep, len(found))
+    assert all(version.current or version.in_use or version in found[:keep] for version in left)
+    # Done twice it does nothing more.
+    assert versions.surplus(left, keep) == ()
+
+
+# What is remembered
+
+
+def test_state_that_is_broken_is_none(files, tmp_path):
+    imagestate.remember(2001, "net", Known("l", "a", {"b": "c"}, "f"))
+    imagestate.set_pin(2001, "net", Pin("i", "f"))
+    assert imagestate.known(2001, "net") == Known("l", "a", {"b": "c"}, "f")
+    folder = tmp_path / "state/images/2001"
+    for text in ("", "[]", "{", '{"look": 1}', "\xff", '{"look": "l", "arguments": "a", "bases": 7}'):
+        for name in ("net.look.json", "net.pin.json"):
+            (folder / name).write_text(text)
+        assert imagestate.known(2001, "net") is None
+        assert imagestate.pin(2001, "net") is None
+
+
+def test_state_is_for_root_alone(files, tmp_path):
+    imagestate.set_packages(2001, "net", "a" * 64, ("numpy==1",))
+    imagestate.set_pin(2001, "net", Pin("i", "f"))
+    state = tmp_path / "state"
+    assert (state / "locks/2001/net" / ("a" * 12 + ".txt")).read_text() == "numpy==1\n"
+    modes = {path.stat().st_mode & 0o077 for path in state.rglob("*")}
+    assert modes == {0}
+    imagestate.set_packages(2001, "net", "a" * 64, None)
+    imagestate.set_pin(2001, "net", None)
+    imagestate.set_pin(2001, "net", None)
+    assert [path for path in state.rglob("*") if path.is_file()] == []
+    for project, digest in (("../x", "a" * 64), ("net", "../../x")):
+        with pytest.raises(InvalidInput):
+            imagestate.set_packages(2001, project, digest, ())
+
+
+@pytest.mark.parametrize(
+    ("said", "listed"),
+    [
+        (b"b==2\n\n  a==1 \n", ("b==2", "a==1")),
+        (b"", ()),
+        (b"\x1b[31m\xff==1\n", ("\\x1b[31m\ufffd==1",)),
+        (None, None),
+    ],
+)
+def test_packages_as_pip_says_them(alice, said, listed):
+    engine = SimpleNamespace(facts=Model().facts, output_of=lambda *_given, **_bounds: said)
+    assert freeze.packages(engine, alice, "net", "id") == listed
+
+
+def test_packages_are_asked_for_without_any_rights(alice):
+    seen: dict[str, Any] = {}
+
+    def output_of(name: str, config: Any, **bounds: Any) -> bytes:
+        seen.update(config, name=name, **bounds)
+        return b""
+
+    freeze.packages(SimpleNamespace(facts=Model().facts, output_of=output_of), alice, "net", "id")
+    host = seen["HostConfig"]
+    assert seen["User"] == "2001:2001"
+    assert seen["NetworkDisabled"] and host["NetworkMode"] == "none"
+    assert host["CapDrop"] == ["ALL"] and host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["ReadonlyRootfs"] and not host["Privileged"]
+    assert not host.keys() & {"Mounts", "Binds", "Tmpfs", "Devices", "DeviceRequests"}
+    assert host["CgroupParent"] == "lab-2001.slice"
+    assert 0 < host["Memory"] == host["MemorySwap"] <= 64 << 20
+    assert 0 < host["PidsLimit"] <= 64
+    assert (seen["seconds"], seen["limit"]) == (60.0, 1 << 20)
+
+
+def test_an_image_without_python_is_no_error(alice):
+    def fails(*_given: Any, **_bounds: Any) -> None:
+        raise EngineError('exec: "python3": executable file not found in $PATH')
+
+    assert freeze.packages(SimpleNamespace(facts=Model().facts, output_of=fails), alice, "n", "id") is None
