@@ -83,7 +83,8 @@ molecule: .venv/.ready packages-machine ## a scenario on a virtual machine [SCEN
 	@$(TOOL)/check.py molecule --scenario '$(SCENARIO)' $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: bench
-bench: .venv/.ready packages-machine ## measure a first run and runs that change nothing [DISTRO=]
+bench: .venv/.ready packages-machine packages-engine ## measure the library, then runs of the playbook [DISTRO=] [ARGS=...]
+	@$(SUDO) $(TOOL)/bench_engine.py $(ARGS)
 	@$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: packages packages-python packages-machine packages-engine

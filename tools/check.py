@@ -291,7 +291,7 @@ def main() -> int:
         "integration": [integration()],
         "molecule": [molecule(arguments.distro, arguments.scenario)],
         "test": [quick, molecule(arguments.distro)],
-        "test-all": [quick, [*molecule("debian-12"), *molecule("debian-13")]],
+        "test-all": [quick, molecule("debian-12"), molecule("debian-13")],
     }
     total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
     if total.skipped:

@@ -11,6 +11,8 @@ It has its own socket, data, network bridge and containerd, and starts empty. It
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from cache import ToolError, run, say
@@ -91,6 +94,18 @@ def start() -> str:
     return f"unix://{SOCKET}"
 
 
+def _sweep() -> None:
+    """End what a killed daemon leaves: its containerd and the shims of containers, and what is mounted."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if os.fsencode(RUN) in entry.read_bytes():
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed(points):
+        if point.startswith((f"{DATA}/", f"{RUN}/")):
+            subprocess.run(["umount", point], capture_output=True, check=False)
+
+
 def stop() -> None:
     """Stop the engine with its containers and remove what it kept. Nothing happens when there is none."""
     pid = _pid()
@@ -114,10 +129,31 @@ def stop() -> None:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.2)
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+    _delete_bridges()
     for namespace in (RUN / "exec" / "netns").glob("*"):
         subprocess.run(["umount", str(namespace)], capture_output=True, check=False)
+    _sweep()
+    # A daemon mounts its data on itself; where one was killed, the mount of before stays.
+    while (
+        subprocess.run(["umount", "--recursive", str(DATA)], capture_output=True, check=False).returncode == 0
+    ):
+        pass
     for path in (DATA, RUN):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete_bridges() -> None:
+    """Delete the bridges of networks: the engine forgets them with its data, but their addresses stay."""
+    pool = ipaddress.ip_network(POOL.partition("=")[2].partition(",")[0])
+    listed = subprocess.run(
+        ["ip", "-json", "-4", "address", "show", "type", "bridge"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for link in json.loads(listed.stdout or "[]"):
+        if any(ipaddress.ip_address(a["local"]) in pool for a in link.get("addr_info", [])):
+            subprocess.run(["ip", "link", "delete", link["ifname"]], capture_output=True, check=False)
 
 
 def main() -> int:

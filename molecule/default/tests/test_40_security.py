@@ -257,6 +257,26 @@ def test_containers_reach_neither_each_other_nor_the_metadata_address(server: Se
     assert server.root(f'python3 -c "{connect}" {address} 8099').rc == 0
 
 
+def test_nobody_from_outside_reaches_a_container(server: Server) -> None:
+    networks = server.inspect("vision", CAROL)["NetworkSettings"]["Networks"]
+    address = next(iter(networks.values()))["IPAddress"]
+    # A neighbour of the server: another network namespace, behind a link of its own.
+    server.root(
+        "ip netns add outside && ip link add out0 type veth peer name out1 netns outside && "
+        "ip address add 192.0.2.1/24 dev out0 && ip link set out0 up && "
+        "ip -n outside address add 192.0.2.2/24 dev out1 && ip -n outside link set out1 up && "
+        "ip -n outside route add default via 192.0.2.1"
+    )
+    try:
+        reach = f"import socket; socket.create_connection(('{address}', 8099), 4)"
+        assert server.root("ip netns exec outside ping -c1 -W4 192.0.2.1", check=False).rc in (0, 127)
+        assert server.root(f'ip netns exec outside python3 -c "{reach}"', check=False).rc != 0
+        counted = server.root("iptables -L LAB-SERVER -v -n -x | grep lab0 | awk '{print $1}'").out
+        assert int(counted) > 0  # it was our rule that dropped it
+    finally:
+        server.root("ip link delete out0; ip netns delete outside")
+
+
 def test_privileged_acts_are_logged_where_users_cannot_write(server: Server) -> None:
     server.user("alice", "container stop my-thesis && project launch my-thesis --detach")
     lines = server.root("journalctl -t lab-server --no-pager -o cat -n 40").out
