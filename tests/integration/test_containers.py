@@ -448,9 +448,9 @@ def test_an_image_is_looked_into_once_and_without_mounts(engine, policy, alice, 
         return create(self, name, config)
 
     monkeypatch.setattr(Engine, "create", noted)
-    for _ in range(2):
+    for again in (False, True):
         containers.launch(engine, policy, alice, "thesis")
-        containers.retire(engine, policy, alice, "thesis")
+        assert containers.retire(engine, policy, alice, "thesis").changed, again
     assert made == [("look", False), ("2001", True), ("2001", True)]
 
 

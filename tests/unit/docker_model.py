@@ -162,8 +162,8 @@ class Model(Engine):
         return ([("/opt/work", ADDED)] if self._row(container).worked else []), True
 
     @_call
-    def sizes(self, wanted: Sequence[str]) -> dict[str, int]:
-        return {one: 1 for one in wanted if one in self.rows}
+    def sizes(self, containers: Sequence[str]) -> dict[str, int]:
+        return {one: 1 for one in containers if one in self.rows}
 
     @_call
     def file_status(self, container: str, path: str) -> dict[str, Any] | None:

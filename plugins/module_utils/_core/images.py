@@ -24,12 +24,10 @@ from .imagestate import Known, Pin
 from .items import ItemResult
 from .policy import Policy, User
 from .spec import LABEL_OWNER, LABEL_PROJECT, cgroup_parent
-
-# The labels are this module's as much as theirs: our build sets them.
-from .versions import LABEL_BASE as LABEL_BASE
-from .versions import LABEL_FINGERPRINT as LABEL_FINGERPRINT
-from .versions import LABEL_KIND as LABEL_KIND
 from .versions import (
+    LABEL_BASE,
+    LABEL_FINGERPRINT,
+    LABEL_KIND,
     Version,
     chosen,
     current_of,
