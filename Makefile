@@ -84,8 +84,8 @@ molecule: .venv/.ready packages-machine ## a scenario on a virtual machine [SCEN
 
 .PHONY: bench
 bench: .venv/.ready packages-machine packages-engine ## measure the library, then runs of the playbook [DISTRO=] [ARGS=...]
-	@$(SUDO) $(TOOL)/bench_engine.py $(ARGS)
-	@$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)')
+	@status=0; $(SUDO) $(TOOL)/bench_engine.py $(ARGS) || status=1; \
+	$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)') || status=1; exit $$status
 
 .PHONY: packages packages-python packages-machine packages-engine
 packages: packages-python packages-machine packages-engine ## install the packages of the system that all this needs

@@ -103,6 +103,18 @@ def test_stop_keeps_the_container_and_launch_brings_it_back(server: Server) -> N
     server.inside("my-thesis", ALICE, "ls ~/still-here")
 
 
+def test_a_retired_container_can_be_brought_back(server: Server) -> None:
+    server.inside("my-thesis", ALICE, "echo mine > ~/notes")
+    identity = server.inspect("my-thesis", ALICE)["Id"]
+    assert "container undo" in server.user("alice", "container retire my-thesis").text
+    assert f"my-thesis._.{ALICE}" not in server.containers(everything=True)
+    server.user("alice", "container undo my-thesis")
+    assert server.inspect("my-thesis", ALICE)["Id"] == identity
+    assert server.inside("my-thesis", ALICE, "cat ~/notes").out == "mine"
+    assert server.root("systemctl is-active lab-server-cleanup.timer").out == "active"
+    assert "removed" in server.root("/usr/local/sbin/lab-cleanup --check").text
+
+
 def test_the_lists_show_what_is_there_and_nothing_of_others(server: Server) -> None:
     listed = server.user("alice", "container list && project list").out
     assert "my-thesis" in listed and "essay" not in listed
