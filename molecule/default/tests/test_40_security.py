@@ -269,7 +269,6 @@ def test_nobody_from_outside_reaches_a_container(server: Server) -> None:
     )
     try:
         reach = f"import socket; socket.create_connection(('{address}', 8099), 4)"
-        assert server.root("ip netns exec outside ping -c1 -W4 192.0.2.1", check=False).rc in (0, 127)
         assert server.root(f'ip netns exec outside python3 -c "{reach}"', check=False).rc != 0
         counted = server.root("iptables -L LAB-SERVER -v -n -x | grep lab0 | awk '{print $1}'").out
         assert int(counted) > 0  # it was our rule that dropped it
