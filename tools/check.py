@@ -129,7 +129,7 @@ def molecule(distro: str, scenario: str = "default") -> list[Step]:
             {"DISTRO": distro, "LAB_VM_NAME": f"molecule-{distro}"},
             junit=True,
             molecule=True,
-            cleanup=python("vm.py", "destroy", f"molecule-{distro}"),
+            cleanup=python("vm.py", "destroy", f"molecule-{distro}", f"molecule-{distro}-twin"),
             limit=3300,
         )
     ]

@@ -4,7 +4,8 @@
 
     vm.py up NAME [--distro debian-12|debian-13] [--memory MIB] [--without home|data|docker]
     vm.py ssh NAME [--user USER] [-- COMMAND...]
-    vm.py stop|down NAME, vm.py start NAME [--without ROLE], vm.py destroy NAME
+    vm.py stop|down NAME, vm.py start NAME [--without ROLE], vm.py destroy NAME...
+    vm.py twin NAME OTHER       shuts NAME down, copies it, boots both
     vm.py status [NAME], vm.py inventory NAME, vm.py build DISTRO [--force]
 
 A machine is a folder in ``.vm`` of the checkout (LAB_VM_ROOT overrides it): an overlay over a cached base
@@ -199,8 +200,32 @@ class Machine:
         settings = {"distro": distro, "memory": memory}
         (self.folder / "machine.json").write_text(json.dumps(settings, indent=1) + "\n")
 
+    def copy_to(self, other: Machine) -> None:
+        """Make ``other`` the same as this machine, which is off; what is there under that name is lost."""
+        if self.pid() is not None:
+            raise ToolError(f"{self.name} runs; its disks cannot be copied. Stop it first.")
+        self.settings()
+        other.destroy()
+        other.folder.mkdir(parents=True)
+        for path in sorted(self.folder.iterdir()):
+            if path.name == "base.img":
+                _link(path, other.folder / path.name)
+            elif path.suffix in (".img", ".qcow2"):
+                _copy_sparse(path, other.folder / path.name)
+            elif path.name not in (self.pidfile.name, self.console.name, "machine.json"):
+                shutil.copy(path, other.folder / path.name)
+        # Last: a folder without it is no machine.
+        shutil.copy(self.folder / "machine.json", other.folder / "machine.json")
+
     def start(self, without: Sequence[str] = ()) -> None:
         """Boot and wait until ssh answers. Nothing happens when it runs already."""
+        self.boot(without)
+        started = time.monotonic()
+        self._wait_for_ssh()
+        say(f"{self.name}: answers after {time.monotonic() - started:.0f} s")
+
+    def boot(self, without: Sequence[str] = ()) -> None:
+        """Boot, and do not wait for it. Nothing happens when it runs already."""
         settings = self.settings()
         if self.pid() is None:
             with locked(folder() / "port.lock"):
@@ -209,9 +234,6 @@ class Machine:
                 accelerator = self._boot(port, int(str(settings["memory"])), without)
             missing = f", without the disk {', '.join(without)}" if without else ""
             say(f"{self.name}: {settings['distro']} boots with {accelerator}{missing}; log: {self.console}")
-        started = time.monotonic()
-        self._wait_for_ssh()
-        say(f"{self.name}: answers after {time.monotonic() - started:.0f} s")
 
     def _write_ssh_files(self, port: int) -> None:
         keys = [line.split()[:2] for line in (self.folder / "host_keys").read_text().splitlines()]
@@ -432,8 +454,13 @@ def _link(base: Path, target: Path) -> None:
     try:
         os.link(base, target)
     except OSError:
-        # Another file system, or one without links: a copy that leaves the holes out.
-        run(["cp", "--sparse=always", "--reflink=auto", str(base), str(target)])
+        # Another file system, or one without links.
+        _copy_sparse(base, target)
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    """Copy the image of a disk and leave its holes out."""
+    run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)])
 
 
 def _boot_id() -> str:
@@ -451,6 +478,23 @@ def _up(arguments: argparse.Namespace) -> None:
         there = machine.settings()["distro"]
         raise ToolError(f"{machine.name} is there already, with {there}. Destroy it first (make destroy).")
     machine.start(arguments.without)
+
+
+def _twin(arguments: argparse.Namespace) -> None:
+    machine, other = Machine(arguments.name), Machine(arguments.other)
+    if machine.name == other.name:
+        raise ToolError(f"{machine.name} cannot be its own twin. Give another name.")
+    machine.stop()
+    machine.copy_to(other)
+    for one in (machine, other):
+        one.boot()
+    for one in (machine, other):
+        one.start()
+
+
+def _destroy(arguments: argparse.Namespace) -> None:
+    for name in arguments.names:
+        Machine(name).destroy()
 
 
 def _ssh(arguments: argparse.Namespace) -> None:
@@ -501,16 +545,20 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=lambda arguments: Machine(arguments.name).stop())
     down = verbs.add_parser("down", help="pull the plug")
     down.set_defaults(run=lambda arguments: Machine(arguments.name).power_off())
-    destroy = verbs.add_parser("destroy", help="remove the machine and its disks")
-    destroy.set_defaults(run=lambda arguments: Machine(arguments.name).destroy())
+    destroy = verbs.add_parser("destroy", help="remove machines and their disks")
+    destroy.add_argument("names", nargs="+", metavar="name")
+    destroy.set_defaults(run=_destroy)
+    twin = verbs.add_parser("twin", help="shut a machine down, copy it, boot both")
+    twin.set_defaults(run=_twin)
     inventory = verbs.add_parser("inventory", help="print an Ansible inventory (JSON)")
     inventory.set_defaults(
         run=lambda arguments: print(json.dumps(Machine(arguments.name).inventory(), indent=1))
     )
     ssh = verbs.add_parser("ssh", help="log in, or run a command")
     ssh.set_defaults(run=_ssh)
-    for verb in (up, start, stop, down, destroy, inventory, ssh):
+    for verb in (up, start, stop, down, twin, inventory, ssh):
         verb.add_argument("name")
+    twin.add_argument("other")
     for verb in (up, start):
         verb.add_argument(
             "--without", action="append", default=[], choices=DISKS, help="boot with this disk missing"

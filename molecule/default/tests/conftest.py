@@ -18,7 +18,27 @@ from testinfra.host import Host
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "inventories" / "example"
+MACHINES = Path(os.environ.get("LAB_VM_ROOT") or ROOT / ".vm")
 ALICE, BOB, CAROL, DAVE = 2001, 2002, 2003, 2004
+
+
+def _machines() -> list[str]:
+    """Return the names of the machines of the scenario: its own, and that one's twin if there is one."""
+    name = os.environ["LAB_VM_NAME"]
+    return [each for each in (name, f"{name}-twin") if (MACHINES / each / "machine.json").exists()] or [name]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many workers there are: each has a machine to itself."""
+    return len(_machines())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let this worker work on the machine of its number; without workers it is the first one."""
+    worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
+    # What tools and playbooks of the tests go by, too.
+    os.environ["LAB_VM_NAME"] = _machines()[int(worker.removeprefix("gw"))]
+    config.option.ssh_config = str(MACHINES / os.environ["LAB_VM_NAME"] / "ssh_config")
 
 
 @dataclass
