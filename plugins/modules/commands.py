@@ -108,6 +108,7 @@ def _carried() -> None:
         freeze,
         homes,
         hostfiles,
+        image_install,
         images,
         imagestate,
         install,

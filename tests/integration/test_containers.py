@@ -27,6 +27,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import Eng
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
+    InvalidInput,
     NotFound,
     Refused,
 )
@@ -321,6 +322,43 @@ def test_boot_starts_what_was_not_stopped_on_purpose(launched, engine, policy, a
     info = containers.listing(engine, policy, alice)[0]
     assert containers.start_existing(engine, policy, info).changed
     assert containers.listing(engine, policy, alice)[0].running
+
+
+SIMULATED_PYTHON = """\
+#!/bin/sh
+shift 2
+echo "as $(id -u) in $PWD"
+if [ "$*" = "--report nosuch" ]; then echo "image-install: pip could not install it."; exit 1; fi
+[ "$1" != --report ] || echo 'lab-server-report: {"packages": {"numpy": "2.1"}, "dockerfile": true}'
+"""
+
+
+def test_packages_are_installed_by_the_containers_own_python(engine, policy, alice, bob, thesis, tiny):
+    thesis.write("python3", SIMULATED_PYTHON)
+    (thesis.path / "python3").chmod(0o755)
+    thesis.write("Dockerfile", f"FROM {tiny}\nCOPY python3 /bin/python3\n")
+    with pytest.raises(NotFound, match="project launch thesis"):
+        containers.install(engine, alice, "thesis", ["numpy"])
+    containers.launch(engine, policy, alice, "thesis")
+    lines = []
+    done = containers.install(engine, alice, "thesis", ["numpy"], progress=lines.append)
+    assert done.changed and done.facts == {"packages": {"numpy": "2.1"}, "dockerfile": True}
+    assert lines == ["as 2001 in /"]
+    assert not containers.install(engine, alice, "thesis", ["numpy"], dry_run=True).changed
+    with pytest.raises(EngineError, match=r"recorded: pip could not install it\."):
+        containers.install(engine, alice, "thesis", ["nosuch"])
+    with pytest.raises(InvalidInput):
+        containers.install(engine, alice, "thesis", ["--user"])
+    with pytest.raises(NotFound):
+        containers.install(engine, bob, "thesis", ["numpy"])
+
+
+def test_an_image_without_python_is_told(launched, engine, alice, inside):
+    with pytest.raises(EngineError, match="no python3"):
+        containers.install(engine, alice, "thesis", ["numpy"])
+    assert (
+        inside(alice, "thesis", "command -v image-install").strip() == "/home/alice/.local/bin/image-install"
+    )
 
 
 def test_listing_is_the_users_own(launched, engine, policy, alice, bob):

@@ -1,8 +1,9 @@
-"""Images from the project's own Dockerfile and requirements (A9, F2, F6)."""
+"""Images from the project's own Dockerfile and requirements (A9, A10, F2, F6)."""
 
 from __future__ import annotations
 
 import json
+import re
 
 from conftest import ALICE, Server
 
@@ -41,6 +42,24 @@ def test_pip_install_is_temporary_and_the_requirements_are_for_ever(server: Serv
     assert server.inside("my-thesis", ALICE, "python3 -c 'import iniconfig'", check=False).rc != 0
     server.user("alice", "container retire my-thesis && project launch my-thesis --detach")
     server.inside("my-thesis", ALICE, "python3 -c 'import iniconfig'")
+
+
+def test_image_install_is_there_at_once_and_in_the_next_image(server: Server) -> None:
+    # Typed in the container, then on the host.
+    server.inside("my-thesis", ALICE, "image-install six")
+    server.user("alice", "image-install my-thesis attrs --bake")
+    both = "python3 -c 'import six, attrs'"
+    server.inside("my-thesis", ALICE, both)
+    recorded = server.user("alice", "cat ~/workspace/my-thesis/requirements.txt").out
+    assert re.search(r"^six==[0-9.]+$", recorded, re.MULTILINE)
+    assert re.search(r"^attrs==[0-9.]+$", recorded, re.MULTILINE)
+    server.user("alice", "container retire my-thesis && project launch my-thesis --detach")
+    server.inside("my-thesis", ALICE, both)
+    assert server.inside("my-thesis", ALICE, "ls ~/.local/lib", check=False).rc != 0  # from the image alone
+    refused = server.user(
+        "alice", "image-install my-thesis -- --index-url=http://127.0.0.1/ six", check=False
+    )
+    assert refused.rc == 2 and "Traceback" not in refused.text
 
 
 def test_a_broken_dockerfile_keeps_the_image_and_the_container_and_names_the_step(server: Server) -> None:

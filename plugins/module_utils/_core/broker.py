@@ -1,10 +1,11 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The one program that lab users run as root: ``sudo lab-broker VERB [NAME]``.
+"""The one program that lab users run as root: ``sudo lab-broker VERB [NAME [PACKAGE...]]``.
 
-It is told a verb of a fixed table and at most the name of a project: never a user, a path, or an option of
-Docker's. Who calls is what sudo says (SUDO_UID, sudo(8)), checked against the accounts and the policy.
-``serve`` is the whole of it and knows nothing of sudo, so that another way in can replace it.
+It is told a verb of a fixed table, at most the name of a project, and for one verb names of packages: never a
+user, a path, or an option of anything. Who calls is what sudo says (SUDO_UID, sudo(8)), checked against the
+accounts and the policy. ``serve`` is the whole of it and knows nothing of sudo, so that another way in can
+replace it.
 
 The answer is one JSON object a line on the standard output: any number of ``{"event": "progress"}``, then one
 ``{"event": "result"}`` or ``{"event": "error"}``. The work is done by a process of its own session that does
@@ -32,7 +33,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import RUN_DIRECTORY, journal, names
+from . import RUN_DIRECTORY, image_install, journal, names
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .items import ItemResult
 from .policy import Policy, User, load
@@ -114,12 +115,13 @@ class Events:
 
 @dataclass(frozen=True)
 class Request:
-    """One call: whose it is, by what policy, and on which project (empty for verbs that name none)."""
+    """One call: whose it is, by what policy, on which project ("" for none) and which packages."""
 
     policy: Policy
     user: User
     project: str
     events: Events
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Verb:
     takes_name: bool
     run: Callable[[Request], dict[str, Any]]
     needs_mounts: bool = False
+    takes_packages: bool = False
 
 
 @contextmanager
@@ -237,6 +240,30 @@ def _image_update(request: Request) -> dict[str, Any]:
         return _answer(build(engine, request.policy, request.user, request.project, progress=progress))
 
 
+def _image_install(request: Request) -> dict[str, Any]:
+    return _installed(request, dry_run=False)
+
+
+def _image_install_check(request: Request) -> dict[str, Any]:
+    return _installed(request, dry_run=True)
+
+
+def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
+    from .containers import install
+
+    with _engine() as engine:
+        return _answer(
+            install(
+                engine,
+                request.user,
+                request.project,
+                request.packages,
+                dry_run=dry_run,
+                progress=request.events.progress,
+            )
+        )
+
+
 #: All that the broker does besides ``attach``, which hands the caller's terminal to a shell in the container.
 VERBS: dict[str, Verb] = {
     "project-launch": Verb(True, _project_launch, needs_mounts=True),
@@ -247,21 +274,30 @@ VERBS: dict[str, Verb] = {
     "container-lost": Verb(True, _container_lost),
     "container-undo": Verb(True, _container_undo, needs_mounts=True),
     "image-update": Verb(True, _image_update, needs_mounts=True),
+    "image-install": Verb(True, _image_install, needs_mounts=True, takes_packages=True),
+    "image-install-check": Verb(True, _image_install_check, takes_packages=True),
 }
 
 
-def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str]:
-    """Return (verb, project name or empty) of a call; raise InvalidInput for everything not in the table."""
+def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
+    """Return (verb, project or "", packages) of a call; raise InvalidInput for what is not in the table."""
     if verb != ATTACH and verb not in VERBS:
         raise InvalidInput(
             "The broker does not know this verb.", "Use the commands project, container or workspace."
         )
     wanted = 1 if verb == ATTACH or VERBS[verb].takes_name else 0
+    packages: Sequence[str] = ()
+    if verb != ATTACH and VERBS[verb].takes_packages:
+        arguments, packages = arguments[:1], arguments[1:]
+        try:
+            image_install.check(packages)
+        except image_install.Problem as problem:
+            raise InvalidInput(str(problem)) from None
     if len(arguments) != wanted:
         raise InvalidInput(
             f"{verb}: expected {wanted or 'no'} argument{'s' if not wanted else ''}.", "Use the commands."
         )
-    return verb, names.project_name(arguments[0]) if wanted else ""
+    return verb, names.project_name(arguments[0]) if wanted else "", tuple(packages)
 
 
 def identify(uid: int, policy: Policy) -> User:
@@ -400,7 +436,7 @@ def serve(
         policy = load()
         user = identify(uid, policy)
         who["user"] = user.name
-        verb, project = parse(verb, arguments)
+        verb, project, packages = parse(verb, arguments)
         if verb == ATTACH:
             journal.record(**who, verb=verb, project=project, outcome="asked")
             _attach(user, project, policy, descriptors, term)
@@ -408,7 +444,7 @@ def serve(
             if VERBS[verb].needs_mounts:
                 _require_mounts(policy)
             try:
-                data = VERBS[verb].run(Request(policy, user, project, events))
+                data = VERBS[verb].run(Request(policy, user, project, events, packages))
             except EngineError:
                 _require_mounts(policy)  # a missing disk keeps Docker down, and is the better thing to tell
                 raise

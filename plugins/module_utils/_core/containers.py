@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
-from . import brought, homes, images, locks, names, retired, storage, workspaces
+from . import brought, homes, image_install, images, locks, names, retired, storage, workspaces
 from . import spec as specs
 from . import state as states
 from .engine import DOCKER, Engine, ignore
@@ -697,6 +697,10 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
         if with_profile:
             for name, text in homes.first_files(kept=False).items():
                 add(posixpath.join(spec.home, name), text, 0o644, spec.uid)
+            for folder in (".local", ".local/bin"):
+                add(posixpath.join(spec.home, folder), None, 0o755, spec.uid)
+            for path, text in homes.programs().items():
+                add(posixpath.join(spec.home, path), text, 0o755, spec.uid)
     return buffer.getvalue()
 
 
@@ -860,6 +864,56 @@ def undo(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult
             homes.prepare(policy, user, kept.actual.spec or spec)
         engine.ensure_network()
         _apply(engine, policy, user, spec, RESTORED, result)
+    return result
+
+
+def install(
+    engine: Engine,
+    user: User,
+    project: str,
+    packages: Sequence[str],
+    *,
+    dry_run: bool = False,
+    progress: Callable[[str], None] = ignore,
+) -> ItemResult:
+    """Install Python packages in a user's running container, and record them in its requirements.txt.
+
+    The image's own Python does it, as the user, in the container. ``facts``: packages (requirement: version)
+    and dockerfile (whether the project's Dockerfile mentions requirements.txt), as the container says it.
+    Raises InvalidInput for what is no requirement, NotFound when no container runs, EngineError.
+    """
+    try:
+        image_install.check(packages)
+    except image_install.Problem as problem:
+        raise InvalidInput(str(problem)) from None
+    name = names.container_name(project, user.uid)
+    result = ItemResult(name)
+    actual = _mine(engine, name)
+    if actual is None or not actual.live:
+        raise NotFound(f"No container of {project} runs.", f"Start it: project launch {project}.")
+    said: list[str] = []
+
+    def listen(line: str) -> None:
+        said.append(line)
+        if not line.startswith(image_install.REPORT):
+            progress(line)
+
+    flags = ["--dry-run"] if dry_run else ["--report"]
+    command = ["python3", "-c", homes.install_source(), *flags, *packages]
+    code = engine.execute(actual.id, command, user=f"{user.uid}:{user.gid}", listen=listen)
+    if code in (126, 127):  # sh(1): it cannot be run, or is not there
+        raise EngineError(
+            f"The image of {project} has no python3 to install packages with.",
+            "Start from another base image, or install what you need in the Dockerfile.",
+        )
+    if code != 0:
+        why = said[-1].partition("image-install: ")[2] if said else ""
+        raise EngineError(f"Nothing of it is recorded: {why or 'python3 failed in the container.'}")
+    result.changed, result.actions = not dry_run, [] if dry_run else ["install"]
+    if said and said[-1].startswith(image_install.REPORT):
+        with contextlib.suppress(ValueError):
+            told = json.loads(said[-1][len(image_install.REPORT) :])
+            result.facts = {"packages": dict(told["packages"]), "dockerfile": bool(told["dockerfile"])}
     return result
 
 

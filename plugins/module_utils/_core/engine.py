@@ -36,6 +36,7 @@ DEFAULT_URL = "unix:///var/run/docker.sock"
 DOCKER = "/usr/bin/docker"
 _BUILD_SECONDS = 4 * 3600
 _REMOVAL_SECONDS = 60
+_LINE_LIMIT = 16_000
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
 #: Kinds of a change in a container.
 MODIFIED, ADDED, DELETED = range(3)
@@ -193,6 +194,34 @@ class Engine:
         """Return Docker's description of a container; raise NotFound."""
         with self._asked("describe the container"):
             return dict(self._client.inspect_container(container))
+
+    def execute(
+        self,
+        container: str,
+        command: Sequence[str],
+        *,
+        user: str,
+        listen: Callable[[str], None] = ignore,
+    ) -> int:
+        """Run a command in a container that runs, and return its exit code; ``listen`` gets its lines.
+
+        Both its streams are read, printable and each line cut at 16,000 characters. It has no terminal and
+        no input. Raises NotFound, and EngineError when the engine goes away meanwhile.
+        """
+        with self._asked("run a command in the container"):
+            made = self._client.exec_create(
+                container, list(command), user=user, workdir="/", stdin=False, tty=False
+            )["Id"]
+            rest = ""
+            for chunk in self._client.exec_start(made, stream=True):
+                *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+                rest = rest[-_LINE_LIMIT:]
+                for line in lines:
+                    listen(names.printable(line.rstrip("\r"))[:_LINE_LIMIT])
+            if rest:
+                listen(names.printable(rest)[:_LINE_LIMIT])
+            code = self._client.exec_inspect(made).get("ExitCode")
+        return int(code) if code is not None else 1
 
     # Files in a container that was never started
 

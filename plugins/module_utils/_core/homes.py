@@ -10,11 +10,12 @@ user, and never put there by Docker, which would write through the user's own li
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import posixpath
 import stat
 
-from . import asuser, quota, safefs
+from . import asuser, image_install, quota, safefs
 from .errors import HostError, InvalidInput
 from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
 from .spec import WORKSPACE, ContainerSpec
@@ -37,6 +38,16 @@ def first_files(*, kept: bool) -> dict[str, str]:
     """Return the files that a new home begins with, by name."""
     lost = "" if kept else _LOST
     return {".profile": _PROFILE.format(lost=lost), ".bashrc": _BASHRC.format(lost=lost)}
+
+
+def programs() -> dict[str, str]:
+    """Return the programs that a new home has for the user, by their path in it; it is in PATH (spec.py)."""
+    return {".local/bin/image-install": f"#!/usr/bin/env python3\n{install_source()}"}
+
+
+def install_source() -> str:
+    """Return the text of the program ``image-install``, from wherever the library was loaded."""
+    return inspect.getsource(image_install)
 
 
 def prepare(policy: Policy, user: User, spec: ContainerSpec) -> None:
@@ -115,6 +126,11 @@ def _furnish(path: str) -> None:
     try:
         for name, text in first_files(kept=True).items():
             safefs.create_file(home, name, text.encode("utf-8"))
+        for path, text in programs().items():
+            parts = path.split("/")
+            for depth in range(1, len(parts)):
+                safefs.make_directory(home, "/".join(parts[:depth]))
+            safefs.create_file(home, path, text.encode("utf-8"), 0o755)
         with contextlib.suppress(FileExistsError):
             os.symlink(WORKSPACE, "workspace", dir_fd=home)
     finally:

@@ -60,6 +60,17 @@ CORE = Path(broker.__file__).parent
         ("container-list", [""]),
         ("attach", []),
         ("attach", ["thesis", "/bin/sh"]),
+        ("image-install", ["thesis"]),
+        ("image-install", ["--user", "numpy"]),
+        ("image-install", ["thesis", "--index-url=http://127.0.0.1/"]),
+        ("image-install", ["thesis", "-r/etc/shadow"]),
+        ("image-install", ["thesis", "/etc/passwd"]),
+        ("image-install", ["thesis", "numpy", "git+https://example.org/x"]),
+        ("image-install", ["thesis", "numpy @ file:///etc"]),
+        ("image-install", ["thesis", "numpy\n"]),
+        ("image-install", ["thesis", "numpy; python_version>'3'"]),
+        ("image-install", ["thesis", *(f"package{number}" for number in range(51))]),
+        ("image-install-check", ["thesis"]),
     ],
 )
 def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) -> None:
@@ -68,19 +79,21 @@ def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) ->
 
 
 @pytest.mark.parametrize("verb", [*broker.VERBS, ATTACH])
-def test_a_verb_takes_the_name_of_a_project_or_nothing(verb: str) -> None:
+def test_a_verb_takes_the_name_of_a_project_and_packages_or_nothing(verb: str) -> None:
     named = verb == ATTACH or broker.VERBS[verb].takes_name
-    assert broker.parse(verb, ["thesis"] if named else []) == (verb, "thesis" if named else "")
+    packages = ["numpy"] if verb != ATTACH and broker.VERBS[verb].takes_packages else []
+    words = [*(["thesis"] if named else []), *packages]
+    assert broker.parse(verb, words) == (verb, "thesis" if named else "", tuple(packages))
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
 def test_no_text_gets_past_the_table(verb: str, arguments: list[str]) -> None:
     try:
-        parsed, project = broker.parse(verb, arguments)
+        parsed, project, packages = broker.parse(verb, arguments)
     except InvalidInput:
         return
     assert parsed in (*broker.VERBS, ATTACH)
-    assert arguments == ([project] if project else [])
+    assert arguments == [*([project] if project else []), *packages]
 
 
 # ---- who calls -------------------------------------------------------------------------------------------

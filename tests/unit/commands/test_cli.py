@@ -379,6 +379,36 @@ def usage(used: int, inodes: int, limits: Quota) -> Callable[..., quota.Usage]:
 LIMITS = Quota(soft=200 << 20, hard=250 << 20, inodes_soft=20000, inodes_hard=25000)
 
 
+def test_an_install_says_what_is_there_now_and_what_comes(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(
+        {"event": "progress", "text": "Collecting numpy"},
+        result(changed=True, packages={"numpy>=2": "2.1.3"}, dockerfile=False),
+    )
+    code, out, err = run("image-install", "thesis", "numpy>=2")
+    assert code == 0 and err == "Collecting numpy\n"
+    assert asked.read_text().split("lab-broker ")[1] == "image-install thesis numpy>=2\n"
+    assert "numpy>=2: 2.1.3 is installed in the container now" in out
+    assert "recorded in ~/workspace/thesis/requirements.txt" in out
+    assert "image-update thesis" in out and "let it install it" in out
+
+
+def test_an_install_can_be_baked_and_previewed(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(changed=True, packages={"numpy": "2"}, image="lab/2001/thesis:0123456789ab"))
+    code, out, _err = run("image-install", "thesis", "numpy", "--bake")
+    assert code == 0 and "The image has it too" in out and "lab/2001/thesis:0123456789ab" in out
+    code, out, _err = run("image-install", "thesis", "numpy", "--dry-run", "--bake")
+    assert code == 0 and "nothing was installed or recorded" in out
+    verbs = [line.split("lab-broker ")[1] for line in asked.read_text().splitlines()]
+    assert verbs == ["image-install thesis numpy", "image-update thesis", "image-install-check thesis numpy"]
+
+
+@pytest.mark.parametrize("word", ["--user", "/etc/passwd", "git+https://example.org/x", "x;y"])
+def test_an_install_takes_requirements_alone(run: Run, broker: Callable[..., Path], word: str) -> None:
+    asked = broker(result())
+    code, _out, err = run("image-install", "thesis", word)
+    assert code == 2 and not asked.exists() and "Traceback" not in err
+
+
 def test_usage_shows_used_limit_and_the_largest(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
