@@ -29,15 +29,14 @@ import syslog
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from . import RUN_DIRECTORY, image_install, journal, names
+from . import RUN_DIRECTORY, journal, names
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
-from .items import ItemResult
 from .policy import Policy, User, load
 from .protocol import ATTACH, EXIT_CODES, kind_of
+from .verbs import VERBS, Request, connected, nothing
 
 DOCKER = "/usr/bin/docker"
 GROUP = "lab"
@@ -113,191 +112,18 @@ class Events:
         self._write(event, _SLOW_READER)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call: whose it is, by what policy, on which project ("" for none) and which packages."""
-
-    policy: Policy
-    user: User
-    project: str
-    events: Events
-    packages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A thing that the broker does. ``needs_mounts``: not while a file system of the server is missing."""
-
-    takes_name: bool
-    run: Callable[[Request], dict[str, Any]]
-    needs_mounts: bool = False
-    takes_packages: bool = False
-
-
-@contextmanager
-def _engine() -> Iterator[Any]:
-    from .engine import Engine
-
-    try:
-        connection = Engine.connect()
-    except EngineError as error:
-        raise EngineError(
-            "The container engine of this server does not answer.", "Tell your admins."
-        ) from error
-    with closing(connection) as engine:
-        yield engine
-
-
-def _answer(item: ItemResult) -> dict[str, Any]:
-    if item.failed:
-        raise EngineError(item.message)
-    return {"changed": item.changed, "actions": list(item.actions), "reason": item.reason, **item.facts}
-
-
-def _container(info: Any) -> dict[str, Any]:
-    return {
-        "project": info.project,
-        "container": info.name,
-        "status": info.status,
-        "created": info.created,
-        "image": info.image,
-        "image_newer": info.image_newer,
-    }
-
-
-def _project_launch(request: Request) -> dict[str, Any]:
-    from .containers import launch
-
-    with _engine() as engine:
-        progress = request.events.progress
-        return _answer(launch(engine, request.policy, request.user, request.project, progress=progress))
-
-
-def _project_list(request: Request) -> dict[str, Any]:
-    from .containers import listing
-    from .workspaces import projects
-
-    # First as the user: it forks, and does not need Docker.
-    found = projects(request.policy, request.user)
-    note = ""
-    containers: dict[str, dict[str, Any]] = {}
-    try:
-        with _engine() as engine:
-            containers = {
-                info.project: _container(info) for info in listing(engine, request.policy, request.user)
-            }
-    except EngineError as error:
-        note = str(error)
-    listed = [{**project, "container": containers.pop(project["name"], None)} for project in found]
-    # A container whose folder was removed still runs, and is still somebody's to retire.
-    listed += [
-        {"name": name, "dockerfile": False, "folder": False, "container": containers[name]}
-        for name in containers
-    ]
-    return {"projects": listed, "note": note}
-
-
-def _container_list(request: Request) -> dict[str, Any]:
-    from .containers import listing
-
-    with _engine() as engine:
-        return {"containers": [_container(info) for info in listing(engine, request.policy, request.user)]}
-
-
-def _container_stop(request: Request) -> dict[str, Any]:
-    from .containers import stop
-
-    with _engine() as engine:
-        return _answer(stop(engine, request.user, request.project))
-
-
-def _container_retire(request: Request) -> dict[str, Any]:
-    from .containers import retire
-
-    with _engine() as engine:
-        return _answer(retire(engine, request.policy, request.user, request.project))
-
-
-def _container_lost(request: Request) -> dict[str, Any]:
-    from .containers import lost
-
-    with _engine() as engine:
-        return lost(engine, request.policy, request.user, request.project)
-
-
-def _container_undo(request: Request) -> dict[str, Any]:
-    from .containers import undo
-
-    with _engine() as engine:
-        return _answer(undo(engine, request.policy, request.user, request.project))
-
-
-def _image_update(request: Request) -> dict[str, Any]:
-    from .images import build
-
-    with _engine() as engine:
-        progress = request.events.progress
-        return _answer(build(engine, request.policy, request.user, request.project, progress=progress))
-
-
-def _image_install(request: Request) -> dict[str, Any]:
-    return _installed(request, dry_run=False)
-
-
-def _image_install_check(request: Request) -> dict[str, Any]:
-    return _installed(request, dry_run=True)
-
-
-def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
-    from .containers import install
-
-    with _engine() as engine:
-        return _answer(
-            install(
-                engine,
-                request.user,
-                request.project,
-                request.packages,
-                dry_run=dry_run,
-                progress=request.events.progress,
-            )
-        )
-
-
-#: All that the broker does besides ``attach``, which hands the caller's terminal to a shell in the container.
-VERBS: dict[str, Verb] = {
-    "project-launch": Verb(True, _project_launch, needs_mounts=True),
-    "project-list": Verb(False, _project_list),
-    "container-list": Verb(False, _container_list),
-    "container-stop": Verb(True, _container_stop),
-    "container-retire": Verb(True, _container_retire),
-    "container-lost": Verb(True, _container_lost),
-    "container-undo": Verb(True, _container_undo, needs_mounts=True),
-    "image-update": Verb(True, _image_update, needs_mounts=True),
-    "image-install": Verb(True, _image_install, needs_mounts=True, takes_packages=True),
-    "image-install-check": Verb(True, _image_install_check, takes_packages=True),
-}
-
-
-def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
-    """Return (verb, project or "", packages) of a call; raise InvalidInput for what is not in the table."""
+def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
+    """Return (verb, project or "", what else is asked); raise InvalidInput for what is not in the table."""
     if verb != ATTACH and verb not in VERBS:
         raise InvalidInput(
             "The broker does not know this verb.", "Use the commands project, container or workspace."
         )
     wanted = 1 if verb == ATTACH or VERBS[verb].takes_name else 0
-    packages: Sequence[str] = ()
-    if verb != ATTACH and VERBS[verb].takes_packages:
-        arguments, packages = arguments[:1], arguments[1:]
-        try:
-            image_install.check(packages)
-        except image_install.Problem as problem:
-            raise InvalidInput(str(problem)) from None
-    if len(arguments) != wanted:
-        raise InvalidInput(
-            f"{verb}: expected {wanted or 'no'} argument{'s' if not wanted else ''}.", "Use the commands."
-        )
-    return verb, names.project_name(arguments[0]) if wanted else "", tuple(packages)
+    if len(arguments) < wanted:
+        raise InvalidInput(f"{verb}: the name of a project is missing.", "Use the commands.")
+    project = names.project_name(arguments[0]) if wanted else ""
+    further = nothing if verb == ATTACH else VERBS[verb].further
+    return verb, project, further(arguments[wanted:])
 
 
 def identify(uid: int, policy: Policy) -> User:
@@ -393,7 +219,7 @@ def _attach(user: User, project: str, policy: Policy, descriptors: tuple[int, in
 
     if not all(os.isatty(descriptor) for descriptor in descriptors[:2]):
         raise Refused("attach needs a terminal.", "Log in with 'ssh -t'.")
-    with _engine() as engine:
+    with connected() as engine:
         found = [info for info in listing(engine, policy, user) if info.project == project]
     if not found:
         raise NotFound(
@@ -436,7 +262,7 @@ def serve(
         policy = load()
         user = identify(uid, policy)
         who["user"] = user.name
-        verb, project, packages = parse(verb, arguments)
+        verb, project, options = parse(verb, arguments)
         if verb == ATTACH:
             journal.record(**who, verb=verb, project=project, outcome="asked")
             _attach(user, project, policy, descriptors, term)
@@ -444,7 +270,7 @@ def serve(
             if VERBS[verb].needs_mounts:
                 _require_mounts(policy)
             try:
-                data = VERBS[verb].run(Request(policy, user, project, events, packages))
+                data = VERBS[verb].run(Request(policy, user, project, events.progress, options))
             except EngineError:
                 _require_mounts(policy)  # a missing disk keeps Docker down, and is the better thing to tell
                 raise

@@ -24,6 +24,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     journal,
     storage,
+    verbs,
     workspaces,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
@@ -81,19 +82,20 @@ def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) ->
 @pytest.mark.parametrize("verb", [*broker.VERBS, ATTACH])
 def test_a_verb_takes_the_name_of_a_project_and_packages_or_nothing(verb: str) -> None:
     named = verb == ATTACH or broker.VERBS[verb].takes_name
-    packages = ["numpy"] if verb != ATTACH and broker.VERBS[verb].takes_packages else []
-    words = [*(["thesis"] if named else []), *packages]
-    assert broker.parse(verb, words) == (verb, "thesis" if named else "", tuple(packages))
+    takes_packages = verb != ATTACH and broker.VERBS[verb].further is verbs.packages
+    words = [*(["thesis"] if named else []), *(["numpy"] if takes_packages else [])]
+    options = {"packages": ("numpy",)} if takes_packages else {}
+    assert broker.parse(verb, words) == (verb, "thesis" if named else "", options)
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
 def test_no_text_gets_past_the_table(verb: str, arguments: list[str]) -> None:
     try:
-        parsed, project, packages = broker.parse(verb, arguments)
+        parsed, project, options = broker.parse(verb, arguments)
     except InvalidInput:
         return
     assert parsed in (*broker.VERBS, ATTACH)
-    assert arguments == [*([project] if project else []), *packages]
+    assert arguments == [*([project] if project else []), *options.get("packages", ())]
 
 
 # ---- who calls -------------------------------------------------------------------------------------------

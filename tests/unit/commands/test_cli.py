@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import PUBLIC_POLICY_PATH, cli, protocol, quota
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    PUBLIC_POLICY_PATH,
+    calls,
+    cli,
+    cli_container,
+    cli_project,
+    protocol,
+    quota,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
@@ -32,7 +40,7 @@ def run(
 ) -> Run:
     """Return a function that runs a command as alice and returns (exit code, output, errors)."""
     monkeypatch.setattr(os, "getuid", lambda: 2001)
-    monkeypatch.setattr(cli, "load", lambda path: lab if path == PUBLIC_POLICY_PATH else None)
+    monkeypatch.setattr(calls, "load", lambda path: lab if path == PUBLIC_POLICY_PATH else None)
     monkeypatch.setattr(Policy, "workspace", lambda policy, user: str(tmp_path))
 
     def command(*words: str) -> tuple[int, str, str]:
@@ -58,7 +66,7 @@ def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pat
             f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\ncat {tmp_path}/said\nexit {code}\n'
         )
         program.chmod(0o755)
-        monkeypatch.setattr(cli, "SUDO", str(program))
+        monkeypatch.setattr(calls, "SUDO", str(program))
         return tmp_path / "asked"
 
     return answering
@@ -199,7 +207,7 @@ def test_launch_attaches_on_a_terminal(
     monkeypatch.setattr("sys.stdin", type("Keyboard", (), {"isatty": lambda self: True})())
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     run("project", "launch", "thesis")
-    assert became == [[cli.SUDO, "-n", protocol.BROKER, "attach", "thesis"]]
+    assert became == [[calls.SUDO, "-n", protocol.BROKER, "attach", "thesis"]]
     run("project", "launch", "thesis", "--detach")
     run("project", "launch", "thesis", "--json")
     assert len(became) == 1
@@ -228,7 +236,7 @@ def test_a_broker_that_does_not_answer_is_told_with_its_last_words(
 
 
 def test_a_server_without_sudo_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SUDO", "/nowhere/sudo")
+    monkeypatch.setattr(calls, "SUDO", "/nowhere/sudo")
     code, _out, err = run("container", "list")
     assert code == 1 and "/nowhere/sudo" in err
 
@@ -237,7 +245,7 @@ def test_ctrl_c_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyP
     def interrupt(*words: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "ask", interrupt)
+    monkeypatch.setattr(cli_project, "ask", interrupt)
     code, _out, err = run("project", "launch", "thesis")
     assert code == 130 and "goes on" in err
 
@@ -344,7 +352,7 @@ def test_a_preview_of_a_retire_says_what_would_be_lost(
             return {"lost": LOST, "undo_until": 1_800_000_000, "not_kept": ""}
         return {"containers": [container("thesis")]}
 
-    monkeypatch.setattr(cli, "ask", ask)
+    monkeypatch.setattr(cli_container, "ask", ask)
     code, out, _err = run("container", "retire", "thesis", "--dry-run")
     assert code == 0 and "would be retired" in out and "lost: 214 files" in out and "container undo" in out
     assert asked == ["container-list", "container-lost"]

@@ -1,0 +1,184 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What all of the lab users' commands share: the call, the question to the broker, the progress of a build.
+
+They run as the user. What needs root is asked of the broker; the commands turn its answers into words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import PUBLIC_POLICY_PATH, names
+from .errors import HostError, NotFound, Refused
+from .policy import Policy, User, load
+from .protocol import BROKER, error_of
+from .terminal import Terminal, duration, fit
+
+SUDO = "/usr/bin/sudo"
+
+_STEP = re.compile(r"Step ([0-9]+)/([0-9]+) : (.*)")
+# What 'docker build' says of its own doings, and the labels that are ours.
+_NOISE = re.compile(
+    r"\s*--->|Removing intermediate container|Sending build context|Successfully (built|tagged)"
+)
+_OURS = "LABEL lab.server."
+
+
+@dataclass
+class Call:
+    """One command at work: its arguments, where to print, and, once asked for, whose it is."""
+
+    options: argparse.Namespace
+    out: Terminal
+    err: Terminal
+    _policy: Policy | None = field(default=None)
+
+    @property
+    def json(self) -> bool:
+        """Whether the answer is to be one JSON object on the standard output."""
+        return bool(self.options.json)
+
+    def policy(self) -> Policy:
+        """Return the policy of the server; raise HostError."""
+        if self._policy is None:
+            self._policy = load(PUBLIC_POLICY_PATH)
+        return self._policy
+
+    def user(self) -> User:
+        """Return the lab user who calls; raise Refused for root and for everybody else."""
+        uid = os.getuid()
+        if uid == 0:
+            raise Refused(
+                "This command is for lab users, and you are root.",
+                "Become the user with 'sudo -iu NAME', or change the inventory and run the playbook.",
+            )
+        try:
+            return self.policy().user_by_uid(uid)
+        except NotFound:
+            raise Refused(
+                "Your account is not a lab user of this server.",
+                "Ask your admins to add it to the inventory.",
+            ) from None
+
+    def answer(self, data: Mapping[str, Any]) -> None:
+        """Print the answer as JSON, on one line."""
+        self.out.line(json.dumps(data, sort_keys=True))
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield (event, '') for each event of the broker and ({}, text) for every other line."""
+    for line in process.stdout or ():
+        event: Any = None
+        with suppress(ValueError):
+            event = json.loads(line)
+        if isinstance(event, dict) and "event" in event:
+            yield event, ""
+        else:
+            yield {}, names.printable(line.strip())
+
+
+def _ignore(_text: str) -> None:
+    """Show no progress."""
+
+
+def ask(verb: str, *arguments: str, progress: Callable[[str], None] = _ignore) -> dict[str, Any]:
+    """Ask the broker and return its answer; raise what it raised, or HostError if it gave none."""
+    command = [SUDO, "-n", BROKER, verb, *arguments]
+    noise = ""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise HostError(f"{SUDO} cannot be run: {error.strerror}.", "Tell your admins.") from error
+    with process:
+        for event, text in _lines(process):
+            kind = event.get("event")
+            if kind == "progress":
+                progress(str(event.get("text", "")))
+            elif kind == "result":
+                data = event.get("data")
+                return data if isinstance(data, dict) else {}
+            elif kind == "error":
+                message, hint = str(event.get("message", "")), str(event.get("hint", ""))
+                raise error_of(str(event.get("kind")), message, hint)
+            else:
+                noise = text or noise
+    raise HostError(
+        f"The server gave no answer{': ' + noise if noise else '.'}",
+        "See how things stand with 'project list'; if this happens again, tell your admins.",
+    )
+
+
+class Progress:
+    """Shows the progress of a build: the step on one line that updates itself, or step by step as lines."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._step = ""
+        self._started = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        match = _STEP.match(text)
+        if _NOISE.match(text) or (match and match.group(3).startswith(_OURS)):
+            return
+        if match:
+            self._step = f"step {match.group(1)} of {match.group(2)}: "
+            text = match.group(3)
+        if not self._terminal.updating:
+            self._terminal.status(self._step + text if match else text)
+            return
+        elapsed = duration(time.monotonic() - self._started)
+        room = self._terminal.width - len(self._step) - len(elapsed) - 6
+        self._terminal.status(f"[{elapsed}] {self._step}{fit(text.strip(), room)}")
+
+
+def told(facts: Mapping[str, Any], key: str) -> list[str]:
+    value = facts.get(key, [])
+    return [names.printable(str(item)) for item in value] if isinstance(value, list) else []
+
+
+def state(container: Mapping[str, Any] | None, unknown: bool = False) -> str:
+    if container is None:
+        return "unknown" if unknown else "no container"
+    return {"running": "running", "paused": "paused", "restarting": "restarting"}.get(
+        str(container.get("status")), "stopped"
+    )
+
+
+def remark_on(container: Mapping[str, Any] | None) -> str:
+    return "newer image: retire, launch" if container and container.get("image_newer") else ""
+
+
+def age(container: Mapping[str, Any]) -> str:
+    created = container.get("created")
+    return duration(time.time() - created) if isinstance(created, (int, float)) else "?"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what ``--help`` says of it, its arguments, and what it does."""
+
+    words: tuple[str, ...]
+    summary: str
+    description: str
+    example: str
+    run: Callable[[Call], int]
+    named: bool = True
+    dry_run: bool = False
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None

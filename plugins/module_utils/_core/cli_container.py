@@ -1,0 +1,191 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The commands ``container ...``: list, stop, retire, bring back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from . import names
+from .calls import Call, Command, age, ask, remark_on, state, told
+from .errors import NotFound
+from .sizes import format_size
+from .terminal import fit, table
+
+_STOP_LOSES = "What runs in it would end; its files would stay."
+_RETIRE_LOSES = "Your workspace would stay as it is."
+
+
+def _container_list(call: Call) -> int:
+    call.user()
+    data = ask("container-list")
+    if call.json:
+        call.answer(data)
+        return 0
+    rows = [
+        [str(one.get("container")), state(one), age(one), remark_on(one)]
+        for one in data.get("containers", [])
+    ]
+    if not rows:
+        call.out.line("You have no containers. Start one: project launch NAME")
+        return 0
+    for line in table(["CONTAINER", "STATE", "AGE", "REMARK"], rows, call.out.width):
+        call.out.line(line)
+    return 0
+
+
+def _previewed(call: Call, done: str, lost: str) -> int:
+    """Say what a stop or retire would do, from the list of containers."""
+    name = call.options.name
+    found = [one for one in ask("container-list").get("containers", []) if one.get("project") == name]
+    affected = [one for one in found if done == "retired" or state(one) != "stopped"]
+    if call.json:
+        call.answer({"changed": bool(affected), "containers": found, "dry_run": True})
+    elif affected:
+        call.out.line(
+            f"The container {affected[0].get('container')} ({state(affected[0])}) would be {done}. {lost}"
+        )
+    else:
+        call.out.line(
+            f"Nothing to do: there is no {'' if done == 'retired' else 'running '}container of {name}."
+        )
+    return 0
+
+
+def _container_stop(call: Call) -> int:
+    call.user()
+    if call.options.dry_run:
+        return _previewed(call, "stopped", _STOP_LOSES)
+    name = call.options.name
+    facts = ask("container-stop", name)
+    if call.json:
+        call.answer(facts)
+    elif facts.get("changed"):
+        call.out.line(
+            f"The container of {name} is stopped; its files stay. Start it again: project launch {name}"
+        )
+    else:
+        call.out.line(f"The container of {name} was stopped already.")
+    return 0
+
+
+def _container_retire(call: Call) -> int:
+    call.user()
+    name = call.options.name
+    if call.options.dry_run:
+        return _retire_previewed(call)
+    facts = ask("container-retire", name)
+    if call.json:
+        call.answer(facts)
+    elif facts.get("changed"):
+        call.out.line(f"The container of {name} is retired. Your workspace is untouched: ~/workspace/{name}")
+        _say_lost(call, facts)
+        if not _say_until(call, facts):
+            call.out.line("  It is gone for good" + _because(facts))
+        call.out.line(f"Start a new one: project launch {name}")
+    else:
+        call.out.line(f"There is no container of {name}; nothing to do. Your workspace is untouched.")
+    return 0
+
+
+def _retire_previewed(call: Call) -> int:
+    """Say what a retire would lose, and whether it could be undone."""
+    if call.json:
+        return _previewed(call, "retired", _RETIRE_LOSES)
+    code = _previewed(call, "retired", _RETIRE_LOSES)
+    try:
+        facts = ask("container-lost", call.options.name)
+    except NotFound:
+        return code
+    _say_lost(call, facts)
+    if not _say_until(call, facts):
+        call.out.line("  It could not be brought back" + _because(facts))
+    return code
+
+
+def _because(facts: Mapping[str, Any]) -> str:
+    why = names.printable(str(facts.get("not_kept") or ""))
+    return f": {why}." if why else "."
+
+
+def _say_lost(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say what is in the container and not in the workspace."""
+    lost = facts.get("lost")
+    if not isinstance(lost, dict):
+        return
+    more = "" if lost.get("complete") else "at least "
+    files, size = lost.get("files", 0), lost.get("bytes", 0)
+    for path in told(lost, "volumes"):
+        call.out.line(fit(f"  lost: all in {path}", call.out.width))
+    if not files and not more:
+        call.out.line("  lost: nothing; no file in it differs from its image")
+        return
+    call.out.line(f"  lost: {more}{files} file{'' if files == 1 else 's'}, {format_size(int(size))}")
+    for label, key, least in (("packages", "packages", 8), ("such as", "paths", 3)):
+        shown = told(lost, key)
+        rest = len(shown) - least
+        if shown:
+            line = ", ".join(shown[:least]) + (f" and {rest} more" if rest > 0 and key == "packages" else "")
+            call.out.line(fit(f"  {label}: {line}", call.out.width))
+
+
+def _say_until(call: Call, facts: Mapping[str, Any]) -> bool:
+    """Say until when a retire can be undone, if it can; say whether it can."""
+    until = facts.get("undo_until")
+    if not isinstance(until, int):
+        return False
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+    call.out.line(f"  until {when} you can have it back: container undo {call.options.name}")
+    return True
+
+
+def _container_undo(call: Call) -> int:
+    call.user()
+    name = call.options.name
+    facts = ask("container-undo", name)
+    if call.json:
+        call.answer(facts)
+    elif facts.get("changed"):
+        call.out.line(f"The container of {name} is back and runs. Enter it: project launch {name}")
+    else:
+        call.out.line(f"The container of {name} was brought back already.")
+    return 0
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        ("container", "list"),
+        "list your containers",
+        "List your containers, whether they run, and how old they are.",
+        "container list",
+        _container_list,
+        named=False,
+    ),
+    Command(
+        ("container", "stop"),
+        "stop a container and keep its files",
+        "Stop the project's container. Its files stay until it is retired. It stays stopped after a reboot.",
+        "container stop my-thesis",
+        _container_stop,
+        dry_run=True,
+    ),
+    Command(
+        ("container", "retire"),
+        "give a container up; your workspace stays",
+        "Give the project's container up, with all that is not in /workspace. Your workspace is untouched. "
+        "For some days it can be brought back: container undo NAME. With --dry-run, say what would be lost.",
+        "container retire my-thesis --dry-run",
+        _container_retire,
+        dry_run=True,
+    ),
+    Command(
+        ("container", "undo"),
+        "bring a retired container back",
+        "Bring back the container of the project that was retired last, with all that was in it, and start "
+        "it. There must be no other container of the project meanwhile.",
+        "container undo my-thesis",
+        _container_undo,
+    ),
+)

@@ -1,0 +1,151 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The commands ``project ...``: lay out, launch, list."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from . import calls, names, scaffold
+from .calls import Call, Command, Progress, ask, remark_on, state, told
+from .errors import HostError, InvalidInput, NotFound, Refused
+from .protocol import ATTACH, BROKER
+from .terminal import duration, table
+
+
+def _project_init(call: Call) -> int:
+    user, name = call.user(), call.options.name
+    bases = [base.name for base in call.policy().base_images]
+    if not bases:
+        raise Refused("This server offers no base images yet.", "Ask your admins for one.")
+    base = call.options.base or bases[0]
+    if base not in bases:
+        raise InvalidInput(
+            f"The base image '{names.printable(base)}' is not offered here.",
+            f"Use one of: {', '.join(bases)}.",
+        )
+    workspace = call.policy().workspace(user)
+    if not os.path.isdir(workspace):
+        raise NotFound(f"Your workspace {workspace} is not there.", "Tell your admins.")
+    created = scaffold.init_project(workspace, name, kind=call.options.type, base=base, files={})
+    if call.json:
+        call.answer(
+            {"changed": bool(created), "created": created, "project": name, "path": f"~/workspace/{name}"}
+        )
+        return 0
+    if not created:
+        call.out.line(f"~/workspace/{name} has everything already; nothing was changed.")
+        return 0
+    call.out.line(f"{call.out.style(name, 'strong')} is laid out in ~/workspace/{name} ({len(created)} new).")
+    call.out.line("Nothing that was there has been changed. Next:")
+    call.out.line(f"  project launch {name}")
+    return 0
+
+
+def _project_launch(call: Call) -> int:
+    call.user()
+    name, started = call.options.name, time.monotonic()
+    facts = ask("project-launch", name, progress=Progress(call.err))
+    call.err.clear()
+    attach = not call.json and not call.options.detach and sys.stdin.isatty() and sys.stdout.isatty()
+    if call.json:
+        call.answer(facts)
+        return 0
+    verb = {"created": "is started in a new container", "started": "is started again"}.get(
+        str(facts.get("status")), "is running already"
+    )
+    took = duration(time.monotonic() - started)
+    call.out.line(f"{call.out.style(name, 'good')} {verb} ({took}).")
+    call.out.line(f"  kept:      {', '.join(told(facts, 'kept') or ['/workspace'])}")
+    if told(facts, "read_only"):
+        call.out.line(f"  read only: {', '.join(told(facts, 'read_only'))}")
+    for port in facts.get("ports") or []:
+        call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
+    call.out.line("  lost when you retire the container: everything else in it")
+    brought = facts.get("brought")
+    if isinstance(brought, dict):
+        call.out.line(
+            f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
+        )
+    for note in told(facts, "notes"):
+        call.out.line(call.out.style(f"  note: {note}", "warn"))
+    if not attach:
+        call.out.line(f"Enter it from a terminal: project launch {name}")
+        return 0
+    call.out.line("Type 'exit' to leave; the container goes on running.")
+    sys.stdout.flush()
+    try:
+        os.execv(calls.SUDO, [calls.SUDO, "-n", BROKER, ATTACH, name])  # noqa: S606  # no shell wanted
+    except OSError as error:
+        raise HostError(f"{calls.SUDO} cannot be run: {error.strerror}.", "Tell your admins.") from error
+
+
+def _project_list(call: Call) -> int:
+    call.user()
+    data = ask("project-list")
+    if call.json:
+        call.answer(data)
+        return 0
+    note = str(data.get("note", ""))
+    rows = []
+    for project in data.get("projects", []):
+        container = project.get("container")
+        remark = "the folder is gone" if not project.get("folder", True) else remark_on(container)
+        if not remark and not project.get("dockerfile"):
+            remark = "no Dockerfile"
+        rows.append([str(project.get("name")), state(container, bool(note)), remark])
+    if rows:
+        for line in table(["PROJECT", "STATE", "REMARK"], rows, call.out.width):
+            call.out.line(line)
+    else:
+        call.out.line("You have no projects yet. Make one: project init NAME")
+    if note:
+        call.err.line(call.err.style(names.printable(note), "warn"))
+    return 0
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--type", choices=scaffold.TYPES, default="custom", help="what the project is about (custom)"
+    )
+    parser.add_argument(
+        "--base", default="", metavar="IMAGE", help="base image of the Dockerfile (the server's first)"
+    )
+
+
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detach", action="store_true", help="start it, but do not enter it")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        ("project", "init"),
+        "lay out a new project in your workspace",
+        "Lay out a project in ~/workspace/NAME: Dockerfile, requirements.txt, README.md and folders. A file "
+        "that is there already is never changed.",
+        "project init my-thesis --type ml",
+        _project_init,
+        arguments=_init_arguments,
+    ),
+    Command(
+        ("project", "launch"),
+        "build, start and enter a project's container",
+        "Build the project's image if its files changed, start its container and open a shell in "
+        "/workspace/NAME. What is in /workspace is kept; everything else is lost when the container is "
+        "retired. Losing the connection or pressing Ctrl-C does not stop the work.",
+        "project launch my-thesis",
+        _project_launch,
+        arguments=_launch_arguments,
+    ),
+    Command(
+        ("project", "list"),
+        "list your projects and whether they run",
+        "List the projects in your workspace and the state of their containers.",
+        "project list --json",
+        _project_list,
+        named=False,
+    ),
+)

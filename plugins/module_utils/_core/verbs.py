@@ -1,0 +1,221 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the broker does for lab users: one function for each of its verbs.
+
+Each is called as root for a user who is known, on a project's name that is one; it knows nothing of sudo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import image_install, names
+from .errors import EngineError, InvalidInput
+from .items import ItemResult
+from .policy import Policy, User
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call: whose it is, by what policy, on which project ("" for none), and what else it asks for."""
+
+    policy: Policy
+    user: User
+    project: str
+    progress: Callable[[str], None]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def nothing(words: Sequence[str]) -> dict[str, Any]:
+    """Take no further words; raise InvalidInput for any."""
+    if words:
+        raise InvalidInput(f"{len(words)} words more than are expected.", "Use the commands.")
+    return {}
+
+
+def packages(words: Sequence[str]) -> dict[str, Any]:
+    """Take requirements of packages, and nothing else; raise InvalidInput."""
+    try:
+        return {"packages": tuple(image_install.check(words))}
+    except image_install.Problem as problem:
+        raise InvalidInput(str(problem)) from None
+
+
+def settings(**kinds: Callable[[str], Any]) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """Return what takes words ``key=value``: each key at most once, its value as its function reads it."""
+
+    def take(words: Sequence[str]) -> dict[str, Any]:
+        taken: dict[str, Any] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals or key not in kinds or key in taken:
+                raise InvalidInput(f"{names.printable(word)[:80]!r} is not expected.", "Use the commands.")
+            taken[key] = kinds[key](value)
+        return taken
+
+    return take
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A thing that the broker does.
+
+    ``needs_mounts``: not while a file system of the server is missing. ``further`` takes the words after the
+    project's name, and raises InvalidInput for those that it does not know.
+    """
+
+    takes_name: bool
+    run: Callable[[Request], dict[str, Any]]
+    needs_mounts: bool = False
+    further: Callable[[Sequence[str]], dict[str, Any]] = nothing
+
+
+@contextmanager
+def connected() -> Iterator[Any]:
+    """Be connected to the engine; raise EngineError in words for users."""
+    from .engine import Engine
+
+    try:
+        connection = Engine.connect()
+    except EngineError as error:
+        raise EngineError(
+            "The container engine of this server does not answer.", "Tell your admins."
+        ) from error
+    with closing(connection) as engine:
+        yield engine
+
+
+def _answer(item: ItemResult) -> dict[str, Any]:
+    if item.failed:
+        raise EngineError(item.message)
+    return {"changed": item.changed, "actions": list(item.actions), "reason": item.reason, **item.facts}
+
+
+def _container(info: Any) -> dict[str, Any]:
+    return {
+        "project": info.project,
+        "container": info.name,
+        "status": info.status,
+        "created": info.created,
+        "image": info.image,
+        "image_newer": info.image_newer,
+    }
+
+
+def _project_launch(request: Request) -> dict[str, Any]:
+    from .containers import launch
+
+    with connected() as engine:
+        return _answer(
+            launch(engine, request.policy, request.user, request.project, progress=request.progress)
+        )
+
+
+def _project_list(request: Request) -> dict[str, Any]:
+    from .containers import listing
+    from .workspaces import projects
+
+    # First as the user: it forks, and does not need Docker.
+    found = projects(request.policy, request.user)
+    note = ""
+    containers: dict[str, dict[str, Any]] = {}
+    try:
+        with connected() as engine:
+            containers = {
+                info.project: _container(info) for info in listing(engine, request.policy, request.user)
+            }
+    except EngineError as error:
+        note = str(error)
+    listed = [{**project, "container": containers.pop(project["name"], None)} for project in found]
+    # A container whose folder was removed still runs, and is still somebody's to retire.
+    listed += [
+        {"name": name, "dockerfile": False, "folder": False, "container": containers[name]}
+        for name in containers
+    ]
+    return {"projects": listed, "note": note}
+
+
+def _container_list(request: Request) -> dict[str, Any]:
+    from .containers import listing
+
+    with connected() as engine:
+        return {"containers": [_container(info) for info in listing(engine, request.policy, request.user)]}
+
+
+def _container_stop(request: Request) -> dict[str, Any]:
+    from .containers import stop
+
+    with connected() as engine:
+        return _answer(stop(engine, request.user, request.project))
+
+
+def _container_retire(request: Request) -> dict[str, Any]:
+    from .containers import retire
+
+    with connected() as engine:
+        return _answer(retire(engine, request.policy, request.user, request.project))
+
+
+def _container_lost(request: Request) -> dict[str, Any]:
+    from .containers import lost
+
+    with connected() as engine:
+        return lost(engine, request.policy, request.user, request.project)
+
+
+def _container_undo(request: Request) -> dict[str, Any]:
+    from .containers import undo
+
+    with connected() as engine:
+        return _answer(undo(engine, request.policy, request.user, request.project))
+
+
+def _image_update(request: Request) -> dict[str, Any]:
+    from .images import build
+
+    with connected() as engine:
+        return _answer(
+            build(engine, request.policy, request.user, request.project, progress=request.progress)
+        )
+
+
+def _image_install(request: Request) -> dict[str, Any]:
+    return _installed(request, dry_run=False)
+
+
+def _image_install_check(request: Request) -> dict[str, Any]:
+    return _installed(request, dry_run=True)
+
+
+def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
+    from .containers import install
+
+    with connected() as engine:
+        return _answer(
+            install(
+                engine,
+                request.user,
+                request.project,
+                request.options["packages"],
+                dry_run=dry_run,
+                progress=request.progress,
+            )
+        )
+
+
+#: All that the broker does besides ``attach``, which hands the caller's terminal to a shell in the container.
+VERBS: dict[str, Verb] = {
+    "project-launch": Verb(True, _project_launch, needs_mounts=True),
+    "project-list": Verb(False, _project_list),
+    "container-list": Verb(False, _container_list),
+    "container-stop": Verb(True, _container_stop),
+    "container-retire": Verb(True, _container_retire),
+    "container-lost": Verb(True, _container_lost),
+    "container-undo": Verb(True, _container_undo, needs_mounts=True),
+    "image-update": Verb(True, _image_update, needs_mounts=True),
+    "image-install": Verb(True, _image_install, needs_mounts=True, further=packages),
+    "image-install-check": Verb(True, _image_install_check, further=packages),
+}
