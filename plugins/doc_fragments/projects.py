@@ -96,6 +96,18 @@ options:
             description: The port of the server, 1024 to 65535; of one container alone.
             type: int
             required: true
+      locked:
+        description:
+          - Whether Python packages keep their versions whenever the image is built. They are those of the
+            image of the same files, where that was lost, or else of the current image, or else of the one
+            whose list was kept last; without any, the first build has no lock.
+          - It makes no build needed. What no list has yet comes in the version that the requirements say.
+          - "During the build the lock is the file C(/run/lab-server/lock.txt), which the variables
+            C(PIP_CONSTRAINT) and C(UV_CONSTRAINT) name. It stays in the image, and no container shows it.
+            In the build context it takes the name C(.lab-server-lock.txt)."
+          - A build fails if the requirements ask for another version than the lock has.
+        type: bool
+        default: false
 """
 
     POLICY = r"""

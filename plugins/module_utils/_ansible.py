@@ -29,9 +29,12 @@ def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]
     """Call ``function``, report item by item, and leave the module.
 
     Items that failed do not hide what was done to the others: the task fails at the end, with all reasons
-    in its message and every result in ``results``.
+    in its message and every result in ``results``. The ``notes`` of an item, sentences, become warnings.
     """
     items = list(_told(module, function))
+    for item in items:
+        for note in item.facts.get("notes", []):
+            module.warn(f"{item.name}: {note}")
     results = [item.as_dict() for item in items]
     answer: dict[str, Any] = {"changed": any(item.changed for item in items), "results": results}
     # module._diff is how AnsibleModule itself tells a module that --diff was asked for.

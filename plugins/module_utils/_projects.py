@@ -39,6 +39,7 @@ PROJECT = {
             "host": {"type": "int", "required": True},
         },
     },
+    "locked": {"type": "bool", "default": False},
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -99,6 +100,7 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         environment=wanted.environment,
         home=wanted.home,
         ports=wanted.ports,
+        locked=given["locked"],
     )
 
 

@@ -58,6 +58,14 @@ EXAMPLES = r"""
       - user: alice
         name: my-thesis
 
+- name: Whenever it is built again, Python packages keep the versions that they have now
+  lab.server.project_images:
+    policy: "{{ lab_policy.policy }}"
+    projects:
+      - user: alice
+        name: my-thesis
+        locked: true
+
 - name: Alice's project is back at the image before
   lab.server.project_images:
     policy: "{{ lab_policy.policy }}"
@@ -123,6 +131,34 @@ results:
       description: The image is one that was gone back to; it stays until the project's files change.
       type: bool
       returned: when it is so
+    lock:
+      description: The lock of a build, with O(projects[].locked).
+      type: dict
+      returned: when the image is built and a lock is known
+      contains:
+        image:
+          description: The first digits of the fingerprint of the image whose versions are kept.
+          type: str
+          returned: always
+        packages:
+          description: The number of packages whose versions are kept.
+          type: int
+          returned: always
+        left_out:
+          description: Lines of the list that no version can be kept of, such as a package from a file.
+          type: list
+          elements: str
+          returned: always
+        broken:
+          description: Packages that have another version all the same; not known in check mode.
+          type: list
+          elements: str
+          returned: always
+    notes:
+      description: What should be known of the build, in sentences; each is a warning as well.
+      type: list
+      elements: str
+      returned: when there are any
     kept:
       description: The names of the images that stay, newest first.
       type: list
@@ -174,7 +210,10 @@ def main() -> None:
     def work() -> Any:
         policy = policy_of(given)
         arguments = environment_of(given["build_args"], "build_args")
-        wanted = [WantedImage(project["user"], project["name"], arguments) for project in given["projects"]]
+        wanted = [
+            WantedImage(project["user"], project["name"], arguments, locked=project["locked"])
+            for project in given["projects"]
+        ]
         engine = engine_of(given, check=module.check_mode)
         state, to = given["state"], given["to"]
         return reconcile_images(engine, policy, wanted, check=module.check_mode, state=state, to=to)

@@ -30,6 +30,10 @@ options:
       - Docker walks through all of it, which can take long.
     type: bool
     default: false
+  packages:
+    description: Whether to tell which Python packages each image of a project has.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -41,6 +45,11 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ item.name }} differs: {{ item.reason }}"
   loop: "{{ info.server.containers | selectattr('drift') }}"
+
+- name: The Python packages of the images are known
+  lab.server.server_info:
+    packages: true
+  register: with_packages
 
 - name: Users who have filled nine tenths of their quota are shown
   ansible.builtin.debug:
@@ -221,6 +230,13 @@ server:
           returned: always
         containers:
           description: The containers that are made of it.
+          type: list
+          elements: str
+          returned: always
+        packages:
+          description: >-
+            Its Python packages, as C(pip freeze) said them when it was built, which are the lock of a locked
+            build. None if they are not known, or were not asked for.
           type: list
           elements: str
           returned: always
@@ -495,12 +511,15 @@ from ansible_collections.lab.server.plugins.module_utils._projects import DOCKER
 
 def main() -> None:
     """Run the module."""
-    module = build_module({**POLICY, **DOCKER, "sizes": {"type": "bool", "default": False}})
+    asked = {"sizes": {"type": "bool", "default": False}, "packages": {"type": "bool", "default": False}}
+    module = build_module({**POLICY, **DOCKER, **asked})
     given: dict[str, Any] = module.params
     run_info(
         module,
         "server",
-        lambda: report.server(policy_of(given), given["docker_host"], sizes=given["sizes"]),
+        lambda: report.server(
+            policy_of(given), given["docker_host"], sizes=given["sizes"], packages=given["packages"]
+        ),
     )
 
 

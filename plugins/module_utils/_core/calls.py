@@ -27,11 +27,11 @@ from .terminal import Terminal, duration, fit
 SUDO = "/usr/bin/sudo"
 
 _STEP = re.compile(r"Step ([0-9]+)/([0-9]+) : (.*)")
-# What 'docker build' says of its own doings, and the labels that are ours.
+# What 'docker build' says of its own doings, and the steps that are ours.
 _NOISE = re.compile(
     r"\s*--->|Removing intermediate container|Sending build context|Successfully (built|tagged)"
 )
-_OURS = "LABEL lab.server."
+_OURS = re.compile(r"LABEL lab\.server\.|COPY \.lab-server-|ARG [A-Z_]+=/run/lab-server/")
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Progress:
 
     def __call__(self, text: str) -> None:
         match = _STEP.match(text)
-        if _NOISE.match(text) or (match and match.group(3).startswith(_OURS)):
+        if _NOISE.match(text) or (match and _OURS.match(match.group(3))):
             return
         if match:
             self._step = f"step {match.group(1)} of {match.group(2)}: "

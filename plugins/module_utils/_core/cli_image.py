@@ -8,7 +8,7 @@ import argparse
 import time
 
 from . import image_install, names
-from .calls import Call, Command, Progress, ask
+from .calls import Call, Command, Progress, ask, told
 from .errors import InvalidInput
 from .terminal import duration
 
@@ -16,7 +16,11 @@ from .terminal import duration
 def _image_update(call: Call) -> int:
     call.user()
     name, started = call.options.name, time.monotonic()
-    facts = ask("image-update", name, progress=Progress(call.err))
+    # The broker takes no options here: each way to build is a verb of its own.
+    verb = ("image-rebuild" if call.options.rebuild else "image-update") + (
+        "-locked" if call.options.locked else ""
+    )
+    facts = ask(verb, name, progress=Progress(call.err))
     call.err.clear()
     if call.json:
         call.answer(facts)
@@ -27,6 +31,11 @@ def _image_update(call: Call) -> int:
         )
     else:
         call.out.line(f"The image of {name} is up to date; nothing was built.")
+    lock = facts.get("lock")
+    if isinstance(lock, dict):
+        call.out.line(f"  locked: the versions of {lock.get('packages')} packages, as in {lock.get('image')}")
+    for note in told(facts, "notes"):
+        call.out.line(call.out.style(f"  note: {note}", "warn"))
     if facts.get("in_use"):
         call.out.line("Your container still runs the image before it. To change over:")
         call.out.line(f"  container retire {name} && project launch {name}")
@@ -68,6 +77,13 @@ def _image_install(call: Call) -> int:
     return 0
 
 
+def _update_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--locked", action="store_true", help="keep the versions that the Python packages had"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="build it though nothing changed")
+
+
 def _install_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "packages", nargs="+", metavar="PACKAGE", help="a name and, if need be, a version: 'numpy>=1.26'"
@@ -80,9 +96,11 @@ COMMANDS: tuple[Command, ...] = (
         ("image-update",),
         "build a project's image anew from its files",
         "Build the project's image if its Dockerfile, another of its files or the base image changed. "
-        "A running container is left as it is.",
-        "image-update my-thesis",
+        "A running container is left as it is. With --locked, whatever is built, Python packages keep the "
+        "versions that they have in the image of these files, or else in the current one.",
+        "image-update my-thesis --locked",
         _image_update,
+        arguments=_update_arguments,
     ),
     Command(
         ("image-install",),

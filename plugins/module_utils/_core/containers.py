@@ -801,12 +801,12 @@ def _image_for(
 ) -> list[str]:
     """Build the project's image if needed; return notes. An older image serves where a build fails."""
     try:
-        images.build(engine, policy, user, project, progress=progress)
+        done = images.build(engine, policy, user, project, progress=progress)
     except LabError as error:
         if (user.uid, project) not in images.project_images(engine):
             raise
         return [f"The image is the older one: {error}"]
-    return []
+    return list(done.facts.get("notes", []))
 
 
 def stop(engine: Engine, user: User, project: str) -> ItemResult:

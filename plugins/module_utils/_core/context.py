@@ -517,17 +517,19 @@ def check(archive: BinaryIO) -> tuple[tuple[Member, ...], str]:
     return tuple(members[path] for path in sorted(members)), dockerfile
 
 
-def replace_dockerfile(archive: BinaryIO, text: str) -> None:
-    """Let the Dockerfile of a checked context be ``text``; the archive is at its start afterwards.
+def put_in(archive: BinaryIO, files: Mapping[str, str]) -> None:
+    """Let a checked context have these files, texts by their names; the archive is at its start afterwards.
 
-    The last of two members of one name counts (tar(5); Docker removes what is there before it unpacks).
+    The last of two members of one name counts (tar(5); Docker removes what is there before it unpacks), so
+    what the project has under such a name is not in the build.
     """
-    content = text.encode("utf-8")
     archive.seek(0)
     with tarfile.open(fileobj=archive, mode="a:", format=tarfile.PAX_FORMAT) as opened:
-        member = tarfile.TarInfo(DOCKERFILE)
-        member.size, member.mode = len(content), 0o644
-        opened.addfile(member, io.BytesIO(content))
+        for name, text in sorted(files.items()):
+            content = text.encode("utf-8")
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            opened.addfile(member, io.BytesIO(content))
     archive.seek(0)
 
 

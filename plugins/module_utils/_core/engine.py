@@ -59,6 +59,8 @@ class BuildRequest:
     cpus: float = 0.0
     scratch: str = "base"
     """Names the folder of the build; no two builds of one name may run at once."""
+    fresh: bool = False
+    """Whether every step is done again, though it was done before with the same files."""
 
 
 class BuildFailed(EngineError):
@@ -387,6 +389,8 @@ class Engine:
             arguments += [DOCKER, "build", "--force-rm", "--iidfile", id_file]
             arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
             arguments += [f"--build-arg={name}={value}" for name, value in sorted(request.build_args.items())]
+            if request.fresh:
+                arguments.append("--no-cache")
             if request.cgroup_parent:
                 arguments.append(f"--cgroup-parent={request.cgroup_parent}")
             if request.memory:

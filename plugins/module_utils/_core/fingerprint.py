@@ -171,14 +171,30 @@ def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[s
     return tuple(dict.fromkeys(found))
 
 
-def canonical(dockerfile: str, build_args: Mapping[str, str]) -> str:
-    """Return the Dockerfile as it was read here: one instruction a line, the images of FROM in plain.
+@dataclass(frozen=True)
+class Step:
+    """A step of a build as the builder counts them: its line, and the instruction that it comes from."""
 
-    This is what the builder gets, so that it cannot read another image than was allowed, whatever its
-    version makes of ends of lines, quotes and variables. Raises InvalidInput as ``sources`` does.
+    text: str
+    origin: Instruction
+
+
+def steps(
+    dockerfile: str,
+    build_args: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    copies: Mapping[str, str] | None = None,
+) -> list[Step]:
+    """Return the steps of a Dockerfile as it was read here, the images of FROM in plain.
+
+    After each FROM, before anything runs, ``copies`` (paths of the context, by where they go in the image)
+    and ``environment`` are put in, as COPY and ARG: an ARG is in the environment of what runs in the build,
+    and not in that of the image. Both are ours, and plain. Raises InvalidInput as ``sources`` does.
     """
+    more = [f"COPY {path} {place}" for place, path in sorted((copies or {}).items())]
+    more += [f"ARG {name}={value}" for name, value in sorted((environment or {}).items())]
     arguments: dict[str, str] = {}
-    lines: list[str] = []
+    found: list[Step] = []
     started = False
     for item in instructions(dockerfile):
         if item.word == "ARG" and not started:
@@ -187,10 +203,25 @@ def canonical(dockerfile: str, build_args: Mapping[str, str]) -> str:
             started = True
             image, stage = _from(item, arguments)
             flags = [word for word in item.rest.split() if word.startswith("--")]
-            lines.append(" ".join(["FROM", *flags, image, *(("AS", stage) if stage else ())]))
+            text = " ".join(["FROM", *flags, image, *(("AS", stage) if stage else ())])
+            found += [Step(line, item) for line in (text, *more)]
         else:
-            lines.append(f"{item.word} {item.rest}".rstrip())
-    return "\n".join(lines) + "\n"
+            found.append(Step(f"{item.word} {item.rest}".rstrip(), item))
+    return found
+
+
+def canonical(
+    dockerfile: str,
+    build_args: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    copies: Mapping[str, str] | None = None,
+) -> str:
+    """Return the Dockerfile as it was read here: one instruction a line, with what ``steps`` puts in.
+
+    This is what the builder gets, so that it cannot read another image than was allowed, whatever its
+    version makes of ends of lines, quotes and variables. Raises InvalidInput as ``sources`` does.
+    """
+    return "".join(f"{step.text}\n" for step in steps(dockerfile, build_args, environment, copies))
 
 
 def check_triggers(image: str, triggers: Iterable[object]) -> None:

@@ -4,10 +4,17 @@
 
 What runs is the image's own python3, of which nothing is known: a container that is thrown away, as the user,
 without network, mounts or rights, in the user's slice, bounded in memory, processes, time and words.
+
+A list is the lock of a later build: pip and uv take it as constraints, which install nothing, but let nothing
+be installed in another version. Both read where it is from the environment, so no Dockerfile has to name it
+(https://pip.pypa.io/en/stable/user_guide/#constraints-files, the environment variables of uv).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from . import names
@@ -20,6 +27,46 @@ _SECONDS = 60.0
 _OUTPUT_LIMIT = 1 << 20
 _MEMORY = 512 << 20
 _PIDS = 64
+# What is a constraint: one version of a package by its name, no address, no path and no option.
+_PINNED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)===?([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
+#: The lock of a build in its context, where it takes the place of what the project has under this name.
+LOCK_FILE = ".lab-server-lock.txt"
+#: Where the image has it. A container has a file system of its own at /run, so none of them shows it.
+LOCK_PLACE = "/run/lab-server/lock.txt"
+ENVIRONMENT = {"PIP_CONSTRAINT": LOCK_PLACE, "UV_CONSTRAINT": LOCK_PLACE}
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The versions that a build keeps: the first 12 digits of the image whose they are, and its list."""
+
+    image: str
+    listed: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What pip and uv take as constraints."""
+        return tuple(line for line in self.listed if _PINNED.fullmatch(line))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is none, such as a package that was installed from a file: its version cannot be kept."""
+        return tuple(line for line in self.listed if not _PINNED.fullmatch(line))
+
+    def broken(self, listed: Iterable[str]) -> tuple[str, ...]:
+        """Return what has another version in this list: "name old -> new". What is new or gone is allowed."""
+        now = _versions(listed)
+        return tuple(
+            f"{name} {version} -> {now[name]}"
+            for name, version in sorted(_versions(self.lines).items())
+            if now.get(name, version) != version
+        )
+
+
+def _versions(listed: Iterable[str]) -> dict[str, str]:
+    """Return the version of each package by the normal form of its name (PEP 503)."""
+    found = (_PINNED.fullmatch(line) for line in listed)
+    return {re.sub(r"[-_.]+", "-", one.group(1)).lower(): one.group(2) for one in found if one is not None}
 
 
 def packages(engine: Engine, user: User, project: str, image: str) -> tuple[str, ...] | None:

@@ -92,11 +92,13 @@ def project_images(engine: Engine | None) -> dict[tuple[int, str], ProjectImage]
 
 @dataclass(frozen=True)
 class WantedImage:
-    """A project whose image is to be up to date."""
+    """A project whose image is to be up to date; ``locked`` and ``rebuild`` as of ``build``."""
 
     user: str
     project: str
     build_args: tuple[tuple[str, str], ...] = ()
+    locked: bool = False
+    rebuild: bool = False
 
 
 def reconcile_images(
@@ -140,6 +142,8 @@ def reconcile_images(
                     progress=progress,
                     check=check,
                     build_args=arguments,
+                    locked=item.locked,
+                    rebuild=item.rebuild,
                 )
         except LabError as error:
             result.failed, result.message = True, str(error)
@@ -158,6 +162,8 @@ class _Work:
     arguments: Mapping[str, str]
     check: bool = False
     progress: Callable[[str], None] = ignore
+    keeps_versions: bool = False
+    rebuild: bool = False
 
     @property
     def repository(self) -> str:
@@ -218,20 +224,39 @@ def build(
     progress: Callable[[str], None] = ignore,
     check: bool = False,
     build_args: Mapping[str, str] | None = None,
+    locked: bool = False,
+    rebuild: bool = False,
 ) -> ItemResult:
     """Build the image of a user's project if its fingerprint is new, and remove what is then too old.
 
     A context that looks as it did is not read again; how that is known is in ``context``. An image that the
-    user went back to stays for as long as the files do not change. ``facts``: image (the reference by
-    fingerprint) and fingerprint, of the image that is current afterwards; pinned (True) where it was gone
-    back to. Raises EngineError that names the line of the Dockerfile, and the errors of ``context.packed``;
-    the old image then stays as it is.
+    user went back to stays for as long as the files do not change.
+
+    ``locked``: where a build is needed, Python packages keep the versions that they had: in the image of the
+    same files, which was lost, or else in the current one, or else in that whose list was kept last. IT can
+    declare a project so. ``rebuild``: a build is needed in any case, and does every step again.
+
+    ``facts``: image (the reference by fingerprint) and fingerprint, of the image that is current afterwards;
+    pinned (True) where it was gone back to; lock (of a locked build: image, whose versions they are,
+    packages, how many of them, left_out, the lines that no version can be kept of, and broken, what has
+    another version all the same); notes (sentences for people). Raises EngineError that names the line of the
+    Dockerfile, and the errors of ``context.packed``; the old image then stays as it is.
     """
     names.project_name(project)
     if check and not _is_ready(engine, policy, user, project):
         repository = names.image_repository(user.uid, project)
         return _to_build(ItemResult(f"{user.name}/{project}"), repository, None, "")
-    work = _Work(_connected(engine), policy, user, project, dict(build_args or {}), check, progress)
+    work = _Work(
+        engine=_connected(engine),
+        policy=policy,
+        user=user,
+        project=project,
+        arguments=dict(build_args or {}),
+        check=check,
+        progress=progress,
+        keeps_versions=locked or policy.keeps_versions(user.name, project),
+        rebuild=rebuild,
+    )
     with work.locked():
         return _build_if_new(work)
 
@@ -243,7 +268,7 @@ def _build_if_new(work: _Work) -> ItemResult:
     # It comes first: what is too large to be sent is refused before anything is read or kept.
     look = work.look()
     digest = _recalled(work, look)
-    if current is not None and _serves(current, pin, digest):
+    if current is not None and not work.rebuild and _serves(current, pin, digest):
         return _unchanged(work, result, current, pin, digest)
     with work.turn(), work.packed() as packed:
         wanted = fingerprint.sources(packed.dockerfile, work.arguments, work.user.uid)
@@ -251,12 +276,16 @@ def _build_if_new(work: _Work) -> ItemResult:
         if bases is None:
             return _to_build(result, work.repository, current, "")
         digest = fingerprint.fingerprint(packed.members, work.arguments, bases)
-        if current is not None and _serves(current, pin, digest):
+        if current is not None and not work.rebuild and _serves(current, pin, digest):
             _remember(work, packed.look, bases, digest)
             return _unchanged(work, result, current, pin, digest)
         there = next((version for version in found if version.fingerprint == digest), None)
-        _to_build(result, work.repository, current, digest, built=there is not None)
+        if work.rebuild:
+            there = None
+        _to_build(result, work.repository, current, digest, built=there is not None, anew=work.rebuild)
         result.facts = {"image": f"{work.repository}:{digest[:12]}", "fingerprint": digest}
+        lock = _lock(work, current, digest) if there is None else None
+        _tell_lock(work, result, lock)
         older = _removable(work, digest)
         if older:
             result.actions.append(REMOVE)
@@ -264,11 +293,13 @@ def _build_if_new(work: _Work) -> ItemResult:
             result.diff["after"]["older"] = []
         if work.check:
             return result
-        built = there.id if there is not None else _build(work, packed, digest)
-        _record_packages(work, built, digest)
+        built = there.id if there is not None else _build(work, packed, digest, lock)
+        listed = _record_packages(work, built, digest, anew=there is None, lock=lock)
+        _tell_broken(result, lock, listed)
         work.engine.tag(built, f"{work.repository}:{digest[:12]}")
         work.engine.tag(built, f"{work.repository}:latest")
         _remember(work, packed.look, bases, digest)
+        _remove_nameless(work)
     work.set_pin(None)
     _remove(work, older)
     return result
@@ -290,13 +321,77 @@ def _unchanged(work: _Work, result: ItemResult, current: Version, pin: Pin | Non
 
 
 def _to_build(
-    result: ItemResult, repository: str, current: Version | None, digest: str, *, built: bool = False
+    result: ItemResult,
+    repository: str,
+    current: Version | None,
+    digest: str,
+    *,
+    built: bool = False,
+    anew: bool = False,
 ) -> ItemResult:
     result.changed, result.actions = True, [TAG] if built else [BUILD, TAG]
-    result.reason = "there is none" if current is None else "the project's files or its base image changed"
+    result.reason = "the project's files or its base image changed"
+    if current is None:
+        result.reason = "there is none"
+    elif anew:
+        result.reason = "it is to be built anew"
     after = f"{repository}:{digest[:12]}" if digest else "(to be built)"
+    if current is not None and after == current.reference:
+        after += " (anew)"
     result.diff = {"before": {"image": current.reference if current else ""}, "after": {"image": after}}
     return result
+
+
+# The versions that are kept
+
+
+def _lock(work: _Work, current: Version | None, digest: str) -> freeze.Lock | None:
+    """Return what a locked build keeps; None where nothing is to be kept, or nothing is known."""
+    if not work.keeps_versions:
+        return None
+    uid, project = work.user.uid, work.project
+    for image in (digest, current.fingerprint if current is not None else ""):
+        listed = imagestate.packages(uid, project, image) if image else None
+        if listed is not None:
+            return freeze.Lock(image[:12], listed)
+    newest = imagestate.newest_packages(uid, project)
+    return None if newest is None else freeze.Lock(*newest)
+
+
+def _tell_lock(work: _Work, result: ItemResult, lock: freeze.Lock | None) -> None:
+    if lock is not None:
+        result.facts["lock"] = {
+            "image": lock.image,
+            "packages": len(lock.lines),
+            "left_out": list(lock.left_out),
+            "broken": [],
+        }
+        if lock.left_out:
+            shown = ", ".join(lock.left_out)
+            _note(result, f"These packages are no version of a name, and may become others: {shown}.")
+    elif work.keeps_versions and BUILD in result.actions:
+        _note(result, "No list of packages is known yet, so nothing keeps their versions this time.")
+
+
+def _tell_broken(result: ItemResult, lock: freeze.Lock | None, listed: tuple[str, ...] | None) -> None:
+    """Say where a locked build did not keep what it was to keep."""
+    if lock is None:
+        return
+    if listed is None:
+        _note(result, "The packages of the new image cannot be listed, so nobody knows if they are the same.")
+        return
+    broken = lock.broken(listed)
+    result.facts["lock"]["broken"] = list(broken)
+    if broken:
+        _note(
+            result,
+            f"The lock was not kept: {', '.join(broken)}. They come with another base image, or by a"
+            " tool that reads no constraints.",
+        )
+
+
+def _note(result: ItemResult, sentence: str) -> None:
+    result.facts.setdefault("notes", []).append(sentence)
 
 
 # What is known of a context
@@ -460,7 +555,9 @@ def _remove(work: _Work, older: Sequence[Version]) -> None:
     for version in older:
         # By its name, so that an image of which another one was made keeps its layers.
         work.engine.remove_image(version.reference)
-        imagestate.set_packages(work.user.uid, work.project, version.fingerprint, None)
+    if older:
+        left = [version.fingerprint for version in work.versions()]
+        imagestate.thin_out_packages(work.user.uid, work.project, left)
 
 
 # The build
@@ -512,9 +609,17 @@ def _fetched(work: _Work, image: str) -> dict[str, Any]:
     return inspected
 
 
-def _build(work: _Work, packed: context.Context, digest: str) -> str:
+def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock | None) -> str:
     user, facts = work.user, work.engine.facts
-    context.replace_dockerfile(packed.archive, fingerprint.canonical(packed.dockerfile, work.arguments))
+    copies: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    files: dict[str, str] = {}
+    if lock is not None and lock.lines:
+        copies, environment = {freeze.LOCK_PLACE: freeze.LOCK_FILE}, freeze.ENVIRONMENT
+        files[freeze.LOCK_FILE] = "".join(f"{line}\n" for line in lock.lines)
+    steps = fingerprint.steps(packed.dockerfile, work.arguments, environment, copies)
+    files[context.DOCKERFILE] = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
+    context.put_in(packed.archive, files)
     _remove_strays(work)
     started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     request = BuildRequest(
@@ -532,14 +637,16 @@ def _build(work: _Work, packed: context.Context, digest: str) -> str:
         memory=user.limits.memory,
         cpus=min(user.limits.cpus, float(facts.cpus)),
         scratch=str(user.uid),
+        fresh=work.rebuild,
     )
     try:
         return work.engine.build(request, work.progress)
     except BuildFailed as error:
         _clear_away(work.engine, error.left_over, started)
-        raise EngineError(
-            _explained(error, work.project, packed.dockerfile), "Older images stay as they are."
-        ) from error
+        hint = "Older images stay as they are."
+        if copies:
+            hint += " Packages were to keep their versions: it was a locked build."
+        raise EngineError(_explained(error, work.project, steps), hint) from error
 
 
 def _remove_strays(work: _Work) -> None:
@@ -579,20 +686,38 @@ def _base(work: _Work, dockerfile: str) -> str:
     return str(labels.get(LABEL_BASE) or name) if labels.get(LABEL_KIND) == "project" else name
 
 
-def _record_packages(work: _Work, image: str, digest: str) -> None:
-    """Keep the list of the Python packages in an image, unless it is kept already."""
+def _record_packages(
+    work: _Work, image: str, digest: str, *, anew: bool, lock: freeze.Lock | None
+) -> tuple[str, ...] | None:
+    """Keep the list of the Python packages in an image, and return it: a new one where it was built anew."""
     uid, project = work.user.uid, work.project
-    if imagestate.packages(uid, project, digest) is None:
+    listed = None if anew else imagestate.packages(uid, project, digest)
+    if listed is None:
         listed = freeze.packages(work.engine, work.user, project, image)
-        imagestate.set_packages(uid, project, digest, listed)
+        # What was to be kept and could not be seen is no reason to forget what there was.
+        if listed is not None or lock is None:
+            imagestate.set_packages(uid, project, digest, listed)
+    return listed
 
 
-def _explained(error: BuildFailed, project: str, dockerfile: str) -> str:
-    steps = fingerprint.instructions(dockerfile)
+def _remove_nameless(work: _Work) -> None:
+    """Remove what a build of the same files replaced: an image of the project without a name left.
+
+    One that a container was made of stays until the next build, and so does one that others stand on.
+    """
+    for listed in work.engine.images():
+        labels = listed.get("Labels") or {}
+        named = [name for name in listed.get("RepoTags") or [] if name != "<none>:<none>"]
+        own = (labels.get(LABEL_OWNER), labels.get(LABEL_PROJECT), labels.get(LABEL_KIND))
+        if not named and own == (str(work.user.uid), work.project, "project"):
+            work.engine.remove_image(str(listed["Id"]))
+
+
+def _explained(error: BuildFailed, project: str, steps: Sequence[fingerprint.Step]) -> str:
     said = (error.last or error.message).rstrip(".")
     if not 0 < error.step <= len(steps):
         return f"The image of {project} was not built: {said}."
-    step = steps[error.step - 1]
+    step = steps[error.step - 1].origin
     shown = names.printable(f"{step.word} {step.rest}")[:120]
     return (
         f"The image of {project} was not built: line {step.line} of its Dockerfile ({shown}) failed: {said}."

@@ -16,7 +16,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from .names import project_name
 
 _SIZE_LIMIT = 4 << 20
 _FINGERPRINT = re.compile(r"[0-9a-f]{12,64}")
+_LIST = ".txt"
+# So many lists of images that are gone are kept of each project.
+_LISTS_OF_GONE = 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,40 @@ def set_packages(uid: int, project: str, fingerprint: str, lines: tuple[str, ...
     _write(path, None if lines is None else "".join(f"{line}\n" for line in lines))
 
 
+def newest_packages(uid: int, project: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the list of packages that was kept last for a project, with the first 12 digits of its image.
+
+    None where there is none.
+    """
+    for fingerprint in _lists(uid, project):
+        lines = packages(uid, project, fingerprint)
+        if lines is not None:
+            return fingerprint, lines
+    return None
+
+
+def thin_out_packages(uid: int, project: str, images: Iterable[str]) -> None:
+    """Keep the packages of these images of a project, by their fingerprints, and the newest of others.
+
+    Those of an image that is gone are the lock for making it again. Raises HostError.
+    """
+    there = {fingerprint[:12] for fingerprint in images}
+    others = [fingerprint for fingerprint in _lists(uid, project) if fingerprint not in there]
+    for fingerprint in others[_LISTS_OF_GONE:]:
+        set_packages(uid, project, fingerprint, None)
+
+
+def _lists(uid: int, project: str) -> list[str]:
+    """Return the first 12 digits of the images whose packages are kept, the newest list first."""
+    try:
+        with os.scandir(_packages_folder(uid, project)) as entries:
+            kept = [(entry.stat().st_mtime_ns, entry.name[: -len(_LIST)]) for entry in entries]
+    except OSError:
+        return []
+    # A temporary file that a killed process left is none.
+    return [name for _when, name in sorted(kept, reverse=True) if _FINGERPRINT.fullmatch(name)]
+
+
 def _path(kind: str, uid: int, project: str, ending: str) -> str:
     # A project's name has no dot, so no two projects share a file.
     return posixpath.join(STATE_DIRECTORY, kind, str(int(uid)), f"{project_name(project)}.{ending}")
@@ -96,8 +133,11 @@ def _path(kind: str, uid: int, project: str, ending: str) -> str:
 def _packages_path(uid: int, project: str, fingerprint: str) -> str:
     if not _FINGERPRINT.fullmatch(fingerprint):
         raise InvalidInput("That is not the fingerprint of an image.")
-    folder = posixpath.join(STATE_DIRECTORY, "locks", str(int(uid)), project_name(project))
-    return posixpath.join(folder, f"{fingerprint[:12]}.txt")
+    return posixpath.join(_packages_folder(uid, project), f"{fingerprint[:12]}{_LIST}")
+
+
+def _packages_folder(uid: int, project: str) -> str:
+    return posixpath.join(STATE_DIRECTORY, "locks", str(int(uid)), project_name(project))
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -181,6 +181,8 @@ class Project:
     home: str = CONTAINER_HOME
     #: (port in the container, port on the host's loopback address)
     ports: tuple[tuple[int, int], ...] = ()
+    #: Whether Python packages keep their versions when the image is built again.
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,10 @@ class Policy:
     def user_by_uid(self, uid: int) -> User:
         """Return the lab user of that uid; raise NotFound."""
         return _find(self.users, lambda user: user.uid == uid, f"uid {uid} is not a lab user's.")
+
+    def keeps_versions(self, user: str, project: str) -> bool:
+        """Say whether IT declared that a project's image keeps the versions of its Python packages."""
+        return any(one.locked and (one.user, one.name) == (user, project) for one in self.projects)
 
     def group(self, name: str) -> Group:
         """Return the group of that name; raise NotFound."""
@@ -678,6 +684,7 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         environment=table.environment("environment"),
         home=table.choice("home", HOME_MODES, CONTAINER_HOME),
         ports=tuple(sorted(_port(port) for port in table.tables("ports"))),
+        locked=table.boolean("locked"),
     )
     table.done()
     _unique("the port of the container", [(inner, table.at("ports")) for inner, _host in project.ports])

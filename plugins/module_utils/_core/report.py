@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import VERSION, containers, mounts, names, quota, retired, storage, versions, workspaces
+from . import VERSION, containers, imagestate, mounts, names, quota, retired, storage, versions, workspaces
 from . import state as states
 from .containers import Wanted
 from .engine import DEFAULT_URL, Engine
@@ -36,7 +36,8 @@ class Docker:
     """What Docker said: its listing of images, what ``containers.observe`` made of it, and the plans.
 
     ``plans`` holds by (user, project) what a reconciliation would do, ``sizes`` the bytes of writable layers
-    by the containers' ids, if they were asked for. ``problem`` says why there is nothing.
+    by the containers' ids and ``packages`` the Python packages by the images' names, if they were asked for.
+    ``problem`` says why there is nothing.
     """
 
     problem: str = ""
@@ -46,6 +47,7 @@ class Docker:
     plans: Mapping[tuple[str, str], ItemResult] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,22 @@ class Seen:
     docker: Docker
 
 
-def server(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict[str, Any]:
+def server(
+    policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False, packages: bool = False
+) -> dict[str, Any]:
     """Return everything that the server holds, as plain data; ``url`` is the address of Docker Engine.
 
-    With ``sizes`` the writable layers of containers are measured, for which Docker walks through them. What
-    cannot be told, as when Docker is down, is left out with its reason. Raises HostError when even what is
-    mounted cannot be read.
+    With ``sizes`` the writable layers of containers are measured, for which Docker walks through them; with
+    ``packages`` the Python packages of each image are told. What cannot be told, as when Docker is down, is
+    left out with its reason. Raises HostError when even what is mounted cannot be read.
     """
-    return report(policy, look(policy, url, sizes=sizes))
+    return report(policy, look(policy, url, sizes=sizes, packages=packages))
 
 
 # What there is
 
 
-def look(policy: Policy, url: str, *, sizes: bool) -> Seen:
+def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
     """Ask everything once; what cannot be told is noted with its reason."""
     # The workspaces first: their children may not be forked once there are threads.
     folders = {user.name: _folders(policy, user) for user in policy.users}
@@ -95,7 +99,7 @@ def look(policy: Policy, url: str, *, sizes: bool) -> Seen:
         folders=folders,
         filesystems=[_filesystem(one.role, one.mount, table) for one in policy.filesystems],
         storage_problems=storage.check_mounts(policy, table),
-        docker=_docker(policy, url, sizes),
+        docker=_docker(policy, url, sizes, packages),
     )
 
 
@@ -128,7 +132,7 @@ def _filesystem(role: str, point: str, table: Sequence[mounts.Mount]) -> dict[st
     return shown
 
 
-def _docker(policy: Policy, url: str, sizes: bool) -> Docker:
+def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
     try:
         engine = Engine.connect(url)
         snapshot = containers.observe(engine)
@@ -137,16 +141,29 @@ def _docker(policy: Policy, url: str, sizes: bool) -> Docker:
         planned = containers.reconcile(engine, policy, wanted, check=True)
         kept = retired.kept(engine)
         ours = [one.id for one in snapshot.containers.values() if one.ours] + [one.actual.id for one in kept]
+        pictures = engine.images()
         return Docker(
-            images=engine.images(),
+            images=pictures,
             snapshot=snapshot,
             retired=kept,
             plans={(one.user, one.project): result for one, result in zip(wanted, planned)},
             stopped=stopped,
             sizes=engine.sizes(ours) if sizes else {},
+            packages=_packages(pictures) if packages else {},
         )
     except LabError as error:
         return Docker(problem=str(error))
+
+
+def _packages(pictures: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+    """Return the Python packages of each image of a project of which they are known, by its name."""
+    found: dict[str, Sequence[str]] = {}
+    for (uid, project), own in versions.versions(pictures).items():
+        for version in own:
+            listed = imagestate.packages(uid, project, version.fingerprint)
+            if listed is not None:
+                found[version.reference] = listed
+    return found
 
 
 def wishes(policy: Policy, there: Iterable[Actual], stopped: frozenset[str]) -> Iterable[Wanted]:
@@ -345,7 +362,10 @@ def _images(policy: Policy, docker: Docker, now: float) -> list[dict[str, Any]]:
     using = _using(docker)
     found = versions.versions(docker.images, using)
     return [
-        _image(policy, owner, project, version, using, now)
+        {
+            **_image(policy, owner, project, version, using, now),
+            "packages": docker.packages.get(version.reference),
+        }
         for (owner, project), own in sorted(found.items())
         for version in own
     ]

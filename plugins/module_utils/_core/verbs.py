@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import image_install, names
@@ -173,13 +174,20 @@ def _container_undo(request: Request) -> dict[str, Any]:
         return _answer(undo(engine, request.policy, request.user, request.project))
 
 
-def _image_update(request: Request) -> dict[str, Any]:
+def _image_update(request: Request, *, locked: bool = False, rebuild: bool = False) -> dict[str, Any]:
     from .images import build
 
     with connected() as engine:
-        return _answer(
-            build(engine, request.policy, request.user, request.project, progress=request.progress)
+        done = build(
+            engine,
+            request.policy,
+            request.user,
+            request.project,
+            progress=request.progress,
+            locked=locked,
+            rebuild=rebuild,
         )
+        return _answer(done)
 
 
 def _image_install(request: Request) -> dict[str, Any]:
@@ -216,6 +224,9 @@ VERBS: dict[str, Verb] = {
     "container-lost": Verb(True, _container_lost),
     "container-undo": Verb(True, _container_undo, needs_mounts=True),
     "image-update": Verb(True, _image_update, needs_mounts=True),
+    "image-update-locked": Verb(True, partial(_image_update, locked=True), needs_mounts=True),
+    "image-rebuild": Verb(True, partial(_image_update, rebuild=True), needs_mounts=True),
+    "image-rebuild-locked": Verb(True, partial(_image_update, locked=True, rebuild=True), needs_mounts=True),
     "image-install": Verb(True, _image_install, needs_mounts=True, further=packages),
     "image-install-check": Verb(True, _image_install_check, further=packages),
 }

@@ -22,6 +22,7 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     broker,
     containers,
+    images,
     journal,
     storage,
     verbs,
@@ -147,6 +148,7 @@ class Server:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, str]] = []
+        self.asked: list[dict[str, Any]] = []
         self.audit: list[dict[str, Any]] = []
         self.errors: list[Exception] = []
         self.infos: list[Any] = []
@@ -159,6 +161,7 @@ class Server:
         def deed(*given: Any, **options: Any) -> ItemResult:
             user, project = given[-2:]
             self.calls.append((name, user.name, project))
+            self.asked.append({key: value for key, value in options.items() if key != "progress"})
             if "progress" in options:
                 options["progress"]("Step 1/2 : RUN \x1b[31mtrue")
             for error in self.errors:
@@ -195,6 +198,7 @@ def server(
     monkeypatch.setattr(engines.Engine, "connect", lambda: made)
     for name in ("launch", "stop", "retire", "undo"):
         monkeypatch.setattr(containers, name, made.act(name))
+    monkeypatch.setattr(images, "build", made.act("build"))
     monkeypatch.setattr(
         containers, "listing", lambda engine, policy, user: [i for i in made.infos if i.uid == user.uid]
     )
@@ -250,6 +254,23 @@ def test_a_launch_is_the_callers_and_tells_its_progress(server: Server) -> None:
 def test_the_verb_is_the_deed(server: Server, verb: str, name: str) -> None:
     assert server.call(2002, verb, "x")[0] == 0
     assert server.calls == [(name, "bob", "x")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "locked", "rebuild"),
+    [
+        ("image-update", False, False),
+        ("image-update-locked", True, False),
+        ("image-rebuild", False, True),
+        ("image-rebuild-locked", True, True),
+    ],
+)
+def test_each_way_to_build_is_a_verb(server: Server, verb: str, locked: bool, rebuild: bool) -> None:
+    assert server.call(2001, verb, "thesis")[0] == 0
+    assert server.calls == [("build", "alice", "thesis")]
+    assert server.asked == [{"locked": locked, "rebuild": rebuild}]
+    server.mounts = ["/srv/data is not mounted."]
+    assert server.call(2001, verb, "thesis")[0] == 1
 
 
 @pytest.mark.parametrize(

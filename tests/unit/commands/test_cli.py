@@ -376,6 +376,37 @@ def test_an_update_says_how_to_change_over(run: Run, broker: Callable[..., Path]
     assert "up to date" in run("image-update", "thesis")[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "verb"),
+    [
+        ([], "image-update"),
+        (["--locked"], "image-update-locked"),
+        (["--rebuild"], "image-rebuild"),
+        (["--locked", "--rebuild"], "image-rebuild-locked"),
+    ],
+)
+def test_image_update_tells_what_was_locked(
+    run: Run, broker: Callable[..., Path], options: list[str], verb: str
+) -> None:
+    ours = [
+        "Step 2/9 : COPY .lab-server-lock.txt /run/lab-server/lock.txt",
+        "Step 3/9 : ARG PIP_CONSTRAINT=/run/lab-server/lock.txt",
+        "Step 9/9 : LABEL lab.server.owner=2001",
+    ]
+    lock = {"image": "0123456789ab", "packages": 12, "left_out": [], "broken": ["numpy 1 -> 2"]}
+    notes = ["The lock was not kept: numpy 1 -> 2.\x1b[2J"]
+    asked = broker(
+        *({"event": "progress", "text": text} for text in ours),
+        result(changed=True, image="lab/2001/thesis:1", lock=lock, notes=notes),
+    )
+    code, out, err = run("image-update", "thesis", *options)
+    assert (code, err) == (0, "")
+    assert asked.read_text() == f"-n {protocol.BROKER} {verb} thesis\n"
+    assert "locked: the versions of 12 packages, as in 0123456789ab" in out
+    assert "note: The lock was not kept: numpy 1 -> 2." in out
+    assert "\x1b" not in out
+
+
 # ---- workspace -------------------------------------------------------------------------------------------
 
 

@@ -373,14 +373,14 @@ def test_the_archive_of_many_files_needs_no_list_of_them(monkeypatch):
     assert max(kept) <= 1
 
 
-def test_the_builder_unpacks_the_dockerfile_that_was_put_in_last():
+def test_the_builder_unpacks_what_was_put_in_last():
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as opened:
         for name, content in (("Dockerfile", b"FROM evil"), ("z", b"z")):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             opened.addfile(member, io.BytesIO(content))
-    context.replace_dockerfile(archive, "FROM good\n")
+    context.put_in(archive, {"Dockerfile": "FROM good\n"})
     assert archive.tell() == 0
     with tarfile.open(fileobj=archive, mode="r:") as opened:
         # As it is unpacked: the last of one name stays.

@@ -132,6 +132,12 @@ def test_the_builder_gets_what_was_read():
     )
 
 
+def test_what_is_put_in_follows_each_from():
+    written = canonical("ARG A=b\nFROM x AS y\nRUN a\nFROM y\n", {}, {"B": "/b", "A": "/a"}, {"/run/l": ".l"})
+    more = "COPY .l /run/l\nARG A=/a\nARG B=/b\n"
+    assert written == f"ARG A=b\nFROM x AS y\n{more}RUN a\nFROM y\n{more}"
+
+
 @given(st.text(alphabet="FROMfromARGCOPYadd --=$\\\"'\n\r\t #lab/20x{}:<|&[],1"))
 def test_what_the_builder_gets_reads_the_same_again(text):
     with contextlib.suppress(LabError):

@@ -51,7 +51,15 @@ class Model:
         self.used: list[str] = []
         self.calls: list[str] = []
         self.broken = ""
+        self.failing_step = 2
+        self.made = 0
         self.strays: dict[str, str] = {}
+        # What the last build was sent, and whether it started from nothing that was there.
+        self.sent: dict[str, str] = {}
+        self.fresh = False
+        # What pip says of images, where that is not a new version of numpy for each.
+        self.said: bytes | None = None
+        self.silent = False
 
     def images(self, reference: str = "") -> list[dict[str, Any]]:
         listed = []
@@ -59,6 +67,8 @@ class Model:
             names = [name for name in image["RepoTags"] if name.rpartition(":")[0] == reference]
             if names:
                 listed.append({**image, "RepoTags": names})
+            elif not reference:
+                listed.append({**image, "RepoTags": image["RepoTags"] or ["<none>:<none>"]})
         return listed
 
     def containers(self) -> list[dict[str, Any]]:
@@ -82,9 +92,13 @@ class Model:
 
     def build(self, request: Any, _progress: Any) -> str:
         self.calls.append("build")
+        self.fresh = request.fresh
+        with tarfile.open(fileobj=request.context, mode="r:") as opened:
+            self.sent = {one.name: opened.extractfile(one).read().decode() for one in opened}
         if self.broken:
-            raise BuildFailed("The build failed.", 2, self.broken, "leftover")
-        number = len(self.built) + 1
+            raise BuildFailed("The build failed.", self.failing_step, self.broken, "leftover")
+        self.made += 1
+        number = self.made
         self.built.append(
             {"Id": f"id-{number}", "Created": number, "Size": 7, "RepoTags": [], "Labels": request.labels}
         )
@@ -99,12 +113,18 @@ class Model:
 
     def remove_image(self, reference: str) -> None:
         self.calls.append(f"remove {reference}")
+        self.built = [one for one in self.built if one["Id"] != reference or one["Id"] in self.used]
         for one in self.built:
             one["RepoTags"] = [name for name in one["RepoTags"] if name != reference]
 
     def output_of(self, name: str, _config: Any, **_bounds: Any) -> bytes | None:
         self.calls.append(f"run {name}")
-        return f"numpy==1.{len(self.built)}\n".encode()
+        if self.silent:
+            return None
+        if self.said is not None:
+            return self.said
+        # As pip does with constraints.
+        return self.sent.get(".lab-server-lock.txt", f"numpy==1.{self.made}\n").encode()
 
     @property
     def current(self) -> str:
@@ -362,14 +382,14 @@ def test_names_that_are_not_ours_are_left_alone(build, policy, alice):
     engine.tag("id-1", f"{REPOSITORY}:by-hand")
     forged = {"lab.server.owner": "2002", "lab.server.project": "net", "lab.server.fingerprint": "f" * 64}
     engine.built.append(
-        {"Id": "id-2", "Created": 0, "RepoTags": [f"{REPOSITORY}:{'f' * 12}"], "Labels": forged}
+        {"Id": "id-9", "Created": 0, "RepoTags": [f"{REPOSITORY}:{'f' * 12}"], "Labels": forged}
     )
     assert not images.prune(engine, one, alice, "net").changed
     assert len(images.history(engine, alice, "net")) == 1
     # An older one that somebody gave a name of his own, and that has lost ours.
     build(engine, "two")
     images.prune(engine, one, alice, "net")
-    assert [version.id for version in images.history(engine, alice, "net")] == ["id-3"]
+    assert [version.id for version in images.history(engine, alice, "net")] == ["id-2"]
     assert engine.built[0]["RepoTags"] == [f"{REPOSITORY}:by-hand"]
 
 
@@ -381,10 +401,150 @@ def test_packages_are_kept_with_the_image(build, policy, alice):
         assert images.packages(alice, "net", newest) == (f"numpy==1.{number}",)
     oldest = images.history(engine, alice, "net")[-1]
     build(engine, "four")
-    assert images.packages(alice, "net", oldest) is None
+    # Of an image that is gone, too, so that it can be made again the same.
+    assert images.packages(alice, "net", oldest) == ("numpy==1.1",)
     build(engine, "one")
     # Files that went back after their image was gone are built, and listed, anew.
     assert images.packages(alice, "net", images.history(engine, alice, "net")[0]) == ("numpy==1.5",)
+
+
+def test_lists_of_images_that_are_gone_do_not_add_up(build, policy, alice, monkeypatch):
+    monkeypatch.setattr(imagestate, "_LISTS_OF_GONE", 2)
+    engine = Model()
+    gone = []
+    for number in range(7):
+        build(engine, f"files {number}")
+        gone.append(images.history(engine, alice, "net")[0])
+    kept = [images.packages(alice, "net", version) for version in gone]
+    assert kept == [None, None, *((f"numpy==1.{number}",) for number in range(3, 8))]
+    for version in gone[4:]:
+        imagestate.set_packages(2001, "net", version.fingerprint, None)
+    assert imagestate.newest_packages(2001, "net") == (gone[3].fingerprint[:12], ("numpy==1.4",))
+
+
+# Locked
+
+
+def test_a_locked_build_keeps_the_versions_of_the_current_image(build, alice):
+    engine = Model()
+    first = build(engine)
+    assert "lock" not in first.facts
+    engine.said = b"numpy==1.1\npandas==2\n"
+    locked = build(engine, "two", locked=True)
+    assert locked.facts["lock"] == {
+        "image": first.facts["fingerprint"][:12],
+        "packages": 1,
+        "left_out": [],
+        "broken": [],
+    }
+    assert "notes" not in locked.facts
+    assert engine.sent[".lab-server-lock.txt"] == "numpy==1.1\n"
+    assert engine.sent["Dockerfile"] == (
+        f"FROM {BASE}\nCOPY .lab-server-lock.txt /run/lab-server/lock.txt\n"
+        "ARG PIP_CONSTRAINT=/run/lab-server/lock.txt\nARG UV_CONSTRAINT=/run/lab-server/lock.txt\nRUN true\n"
+    )
+    assert not engine.fresh
+    # It makes no build needed, and is no part of what the image is known by.
+    assert not build(engine, "two", locked=True).changed
+    assert not build(engine, "two").changed
+    build(engine, "three")
+    assert set(engine.sent) == {"Dockerfile"}
+
+
+def test_an_image_that_was_lost_is_made_again_with_its_own_versions(build, alice):
+    engine = Model()
+    build(engine, "one")
+    lost = build(engine, "two")
+    build(engine, "three")
+    engine.built = []
+    again = build(engine, "two", locked=True)
+    assert again.facts["fingerprint"] == lost.facts["fingerprint"]
+    assert again.facts["lock"]["image"] == lost.facts["fingerprint"][:12]
+    assert engine.sent[".lab-server-lock.txt"] == "numpy==1.2\n"
+    # Of files that were never built: the current image's, and without one those that were kept last.
+    assert build(engine, "four", locked=True).facts["lock"]["image"] == lost.facts["fingerprint"][:12]
+    engine.built = []
+    assert build(engine, "five", locked=True).facts["lock"]["image"] == imagestate._lists(2001, "net")[1]
+
+
+def test_a_promise_that_could_not_be_kept_is_told(files, policy, alice):
+    engine = Model()
+    engine.said = b"numpy==1.0\nMy_Tool==3\nlocal @ file:///wheels/local.whl\n-e /opt/x\n"
+    images.build(engine, policy, alice, "net")
+    engine.said = b"numpy==2.0\nmy-tool==3\nnew==1\n"
+    files.text = "two"
+    told = images.build(engine, policy, alice, "net", locked=True).facts
+    assert engine.sent[".lab-server-lock.txt"] == "numpy==1.0\nMy_Tool==3\n"
+    assert told["lock"]["left_out"] == ["local @ file:///wheels/local.whl", "-e /opt/x"]
+    assert told["lock"]["broken"] == ["numpy 1.0 -> 2.0"]
+    assert "local @ file" in told["notes"][0]
+    assert "lock was not kept: numpy 1.0 -> 2.0" in told["notes"][1]
+    # What cannot be seen is told as well, and is no reason to forget what is known.
+    engine.silent, files.text = True, "three"
+    told = images.build(engine, policy, alice, "net", locked=True).facts
+    assert "cannot be listed" in told["notes"][0]
+    assert imagestate.newest_packages(2001, "net")[1] == ("numpy==2.0", "my-tool==3", "new==1")
+
+
+def test_without_a_list_a_locked_build_says_so(build):
+    engine = Model()
+    first = build(engine, locked=True)
+    assert first.facts["notes"] == [
+        "No list of packages is known yet, so nothing keeps their versions this time."
+    ]
+    assert "lock" not in first.facts
+    assert set(engine.sent) == {"Dockerfile"}
+    assert "notes" not in build(engine, locked=True).facts
+    build(engine, "two")
+    # Nothing is built where an image of the same files is still there.
+    assert build(engine, "one", locked=True).actions == ["tag"]
+
+
+def test_a_declared_project_may_be_locked(build, policy, files, alice):
+    declared = policies.parse(
+        {**policies.dump(policy), "projects": [{"user": "alice", "name": "net", "locked": True}]}
+    )
+    assert declared.keeps_versions("alice", "net")
+    assert not declared.keeps_versions("alice", "other")
+    engine = Model()
+    images.build(engine, declared, alice, "net")
+    files.text = "two"
+    assert images.build(engine, declared, alice, "net").facts["lock"]["packages"] == 1
+
+
+def test_a_failing_step_of_a_locked_build_is_that_of_the_users_line(build, files, policy, alice):
+    engine = Model()
+    build(engine)
+    files.dockerfile = f"# note\nFROM {BASE} AS one\nRUN a\nFROM one\nRUN b\n"
+    # FROM, COPY, ARG, ARG, RUN a, FROM, COPY, ARG, ARG, RUN b
+    for step, line in ((1, 2), (2, 2), (4, 2), (5, 3), (6, 4), (9, 4), (10, 5)):
+        engine.broken, engine.failing_step = "no", step
+        with pytest.raises(EngineError, match=rf"line {line} of its Dockerfile .*it was a locked build"):
+            images.build(engine, policy, alice, "net", locked=True)
+
+
+def test_built_anew_though_nothing_changed(build, alice):
+    engine = Model()
+    first = build(engine)
+    again = build(engine, rebuild=True)
+    assert again.changed
+    assert again.reason == "it is to be built anew"
+    assert engine.fresh
+    assert again.facts == first.facts
+    assert again.diff["before"] != again.diff["after"]
+    # What it replaced has no name left, and is gone.
+    assert [one["Id"] for one in engine.built] == [engine.current] == ["id-2"]
+    assert images.packages(alice, "net", images.history(engine, alice, "net")[0]) == ("numpy==1.2",)
+    engine.used = ["id-2"]
+    locked = build(engine, rebuild=True, locked=True)
+    assert locked.facts["lock"]["image"] == first.facts["fingerprint"][:12]
+    assert images.packages(alice, "net", images.history(engine, alice, "net")[0]) == ("numpy==1.2",)
+    # A container was made of it, so it stays until a later build.
+    assert [one["Id"] for one in engine.built] == ["id-2", "id-3"]
+    assert not build(engine).changed
+    engine.used = []
+    build(engine, "two")
+    assert [one["Id"] for one in engine.built] == ["id-3", "id-4"]
 
 
 # Gone back to
