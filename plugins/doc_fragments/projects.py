@@ -108,6 +108,15 @@ options:
           - A build fails if the requirements ask for another version than the lock has.
         type: bool
         default: false
+      on_new_image:
+        description:
+          - What becomes of a container that runs when the image is newer than it. What else is declared of it
+            counts at once in either case.
+          - V(replace), it is made anew; what runs in it ends, and what is only in it is lost.
+          - V(wait), it is left as it is. The newer image is taken once it does not run, or is retired.
+        type: str
+        choices: [replace, wait]
+        default: replace
 """
 
     POLICY = r"""

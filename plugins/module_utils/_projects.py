@@ -40,6 +40,7 @@ PROJECT = {
         },
     },
     "locked": {"type": "bool", "default": False},
+    "on_new_image": {"type": "str", "choices": list(policy.ON_NEW_IMAGE), "default": policy.REPLACE},
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -75,6 +76,7 @@ def wanted_of(given: Mapping[str, Any]) -> Wanted:
         environment=environment_of(given["environment"], where),
         home=given["home"],
         ports=tuple((port["container"], port["host"]) for port in given["ports"]),
+        on_new_image=given["on_new_image"],
     )
 
 
@@ -101,6 +103,7 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         home=wanted.home,
         ports=wanted.ports,
         locked=given["locked"],
+        on_new_image=wanted.on_new_image,
     )
 
 

@@ -137,6 +137,7 @@ def _carried() -> None:
         spec,
         state,
         storage,
+        taken,
         terminal,
         tree,
         units,

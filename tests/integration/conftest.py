@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import Eng
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
 from private_root import PrivateRoot
 
-TINY = "lab-test/tiny"
+TINY, PYTHON = "lab-test/tiny", "lab-test/python"
 APPLETS = "sh sleep id cat ls touch grep env mkdir mount echo chmod cp ln rm true false pwd wc df"
 LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
@@ -67,6 +70,45 @@ def root_file_system(etc: str = "") -> bytes:
     return buffer.getvalue()
 
 
+def python_file_system() -> bytes:
+    """Return the tar of the small root file system with a Python in it, at the path that it has here."""
+    import pip
+
+    program = os.path.realpath(sys.executable)
+    library = Path(sysconfig.get_paths()["stdlib"])
+    buffer = io.BytesIO(root_file_system())
+    with tarfile.open(fileobj=buffer, mode="a:") as archive:
+
+        def add(source: str, place: str) -> None:
+            archive.add(source, place.lstrip("/"), filter=_wanted_of_python)
+
+        add(program, program)
+        add(str(library), str(library))
+        # Beside the library itself it is found whatever the distribution's own places are.
+        add(os.path.dirname(pip.__file__), str(library / "pip"))
+        for needed in _shared_libraries([program, *map(str, (library / "lib-dynload").glob("*.so"))]):
+            add(os.path.realpath(needed), needed)
+        link = tarfile.TarInfo("bin/python3")
+        link.type, link.linkname = tarfile.SYMTYPE, program
+        archive.addfile(link)
+    return buffer.getvalue()
+
+
+def _wanted_of_python(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    name = os.path.basename(member.name)
+    # What pip does not need; EXTERNALLY-MANAGED would keep it from installing anything.
+    left_out = {"test", "tests", "idlelib", "tkinter", "lib2to3", "__pycache__", "site-packages"}
+    if name in left_out | {"dist-packages", "EXTERNALLY-MANAGED"} or name.startswith("config-"):
+        return None
+    member.uid = member.gid = 0
+    return member
+
+
+def _shared_libraries(files: list[str]) -> list[str]:
+    said = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False).stdout
+    return sorted(set(re.findall(r"(/\S+\.so\S*) \(0x", said)))
+
+
 @pytest.fixture(scope="session")
 def url() -> str:
     address = os.environ.get("LAB_TEST_DOCKER_HOST", "")
@@ -95,6 +137,13 @@ def tiny(docker) -> str:
     """Make the image that the tests start from, of nothing but busybox."""
     docker("import", "-", TINY, input=root_file_system())
     return TINY
+
+
+@pytest.fixture(scope="session")
+def python(docker) -> str:
+    """Make an image with the interpreter of these tests and its pip; the busybox is there as well."""
+    docker("import", "-", PYTHON, input=python_file_system())
+    return PYTHON
 
 
 @pytest.fixture

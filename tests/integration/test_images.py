@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    asuser,
     baseimages,
     containers,
     context,
     freeze,
     images,
+    report,
+    taken,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.baseimages import WantedBaseImage
+from ansible_collections.lab.server.plugins.module_utils._core.engine import DOCKER
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
@@ -58,11 +65,78 @@ def test_what_the_fingerprint_covers(engine, policy, alice, thesis, tiny):
     assert changed()
     (thesis.path / "word").chmod(0o644)
     assert not changed()
+    # What no instruction takes is no part of the image.
     thesis.write("new", "")
+    assert not changed()
+    thesis.write("Dockerfile", f"FROM {tiny}\nCOPY . /all\n")
+    images.build(engine, policy, alice, "thesis")
+    thesis.write("new", "more\n")
     assert changed()
-    (thesis.path / "new").unlink()
+    thesis.write("new", "")
     assert images.build(engine, policy, alice, "thesis", check=True, build_args={"A": "b"}).changed
     assert not changed()
+
+
+CONTEXT = (
+    ".hidden",
+    "a b",
+    "data/raw/1",
+    "main.py",
+    "requirements.txt",
+    "src/lib/deep.py",
+    "src/main.py",
+    "src/notes.txt",
+    "srcs/x",
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "exact"),
+    [
+        ("COPY requirements.txt /got/", True),
+        ("COPY ./requirements.txt /main.py /got/", True),
+        ("ADD src /got/", True),
+        ("COPY src/ /got/src/\nCOPY *.txt /got/", True),
+        ("COPY src/*.py /got/", True),
+        ("COPY src? sr?s/* /got/", True),
+        ("COPY * /got/", True),
+        ("COPY s*/main.py data//raw/. /got/", True),
+        ('COPY ["a b", "main.py", "/got/"]', True),
+        ("COPY . /got/", True),
+        ("COPY --chown=1:1\tmain.py\t/got/", True),
+        ("COPY link /got/", False),
+        ("COPY l*/lib /got/", False),
+        ("COPY src/../main.py /got/", False),
+        ("COPY [a-m]* /got/", False),
+        ('COPY "main.py" /got/', False),
+        ("ARG A=main.py\nCOPY $A /got/", False),
+    ],
+)
+def test_what_counts_is_what_the_builder_takes(
+    engine, policy, alice, thesis, tiny, docker, url, lines, exact
+):
+    """Each file says its own name, so the image tells which of them the builder took."""
+    for name in CONTEXT:
+        thesis.write(name, name)
+    (thesis.path / "link").symlink_to("src")
+    dockerfile = f"FROM {tiny}\n{lines}\n"
+    thesis.write("Dockerfile", dockerfile)
+    images.build(engine, policy, alice, "thesis")
+    made = docker("create", "lab/2001/thesis", "true").strip()
+    try:
+        copied = subprocess.run(
+            [DOCKER, "-H", url, "cp", f"{made}:/got", "-"], capture_output=True, check=True
+        ).stdout
+    finally:
+        docker("rm", made)
+    with tarfile.open(fileobj=io.BytesIO(copied)) as archive:
+        took = {archive.extractfile(one).read().decode() for one in archive if one.isreg()} & set(CONTEXT)
+    assert took
+    who = asuser.identity(policy, alice)
+    with context.packed(who, policy.workspace(alice), "thesis") as packed:
+        counted = {member.path for member in taken.taken(packed.members, dockerfile)} & set(CONTEXT)
+    assert took <= counted
+    assert counted == (took if exact else set(CONTEXT))
 
 
 def test_files_that_go_back_need_no_build(engine, policy, alice, thesis):
@@ -228,6 +302,7 @@ def test_list(engine, policy, alice, thesis):
 def test_an_unchanged_context_is_not_read(engine, policy, alice, thesis, monkeypatch):
     for number in range(100):
         thesis.write(f"src/{number}.py", f"{number}\n")
+    thesis.write("Dockerfile", "FROM lab-test/tiny\nCOPY src /src\n")
     # Older than two seconds, so that a change would show.
     time.sleep(2.1)
     first = images.build(engine, policy, alice, "thesis")
@@ -246,6 +321,13 @@ def test_an_unchanged_context_is_not_read(engine, policy, alice, thesis, monkeyp
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert images.build(engine, policy, alice, "thesis", check=True).changed
     assert len(reads) == 1
+    # A file that no instruction takes is read once, and is then known to change nothing.
+    path.write_text("7\n")
+    thesis.write("result", "saved\n")
+    time.sleep(2.1)
+    for number in (2, 2):
+        assert not images.build(engine, policy, alice, "thesis").changed
+        assert len(reads) == number
 
 
 def test_another_base_image_is_seen_without_reading(engine, policy, alice, thesis, docker, file_system):
@@ -385,7 +467,7 @@ def with_python(thesis, tiny):
     return write
 
 
-def test_packages_are_recorded(engine, policy, alice, with_python, docker, root):
+def test_packages_are_recorded(engine, policy, alice, with_python, docker, root, url):
     volumes = docker("volume", "ls", "-q")
     with_python(
         PYTHON,
@@ -400,6 +482,9 @@ def test_packages_are_recorded(engine, policy, alice, with_python, docker, root)
         "flags=-m pip --disable-pip-version-check freeze",
         "lo",
     )
+    (shown,) = report.server(policy, url, packages=True)["images"]
+    assert shown["packages"] == images.packages(alice, "thesis", newest)
+    assert report.server(policy, url)["images"][0]["packages"] is None
     file = root / f"state/locks/2001/thesis/{newest.fingerprint[:12]}.txt"
     assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (0, 0o600)
     assert docker("ps", "-aq") == ""
@@ -447,6 +532,120 @@ def test_a_requirement_that_does_not_exist(engine, policy, alice, with_python):
         images.build(engine, policy, alice, "thesis")
     assert "\n" not in str(caught.value)
     assert engine.inspect_image("lab/2001/thesis")["Id"] == before
+
+
+# The same lock gives the same packages
+
+
+def write_wheel(folder: Path, version: str, name: str = "tinytool") -> None:
+    """Write a wheel of a package with one module in it (PEP 427)."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"version = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+
+
+@pytest.fixture
+def learner(alice):
+    """Return the user with the memory that pip needs."""
+    return replace(alice, limits=replace(alice.limits, memory=1 << 30))
+
+
+@pytest.fixture
+def with_wheels(thesis, python):
+    """Return the folder of wheels of a project whose requirements name no version."""
+    thesis.write("requirements.txt", "tinytool\n")
+    thesis.write(
+        "Dockerfile",
+        f"FROM {python}\nCOPY wheels /wheels\nCOPY requirements.txt /requirements.txt\n"
+        "RUN python3 -m pip install --no-index --find-links /wheels -r /requirements.txt\n",
+    )
+    folder = thesis.path / "wheels"
+    write_wheel(folder, "1.0")
+    return folder
+
+
+def test_the_same_lock_gives_the_same_packages(engine, policy, learner, thesis, with_wheels, docker, inside):
+    def built(**options):
+        done = images.build(engine, policy, learner, "thesis", **options)
+        return done, images.packages(learner, "thesis", images.history(engine, learner, "thesis")[0])
+
+    first, listed = built()
+    assert listed == ("tinytool==1.0",)
+
+    # A newer one is there, and another package with it: locked, the old version stays.
+    write_wheel(with_wheels, "2.0")
+    write_wheel(with_wheels, "5.0", "othertool")
+    thesis.write("requirements.txt", "tinytool\nothertool\n")
+    promise = images.build(engine, policy, learner, "thesis", locked=True, check=True)
+    locked, listed = built(locked=True)
+    assert locked == promise
+    assert locked.facts["lock"] == {
+        "image": first.facts["fingerprint"][:12],
+        "packages": 1,
+        "left_out": [],
+        "broken": [],
+    }
+    assert listed == ("othertool==5.0", "tinytool==1.0")
+    assert not built(locked=True)[0].changed
+    assert not built()[0].changed
+
+    # The image is lost with all that was kept of its build, and there is an even newer wheel on offer.
+    docker("rmi", "-f", engine.inspect_image("lab/2001/thesis")["Id"])
+    assert built(locked=True)[1] == listed
+
+    # The image has a file of the lock, which no container shows; its environment has nothing of it.
+    image = engine.inspect_image("lab/2001/thesis")
+    assert not [one for one in image["Config"].get("Env") or [] if "CONSTRAINT" in one]
+    shown = docker("run", "--rm", "--network=none", "lab/2001/thesis", "cat", freeze.LOCK_PLACE)
+    assert shown.splitlines() == list(listed)
+    containers.launch(engine, policy, learner, "thesis")
+    assert inside(learner, "thesis", "ls -A /run") == ""
+
+    # Without the lock, and with every step done again, what is newest comes.
+    anew, listed = built(rebuild=True)
+    assert anew.facts["fingerprint"] == locked.facts["fingerprint"]
+    assert listed == ("othertool==5.0", "tinytool==2.0")
+
+
+def test_a_lock_that_the_requirements_contradict(engine, policy, learner, thesis, with_wheels):
+    images.build(engine, policy, learner, "thesis")
+    before = engine.inspect_image("lab/2001/thesis")["Id"]
+    write_wheel(with_wheels, "2.0")
+    thesis.write("requirements.txt", "tinytool==2.0\n")
+    with pytest.raises(EngineError, match=r"line 4 of its Dockerfile .*it was a locked build"):
+        images.build(engine, policy, learner, "thesis", locked=True)
+    assert engine.inspect_image("lab/2001/thesis")["Id"] == before
+    assert images.build(engine, policy, learner, "thesis").changed
+
+
+def test_a_lock_that_is_not_kept_is_told(engine, policy, learner, thesis, with_wheels, python):
+    """A Dockerfile can take the constraints away, or pay no heed to them; that it did is in the result."""
+    (thesis.path / ".lab-server-lock.txt").symlink_to("/etc/shadow")
+    images.build(engine, policy, learner, "thesis")
+    write_wheel(with_wheels, "2.0")
+    begin = f"FROM {python}\nENV PIP_CONSTRAINT=/none\nRUN touch /none\nCOPY wheels /wheels\n"
+    pip = "RUN python3 -m pip install --no-index"
+    thesis.write("Dockerfile", f"{begin}{pip} --find-links /wheels tinytool\n")
+    told = images.build(engine, policy, learner, "thesis", locked=True).facts
+    assert told["lock"]["broken"] == ["tinytool 1.0 -> 2.0"]
+    assert "The lock was not kept: tinytool 1.0 -> 2.0." in told["notes"][0]
+
+    thesis.write("Dockerfile", f"{begin}{pip} /wheels/tinytool-1.0-py3-none-any.whl\n")
+    told = images.build(engine, policy, learner, "thesis", locked=True).facts
+    assert told["lock"]["broken"][0].startswith("tinytool 2.0 -> file:///wheels/tinytool-1.0")
+    # From a file: no constraint can say it, and the next build is told so.
+    write_wheel(with_wheels, "3.0")
+    told = images.build(engine, policy, learner, "thesis", locked=True).facts
+    assert told["lock"]["packages"] == 0
+    assert told["lock"]["left_out"][0].startswith("tinytool @ file:///wheels/tinytool-1.0")
 
 
 # Base images

@@ -352,6 +352,29 @@ def test_one_run_leads_there_from_anywhere(server, there, wanted):
     reached(model, server, wanted)
 
 
+@settings(deadline=None)
+@given(docker_states, st.booleans(), st.booleans())
+def test_a_container_that_runs_may_wait_for_its_newer_image(server, state, newer, other):
+    """Only that it is newer waits, and only while the container runs."""
+    model = model_of()
+    put_there(model, server, [(state, newer, other), None, None], False)
+    (before,) = model.rows.values()
+    wanted = Wanted("alice", "thesis", on_new_image=policies.WAIT)
+    promise = containers.reconcile(model, server, [wanted], check=True)[0]
+    deed = containers.reconcile(model, server, [wanted], check=False)[0]
+    assert not deed.failed, deed.message
+    assert deed.as_dict() == promise.as_dict()
+    after = model.named(NAME)
+    if state in LIVE and not other:
+        assert not deed.changed
+        assert after == before
+    else:
+        reached(model, server, wanted)
+    # Nobody can make it wait for a policy that was made tighter, and by default nothing waits.
+    containers.reconcile(model, server, [replace(wanted, on_new_image=policies.REPLACE)], check=False)
+    reached(model, server, replace(wanted, on_new_image=policies.REPLACE))
+
+
 def held(model: Model) -> list[Row]:
     """Return the containers that count: those with the name of a project's container."""
     found = []

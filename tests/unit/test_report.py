@@ -119,6 +119,13 @@ def test_projects_are_those_of_the_policy_of_folders_of_images_and_of_containers
     assert found["bob", "run"]["folder_problem"] == "Permission denied."
 
 
+def test_the_packages_of_an_image_are_told_where_they_are_known(policy: Policy) -> None:
+    name = f"lab/2001/thesis:{NEW[:12]}"
+    docker = Docker(images=[LATEST, image("i", "built", OLD)], packages={name: ("numpy==1.0",)})
+    found = {one["name"]: one["packages"] for one in told(policy, docker)["images"]}
+    assert found == {name: ("numpy==1.0",), f"lab/2001/built:{OLD[:12]}": None}
+
+
 def test_drift_of_a_declared_project_is_what_a_run_would_do(policy: Policy) -> None:
     plans = {("alice", "thesis"): ItemResult("thesis._.2001", changed=True, reason="there is none")}
     found = told(policy, Docker(plans=plans))["projects"]

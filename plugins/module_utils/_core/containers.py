@@ -45,7 +45,7 @@ from .plan import (
     plan,
     refuse_foreign,
 )
-from .policy import CONTAINER_HOME, Policy, Project, User
+from .policy import CONTAINER_HOME, REPLACE, WAIT, Policy, Project, User
 from .spec import ContainerSpec, ImageFacts, Wishes
 
 #: Actions beside those of the plan: tidy up a replacement, and note whether the boot unit starts it.
@@ -75,6 +75,7 @@ class Wanted:
     environment: tuple[tuple[str, str], ...] = ()
     home: str = CONTAINER_HOME
     ports: tuple[tuple[int, int], ...] = ()
+    on_new_image: str = REPLACE
 
     @classmethod
     def from_project(cls, project: Project) -> Wanted:
@@ -90,7 +91,13 @@ class Wanted:
             environment=project.environment,
             home=project.home,
             ports=project.ports,
+            on_new_image=project.on_new_image,
         )
+
+    @property
+    def waits(self) -> bool:
+        """Whether a container that runs is left on its image when there is a newer one."""
+        return self.on_new_image == WAIT
 
     @property
     def wishes(self) -> Wishes:
@@ -280,7 +287,7 @@ def _plan_all(snapshot: Snapshot, policy: Policy, items: Sequence[_Item]) -> Non
                 raise InvalidInput(f"{name} is in the list twice.", "Remove one of them.")
             seen.add(name)
             item.actual, item.kept = snapshot.containers.get(name), snapshot.kept.get(name)
-            item.planned = _planned(snapshot, stopped, item.spec, item.wanted.state)
+            item.planned = _planned(snapshot, stopped, item.spec, item.wanted.state, waits=item.wanted.waits)
             _fill(item.result, item.planned)
     _check_ports(snapshot, items)
     _check_rooms(snapshot, items)
@@ -304,14 +311,20 @@ def _check_ports(snapshot: Snapshot, items: Sequence[_Item]) -> None:
                     )
 
 
-def _planned(snapshot: Snapshot, stopped: frozenset[str], spec: ContainerSpec, state: str) -> Plan:
-    """Return the plan for one container, with what is to be tidied up beside it."""
+def _planned(
+    snapshot: Snapshot, stopped: frozenset[str], spec: ContainerSpec, state: str, *, waits: bool
+) -> Plan:
+    """Return the plan for one container, with what is to be tidied up beside it.
+
+    ``waits``: while it runs, a newer image is no reason to replace it.
+    """
     actual = snapshot.containers.get(spec.name)
     image = snapshot.images.get((spec.uid, spec.project))
+    left_alone = waits and actual is not None and actual.live
     planned = plan(
         state,
         spec,
-        image.id if image else None,
+        image.id if image and not left_alone else None,
         actual,
         kept=snapshot.kept.get(spec.name),
         restored=actual is not None and state == RESTORED and states.is_restored(spec.name, actual.id),
@@ -393,7 +406,15 @@ def _change(engine: Engine, policy: Policy, item: _Item) -> None:
     """Plan one item again under its lock, and carry that out. Called in a thread."""
     if item.spec is not None and item.user is not None:
         with _locked(item.spec.name):
-            _apply(engine, policy, item.user, item.spec, item.wanted.state, item.result)
+            _apply(
+                engine,
+                policy,
+                item.user,
+                item.spec,
+                item.wanted.state,
+                item.result,
+                waits=item.wanted.waits,
+            )
 
 
 def _check_room(user: User, held: int) -> None:
@@ -425,14 +446,21 @@ def _fill(result: ItemResult, planned: Plan) -> None:
 
 
 def _apply(
-    engine: Engine, policy: Policy, user: User, spec: ContainerSpec, state: str, result: ItemResult
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    spec: ContainerSpec,
+    state: str,
+    result: ItemResult,
+    *,
+    waits: bool = False,
 ) -> None:
     """Look again, plan, and carry the plan out. The caller holds the container's lock."""
     healed = _heal(engine, spec.name)
     # Retired ones have other names, which a look at this one alone does not show.
     snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
     actual = snapshot.containers.get(spec.name)
-    planned = _planned(snapshot, states.stopped_names(), spec, state)
+    planned = _planned(snapshot, states.stopped_names(), spec, state, waits=waits)
     if START in planned.actions:
         _check_sources(spec)
     if CREATE in planned.actions:

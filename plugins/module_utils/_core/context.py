@@ -57,7 +57,7 @@ BYTES_LIMIT = 1 << 30
 FILES_LIMIT = 100_000
 DOCKERFILE = "Dockerfile"
 DOCKERFILE_LIMIT = 1 << 20
-_IGNORE_FILE = ".dockerignore"
+IGNORE_FILE = ".dockerignore"
 _DEPTH_LIMIT = 100
 _PATH_LIMIT = 4096
 _SECONDS = 600.0
@@ -275,7 +275,7 @@ class _Ignored:
 
     def __init__(self, folder: int, translator: _Translator) -> None:
         try:
-            text = safefs.read_file(folder, _IGNORE_FILE, DOCKERFILE_LIMIT).decode("utf-8", "replace")
+            text = safefs.read_file(folder, IGNORE_FILE, DOCKERFILE_LIMIT).decode("utf-8", "replace")
         except NotFound:
             text = ""
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

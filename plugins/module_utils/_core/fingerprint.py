@@ -318,8 +318,8 @@ def _allowed(image: str, uid: int, line: int) -> str:
 def fingerprint(members: Iterable[Member], build_args: Mapping[str, str], bases: Mapping[str, str]) -> str:
     """Return the fingerprint (SHA-256, hexadecimal) of a build.
 
-    ``members`` is the checked context, which holds the Dockerfile; ``bases`` maps the images that it starts
-    from to their ids.
+    ``members`` is what counts of the checked context (``taken``), the Dockerfile with it; ``bases`` maps the
+    images that it starts from to their ids.
     """
     digest = hashlib.sha256()
     head = {"format": _FORMAT, "args": dict(build_args), "bases": dict(bases)}

@@ -29,6 +29,8 @@ _MEMORY = 512 << 20
 _PIDS = 64
 # What is a constraint: one version of a package by its name, no address, no path and no option.
 _PINNED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)===?([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
+# A package that was installed from an address or a file (PEP 440, direct references).
+_ADDRESS = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*) @ (\S.*)")
 #: The lock of a build in its context, where it takes the place of what the project has under this name.
 LOCK_FILE = ".lab-server-lock.txt"
 #: Where the image has it. A container has a file system of its own at /run, so none of them shows it.
@@ -54,7 +56,7 @@ class Lock:
         return tuple(line for line in self.listed if not _PINNED.fullmatch(line))
 
     def broken(self, listed: Iterable[str]) -> tuple[str, ...]:
-        """Return what has another version in this list: "name old -> new". What is new or gone is allowed."""
+        """Return what is of another version in this list, "name old -> new"; what is new or gone is not."""
         now = _versions(listed)
         return tuple(
             f"{name} {version} -> {now[name]}"
@@ -64,9 +66,13 @@ class Lock:
 
 
 def _versions(listed: Iterable[str]) -> dict[str, str]:
-    """Return the version of each package by the normal form of its name (PEP 503)."""
-    found = (_PINNED.fullmatch(line) for line in listed)
-    return {re.sub(r"[-_.]+", "-", one.group(1)).lower(): one.group(2) for one in found if one is not None}
+    """Return what there is of each package, by the normal form of its name (PEP 503): version or address."""
+    found: dict[str, str] = {}
+    for line in listed:
+        match = _PINNED.fullmatch(line) or _ADDRESS.fullmatch(line)
+        if match is not None:
+            found[re.sub(r"[-_.]+", "-", match.group(1)).lower()] = match.group(2)
+    return found
 
 
 def packages(engine: Engine, user: User, project: str, image: str) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from . import asuser, context, fingerprint, freeze, imagestate, locks, names, workspaces
+from . import asuser, context, fingerprint, freeze, imagestate, locks, names, taken, workspaces
 from .engine import BuildFailed, BuildRequest, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound
 from .imagestate import Known, Pin
@@ -275,7 +275,7 @@ def _build_if_new(work: _Work) -> ItemResult:
         bases = _bases(work, wanted)
         if bases is None:
             return _to_build(result, work.repository, current, "")
-        digest = fingerprint.fingerprint(packed.members, work.arguments, bases)
+        digest = _fingerprint(work, packed, bases)
         if current is not None and not work.rebuild and _serves(current, pin, digest):
             _remember(work, packed.look, bases, digest)
             return _unchanged(work, result, current, pin, digest)
@@ -368,7 +368,7 @@ def _tell_lock(work: _Work, result: ItemResult, lock: freeze.Lock | None) -> Non
         }
         if lock.left_out:
             shown = ", ".join(lock.left_out)
-            _note(result, f"These packages are no version of a name, and may become others: {shown}.")
+            _note(result, f"What came from a file or an address has no version to keep: {shown}.")
     elif work.keeps_versions and BUILD in result.actions:
         _note(result, "No list of packages is known yet, so nothing keeps their versions this time.")
 
@@ -421,6 +421,14 @@ def _digest_of(arguments: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(arguments), sort_keys=True).encode("ascii")).hexdigest()
 
 
+def _fingerprint(work: _Work, packed: context.Context, bases: Mapping[str, str]) -> str:
+    """Return the fingerprint of a build of these files on these images, by name and id."""
+    found = [work.engine.inspect_image(image) or {} for image in bases.values()]
+    triggers = any((inspected.get("Config") or {}).get("OnBuild") for inspected in found)
+    counted = taken.taken(packed.members, packed.dockerfile, triggers=triggers)
+    return fingerprint.fingerprint(counted, work.arguments, bases)
+
+
 def _files_fingerprint(work: _Work) -> str:
     """Return the fingerprint of the files as they are; "" where they cannot be built from."""
     asking = replace(work, check=True)
@@ -432,7 +440,7 @@ def _files_fingerprint(work: _Work) -> str:
             wanted = fingerprint.sources(packed.dockerfile, asking.arguments, asking.user.uid)
             bases = _bases(asking, wanted)
             if bases is not None:
-                return fingerprint.fingerprint(packed.members, asking.arguments, bases)
+                return _fingerprint(asking, packed, bases)
     return ""
 
 

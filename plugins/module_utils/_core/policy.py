@@ -34,6 +34,8 @@ _STATES = ("started", "stopped", "retired", "absent")
 _GONE = ("retired", "absent")
 #: What HOME is in a container: its own, a folder kept for the project, or the user's home on the host.
 CONTAINER_HOME, PERSISTENT_HOME, HOST_HOME = HOME_MODES = ("container", "persistent", "host")
+#: What becomes of a container that runs when its image is newer.
+REPLACE, WAIT = ON_NEW_IMAGE = ("replace", "wait")
 #: The lowest port of the host that a container may have: those below are the system's.
 LOWEST_PORT = 1024
 # How long and how much is kept, unless the inventory says otherwise.
@@ -183,6 +185,8 @@ class Project:
     ports: tuple[tuple[int, int], ...] = ()
     #: Whether Python packages keep their versions when the image is built again.
     locked: bool = False
+    #: What becomes of a container that runs when its image is newer: one of ON_NEW_IMAGE.
+    on_new_image: str = REPLACE
 
 
 @dataclass(frozen=True)
@@ -685,6 +689,7 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         home=table.choice("home", HOME_MODES, CONTAINER_HOME),
         ports=tuple(sorted(_port(port) for port in table.tables("ports"))),
         locked=table.boolean("locked"),
+        on_new_image=table.choice("on_new_image", ON_NEW_IMAGE, REPLACE),
     )
     table.done()
     _unique("the port of the container", [(inner, table.at("ports")) for inner, _host in project.ports])

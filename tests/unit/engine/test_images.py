@@ -141,7 +141,7 @@ class Files:
 
     def __init__(self) -> None:
         self.text = "one"
-        self.dockerfile = f"FROM {BASE}\nRUN true\n"
+        self.dockerfile = f"FROM {BASE}\nCOPY a /a\nRUN true\n"
         self.settled = True
         self.reads = 0
 
@@ -246,6 +246,24 @@ def test_files_that_changed_just_now_are_read_once_more(build, files):
     build(engine)
     assert files.reads == reads
     assert engine.calls.count("build") == 1
+
+
+def test_a_file_that_no_instruction_takes_makes_no_new_image(build, files):
+    engine = Model()
+    files.dockerfile = f"FROM {BASE}\nCOPY other /a\n"
+    first = build(engine)
+    reads = files.reads
+    again = build(engine, "a result was saved")
+    assert not again.changed
+    assert again.facts == first.facts
+    # It was read once more, and then it was known.
+    assert files.reads > reads
+    reads = files.reads
+    assert not build(engine).changed
+    assert files.reads == reads
+    engine.stored["base-1"] = {"Id": "base-1", "Config": {"OnBuild": ["COPY . /app"]}}
+    files.settled = False
+    assert build(engine, "a result was saved, which the base image takes").changed
 
 
 def test_what_else_a_fingerprint_covers_is_looked_at(build, files):
@@ -441,7 +459,8 @@ def test_a_locked_build_keeps_the_versions_of_the_current_image(build, alice):
     assert engine.sent[".lab-server-lock.txt"] == "numpy==1.1\n"
     assert engine.sent["Dockerfile"] == (
         f"FROM {BASE}\nCOPY .lab-server-lock.txt /run/lab-server/lock.txt\n"
-        "ARG PIP_CONSTRAINT=/run/lab-server/lock.txt\nARG UV_CONSTRAINT=/run/lab-server/lock.txt\nRUN true\n"
+        "ARG PIP_CONSTRAINT=/run/lab-server/lock.txt\nARG UV_CONSTRAINT=/run/lab-server/lock.txt\n"
+        "COPY a /a\nRUN true\n"
     )
     assert not engine.fresh
     # It makes no build needed, and is no part of what the image is known by.
@@ -471,19 +490,19 @@ def test_a_promise_that_could_not_be_kept_is_told(files, policy, alice):
     engine = Model()
     engine.said = b"numpy==1.0\nMy_Tool==3\nlocal @ file:///wheels/local.whl\n-e /opt/x\n"
     images.build(engine, policy, alice, "net")
-    engine.said = b"numpy==2.0\nmy-tool==3\nnew==1\n"
+    engine.said = b"numpy==2.0\nmy-tool @ file:///x.whl\nnew==1\n"
     files.text = "two"
     told = images.build(engine, policy, alice, "net", locked=True).facts
     assert engine.sent[".lab-server-lock.txt"] == "numpy==1.0\nMy_Tool==3\n"
     assert told["lock"]["left_out"] == ["local @ file:///wheels/local.whl", "-e /opt/x"]
-    assert told["lock"]["broken"] == ["numpy 1.0 -> 2.0"]
+    assert told["lock"]["broken"] == ["my-tool 3 -> file:///x.whl", "numpy 1.0 -> 2.0"]
     assert "local @ file" in told["notes"][0]
-    assert "lock was not kept: numpy 1.0 -> 2.0" in told["notes"][1]
+    assert "lock was not kept: my-tool 3 -> file:///x.whl, numpy 1.0 -> 2.0." in told["notes"][1]
     # What cannot be seen is told as well, and is no reason to forget what is known.
     engine.silent, files.text = True, "three"
     told = images.build(engine, policy, alice, "net", locked=True).facts
-    assert "cannot be listed" in told["notes"][0]
-    assert imagestate.newest_packages(2001, "net")[1] == ("numpy==2.0", "my-tool==3", "new==1")
+    assert "cannot be listed" in told["notes"][-1]
+    assert imagestate.newest_packages(2001, "net")[1] == ("numpy==2.0", "my-tool @ file:///x.whl", "new==1")
 
 
 def test_without_a_list_a_locked_build_says_so(build):
