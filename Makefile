@@ -27,7 +27,7 @@ export CMD
 
 PACKAGES_PYTHON := python3 python3-venv openssh-client
 PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
-PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables openssl
+PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl util-linux
 
 # $(call install,PACKAGES): installs those that are missing, and asks for root only then.
 install = @missing="$$(for name in $(1); do \
@@ -94,6 +94,9 @@ packages-python:
 packages-machine:
 	$(call install,$(PACKAGES_MACHINE))
 packages-engine:
+	@# The tests run an nginx of their own; the service of the package would take port 80 of all addresses.
+	@dpkg-query -W nginx >/dev/null 2>&1 || [ ! -d /run/systemd/system ] \
+	|| $(SUDO) ln -s /dev/null /etc/systemd/system/nginx.service
 	$(call install,$(PACKAGES_ENGINE))
 
 # The development environment, and the checkout in the place where Ansible looks for an installed collection.

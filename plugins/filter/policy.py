@@ -9,7 +9,11 @@ from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.lab.server.plugins.module_utils._core.errors import LabError
-from ansible_collections.lab.server.plugins.module_utils._core.policy import dump, from_inventory
+from ansible_collections.lab.server.plugins.module_utils._core.policy import (
+    PackageCache,
+    dump,
+    from_inventory,
+)
 
 
 def policy(variables: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
@@ -38,6 +42,23 @@ def policy(variables: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
         "shares": plain["shares"],
         "base_images": plain["base_images"],
         "projects": plain["projects"],
+        "package_cache": _package_cache(checked.package_cache),
+    }
+
+
+def _package_cache(cache: PackageCache | None) -> dict[str, Any] | None:
+    """Return what the roles need of it: the address alone, the bridge's with its prefix, and its network."""
+    if cache is None:
+        return None
+    return {
+        "index": cache.index,
+        "files": list(cache.files),
+        "apt": list(cache.apt),
+        "size": str(cache.size),
+        "port": cache.port,
+        "address": cache.host,
+        "bridge": cache.address,
+        "network": cache.network,
     }
 
 

@@ -122,6 +122,7 @@ def _carried() -> None:
         locks,
         mounts,
         names,
+        packagecache,
         packages,
         plan,
         policy,

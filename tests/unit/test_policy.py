@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.lab.server.plugins.filter.policy import policy as policy_filter
 from ansible_collections.lab.server.plugins.module_utils._core import policy
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput, NotFound
 
@@ -71,6 +73,12 @@ def inventory() -> dict[str, Any]:
             "lab_projects": [
                 {"user": "alice", "name": "my-thesis", "memory": "512m", "files": {"src/a.py": "print()\n"}},
             ],
+            "lab_package_cache": {
+                "index": "https://index.example.org/simple/",
+                "files": ["https://files.example.org/packages/"],
+                "apt": ["packages.example.org"],
+                "size": "20g",
+            },
             "lab_docker_source": "distribution",
             "unrelated": object(),
         }
@@ -292,6 +300,71 @@ BAD_INPUT = [
     ("lab_retire_keep", -1, r"^lab_retire_keep: expected a whole number from 0"),
     ("lab_retire_size", "much", r"^lab_retire_size: 'much' is not a size"),
     ("lab_images_keep", 0, r"^lab_images_keep: expected a whole number from 1"),
+    ("lab_package_cache", True, r"^lab_package_cache: expected a mapping"),
+    ("lab_package_cache/index", None, r"^lab_package_cache\.index is missing"),
+    ("lab_package_cache/index", 1, r"^lab_package_cache\.index: '1' is no plain URL of a folder"),
+    ("lab_package_cache/index", "index.example.org/simple/", r"^lab_package_cache\.index: .* no plain URL"),
+    ("lab_package_cache/index", "https://index.example.org/simple", r"Write it as .* with a '/' at its end"),
+    (
+        "lab_package_cache/index",
+        "https://a:b@index.example.org/",
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    (
+        "lab_package_cache/index",
+        "https://index.example.org/?a/",
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    (
+        "lab_package_cache/index",
+        "https://index.example.org/../",
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    (
+        "lab_package_cache/index",
+        'https://index.example.org/";/',
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    (
+        "lab_package_cache/index",
+        "https://index.example.org/$a/",
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    (
+        "lab_package_cache/index",
+        "https://index.example.org/\n",
+        r"^lab_package_cache\.index: .* no plain URL",
+    ),
+    ("lab_package_cache/files", [], r"^lab_package_cache\.files is missing\. Name the URLs"),
+    ("lab_package_cache/files", "https://x.example.org/", r"^lab_package_cache\.files: expected a list"),
+    ("lab_package_cache/files", ["ftp://x.example.org/"], r"^lab_package_cache\.files: .* no plain URL"),
+    (
+        "lab_package_cache/files",
+        ["https://x.example.org/a/", "https://x.example.org/"],
+        r"^lab_package_cache\.files: https://x\.example\.org/a/ is part of another one",
+    ),
+    (
+        "lab_package_cache/files",
+        ["https://x.example.org/", "https://x.example.org/"],
+        r"^lab_package_cache\.files: the URL https://x\.example\.org/ is also that of",
+    ),
+    ("lab_package_cache/apt", ["http://x.example.org"], r"^lab_package_cache\.apt: .* is no name of a host"),
+    ("lab_package_cache/apt", ["localhost"], r"^lab_package_cache\.apt: 'localhost' is no name of a host"),
+    (
+        "lab_package_cache/apt",
+        ["x.example.org", "x.example.org"],
+        r"^lab_package_cache\.apt: the host x.* also",
+    ),
+    ("lab_package_cache/size", "lots", r"^lab_package_cache\.size: 'lots' is not a size"),
+    ("lab_package_cache/size", 20, r"^lab_package_cache\.size: less than 100m"),
+    ("lab_package_cache/port", 3142, r"^lab_package_cache\.port: expected a whole number from 1 to 1023"),
+    ("lab_package_cache/port", 443, r"^lab_package_cache\.port: 443 is that of the hosts of apt"),
+    ("lab_package_cache/address", "10.213.0.1", r"^lab_package_cache\.address: .* is no private address"),
+    ("lab_package_cache/address", "10.213.0.0/24", r"^lab_package_cache\.address: .* is no private address"),
+    ("lab_package_cache/address", "8.8.8.8/24", r"^lab_package_cache\.address: .* is no private address"),
+    ("lab_package_cache/address", "127.0.0.1/8", r"^lab_package_cache\.address: .* is no private address"),
+    ("lab_package_cache/address", "fe80::1/64", r"^lab_package_cache\.address: .* is no private address"),
+    ("lab_package_cache/adress", "10.213.0.1/24", r"^lab_package_cache\.adress: unknown key"),
 ]
 
 
@@ -323,6 +396,38 @@ def test_what_is_kept_has_defaults_and_survives() -> None:
     for key in ("retire_keep", "retire_size", "images_keep"):
         del plain[key]
     assert policy.parse(plain).images_keep == 3
+
+
+def test_the_package_cache_is_off_unless_it_is_declared() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    cache = checked.package_cache
+    assert cache is not None
+    assert (cache.size, cache.port, cache.host, cache.network) == (
+        20 << 30,
+        80,
+        "10.213.0.1",
+        "10.213.0.0/24",
+    )
+    variables = inventory()
+    assert policy.from_inventory({**variables, "lab_package_cache": None})[0].package_cache is None
+    del variables["lab_package_cache"]
+    checked, _keys = policy.from_inventory(variables)
+    assert checked.package_cache is None
+    plain = json.loads(json.dumps(policy.dump(checked)))
+    assert policy.parse(plain) == checked
+    # The policy of a server that was written before there was one.
+    del plain["package_cache"]
+    assert policy.parse(plain) == checked
+
+
+def test_the_playbook_finds_what_it_hands_on_of_the_package_cache() -> None:
+    handed = policy_filter(inventory())["package_cache"]
+    play = (Path(__file__).resolve().parents[2] / "playbooks/site.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"lab_policy\.package_cache\.(\w+)", play)) | {"bridge"} == set(handed)
+    assert (handed["address"], handed["bridge"]) == ("10.213.0.1", "10.213.0.1/24")
+    variables = inventory()
+    del variables["lab_package_cache"]
+    assert policy_filter(variables)["package_cache"] is None
 
 
 def test_a_port_of_the_host_is_one_containers() -> None:

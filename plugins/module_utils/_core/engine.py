@@ -23,7 +23,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Callable
@@ -57,6 +57,8 @@ class BuildRequest:
     cgroup_parent: str = ""
     memory: int = 0
     cpus: float = 0.0
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of hosts, by their names, that hold in the build and nowhere else."""
     scratch: str = "base"
     """Names the folder of the build; no two builds of one name may run at once."""
     fresh: bool = False
@@ -391,6 +393,7 @@ class Engine:
             arguments += [f"--build-arg={name}={value}" for name, value in sorted(request.build_args.items())]
             if request.fresh:
                 arguments.append("--no-cache")
+            arguments += [f"--add-host={name}:{address}" for name, address in sorted(request.hosts.items())]
             if request.cgroup_parent:
                 arguments.append(f"--cgroup-parent={request.cgroup_parent}")
             if request.memory:

@@ -33,6 +33,8 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:=(?:\"[^\"\\]*\"|'[^'\\]*'|[^\
 # What the engine would fetch itself, as root and from the network of the host.
 _ADDRESS = re.compile(r"://|git@|[$\\]")
 _LOCAL_REGISTRY = re.compile(r"(?:localhost|[0-9.]+|\[.*\])(?::[0-9]+)?", re.IGNORECASE)
+# What ENV sets: the word before a "=", or the first one (the old form without it).
+_SET = re.compile(r"(?:^|(?<=\s))[A-Za-z_][A-Za-z0-9_]*(?==)|^[A-Za-z_][A-Za-z0-9_]*(?=\s)")
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)(?::([-+])([^}]*))?\}|([A-Za-z_][A-Za-z0-9_]*))")
 # COPY --from=..., and RUN --mount=type=bind,from=...
 _FROM_FLAG = re.compile(r"(?:--|,)from=([^\s,]+)", re.IGNORECASE)
@@ -171,6 +173,20 @@ def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[s
     return tuple(dict.fromkeys(found))
 
 
+def variables(dockerfile: str) -> frozenset[str]:
+    """Return the names of the variables that a Dockerfile declares by ARG or sets by ENV, in any stage.
+
+    A word within quotes that only looks like one counts, too. Raises InvalidInput as ``instructions`` does.
+    """
+    found: set[str] = set()
+    for item in instructions(dockerfile):
+        if item.word == "ARG":
+            found.add(item.rest.partition("=")[0])
+        elif item.word == "ENV":
+            found.update(_SET.findall(item.rest))
+    return frozenset(found)
+
+
 @dataclass(frozen=True)
 class Step:
     """A step of a build as the builder counts them: its line, and the instruction that it comes from."""
@@ -189,10 +205,14 @@ def steps(
 
     After each FROM, before anything runs, ``copies`` (paths of the context, by where they go in the image)
     and ``environment`` are put in, as COPY and ARG: an ARG is in the environment of what runs in the build,
-    and not in that of the image. Both are ours, and plain. Raises InvalidInput as ``sources`` does.
+    and not in that of the image. What the Dockerfile declares or sets itself is left out. Both are ours, and
+    plain. Raises InvalidInput as ``sources`` does.
     """
+    for name, value in (environment or {}).items():
+        _check_argument(f"{name}={value}", "The environment of the build")
+    own = variables(dockerfile)
     more = [f"COPY {path} {place}" for place, path in sorted((copies or {}).items())]
-    more += [f"ARG {name}={value}" for name, value in sorted((environment or {}).items())]
+    more += [f"ARG {name}={value}" for name, value in sorted((environment or {}).items()) if name not in own]
     arguments: dict[str, str] = {}
     found: list[Step] = []
     started = False

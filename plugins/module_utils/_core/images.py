@@ -17,7 +17,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from . import asuser, context, fingerprint, freeze, imagestate, locks, names, taken, workspaces
+from . import (
+    asuser,
+    context,
+    fingerprint,
+    freeze,
+    imagestate,
+    locks,
+    names,
+    packagecache,
+    taken,
+    workspaces,
+)
 from .engine import BuildFailed, BuildRequest, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound
 from .imagestate import Known, Pin
@@ -619,11 +630,12 @@ def _fetched(work: _Work, image: str) -> dict[str, Any]:
 
 def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock | None) -> str:
     user, facts = work.user, work.engine.facts
+    environment, hosts = _package_cache(work, packed.dockerfile)
     copies: dict[str, str] = {}
-    environment: dict[str, str] = {}
     files: dict[str, str] = {}
     if lock is not None and lock.lines:
-        copies, environment = {freeze.LOCK_PLACE: freeze.LOCK_FILE}, freeze.ENVIRONMENT
+        copies = {freeze.LOCK_PLACE: freeze.LOCK_FILE}
+        environment = {**environment, **freeze.ENVIRONMENT}
         files[freeze.LOCK_FILE] = "".join(f"{line}\n" for line in lock.lines)
     steps = fingerprint.steps(packed.dockerfile, work.arguments, environment, copies)
     files[context.DOCKERFILE] = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
@@ -644,6 +656,7 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         cgroup_parent=cgroup_parent(user.uid, facts.cgroup_driver),
         memory=user.limits.memory,
         cpus=min(user.limits.cpus, float(facts.cpus)),
+        hosts=hosts,
         scratch=str(user.uid),
         fresh=work.rebuild,
     )
@@ -655,6 +668,24 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         if copies:
             hint += " Packages were to keep their versions: it was a locked build."
         raise EngineError(_explained(error, work.project, steps), hint) from error
+
+
+def _package_cache(work: _Work, dockerfile: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment and the hosts by which a build finds the package cache; none when it is down."""
+    cache = work.policy.package_cache
+    if cache is None:
+        return {}, {}
+    if not packagecache.answers(cache):
+        work.progress(
+            f"The package cache does not answer at {packagecache.url(cache)}: this build goes without."
+        )
+        return {}, {}
+    taken = {*work.arguments, *fingerprint.variables(dockerfile)}
+    # What the image sets wins over an ARG, so a part of ours could meet a part of its own.
+    for image in fingerprint.sources(dockerfile, work.arguments, work.user.uid):
+        inspected = work.engine.inspect_image(image) or {}
+        taken.update(str(item).partition("=")[0] for item in (inspected.get("Config") or {}).get("Env") or [])
+    return packagecache.environment(cache, taken), packagecache.hosts(cache)
 
 
 def _remove_strays(work: _Work) -> None:

@@ -10,6 +10,7 @@ Sizes are bytes.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import posixpath
 import re
@@ -40,6 +41,18 @@ REPLACE, WAIT = ON_NEW_IMAGE = ("replace", "wait")
 LOWEST_PORT = 1024
 # How long and how much is kept, unless the inventory says otherwise.
 _KEPT: dict[str, object] = {"retire_keep": 7, "retire_size": "10g", "images_keep": 3}
+# Where builds find the package cache, and what it keeps: the first network of the role docker's own pool.
+_CACHE: dict[str, object] = {"size": "10g", "address": "10.213.0.1/24", "port": 80}
+# A cache that is smaller than one large package keeps nothing for long.
+_LEAST_CACHE = 100 << 20
+# Ports that only root can listen on (ip(7)): a user could take the place of a cache that is down.
+_HIGHEST_CACHE_PORT = 1023
+_HTTPS = 443
+_HOST_NAME = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+"
+# The URL of a folder. It becomes part of a web server's settings, so it holds nothing that has to be quoted.
+_FOLDER_URL = re.compile(
+    rf"https?://{_HOST_NAME}(?::[1-9][0-9]{{0,4}})?/(?:[A-Za-z0-9_+~-][A-Za-z0-9_.+~-]*/)*"
+)
 _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
@@ -190,6 +203,32 @@ class Project:
 
 
 @dataclass(frozen=True)
+class PackageCache:
+    """A cache of packages for builds: ``index`` (the URL of a simple index) and the URLs of its ``files``.
+
+    ``apt`` are hosts whose repositories are kept, too; ``size`` is bytes. ``address`` is that of the server
+    on the bridge of the builds, with its prefix (10.213.0.1/24).
+    """
+
+    index: str
+    files: tuple[str, ...]
+    apt: tuple[str, ...]
+    size: int
+    address: str
+    port: int
+
+    @property
+    def host(self) -> str:
+        """The address of the server, without its prefix."""
+        return str(ipaddress.IPv4Interface(self.address).ip)
+
+    @property
+    def network(self) -> str:
+        """The network of the builds."""
+        return str(ipaddress.IPv4Interface(self.address).network)
+
+
+@dataclass(frozen=True)
 class Policy:
     """All that a server was told by its inventory."""
 
@@ -208,6 +247,8 @@ class Policy:
     retire_size: int = 10 << 30
     #: How many images are kept for each project, the current one among them.
     images_keep: int = 3
+    #: None where builds fetch packages themselves.
+    package_cache: PackageCache | None = None
 
     @property
     def home_root(self) -> str:
@@ -710,6 +751,67 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
     return project
 
 
+def _package_cache(table: _Table) -> PackageCache:
+    table.fill("", _CACHE)
+    cache = PackageCache(
+        index=str(table.required("index")),
+        files=table.texts("files"),
+        apt=table.texts("apt"),
+        size=table.size("size"),
+        address=table.text("address"),
+        port=table.integer("port", 1, _HIGHEST_CACHE_PORT),
+    )
+    table.done()
+    for key, urls in (("index", (cache.index,)), ("files", cache.files)):
+        for url in urls:
+            if not _FOLDER_URL.fullmatch(url):
+                raise InvalidInput(
+                    f"{table.at(key)}: {_shown(url)} is no plain URL of a folder.",
+                    "Write it as https://index.example.org/simple/, with a '/' at its end.",
+                )
+    if not cache.files:
+        raise InvalidInput(
+            f"{table.at('files')} is missing.",
+            "Name the URLs that the files on the pages of the index begin with.",
+        )
+    for url in cache.files:
+        if any(url != other and url.startswith(other) for other in cache.files):
+            raise InvalidInput(f"{table.at('files')}: {url} is part of another one.", "Remove it.")
+    for host in cache.apt:
+        if not re.fullmatch(_HOST_NAME, host):
+            raise InvalidInput(
+                f"{table.at('apt')}: {_shown(host)} is no name of a host.",
+                "Write it as packages.example.org.",
+            )
+    _unique("the URL", [(url, table.at("files")) for url in cache.files])
+    _unique("the host", [(host, table.at("apt")) for host in cache.apt])
+    if cache.size < _LEAST_CACHE:
+        raise InvalidInput(
+            f"{table.at('size')}: less than 100m keeps no package for long.", "Give it more room."
+        )
+    if cache.apt and cache.port == _HTTPS:
+        raise InvalidInput(
+            f"{table.at('port')}: 443 is that of the hosts of apt.", "Use another one, such as 80."
+        )
+    _bridge_address(cache.address, table.at("address"))
+    return cache
+
+
+def _bridge_address(address: str, where: str) -> None:
+    try:
+        parsed = ipaddress.IPv4Interface(address)
+        network = parsed.network
+        usable = parsed.ip not in (network.network_address, network.broadcast_address)
+        private = parsed.ip.is_private and not parsed.ip.is_loopback and not parsed.ip.is_link_local
+    except ValueError:
+        usable = private = False
+    if not usable or not private or not 8 <= network.prefixlen <= 29:
+        raise InvalidInput(
+            f"{where}: {_shown(address)} is no private address with the prefix of its network.",
+            "Write it as 10.213.0.1/24.",
+        )
+
+
 def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]]:
     """Return the policy in ``root``, whose keys begin with ``prefix``, and the ssh keys of its users."""
     root.fill(prefix, _KEPT)
@@ -736,6 +838,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
     project_tables = root.tables(prefix + "projects")
     projects = tuple(_project(table, by_user, bases) for table in project_tables)
     environment = root.environment(prefix + "environment")
+    cache = root.take(prefix + "package_cache")
 
     ids = [(lab_gid, prefix + "gid")]
     ids += [(group.gid, table.at("gid")) for group, table in zip(groups, group_tables)]
@@ -789,6 +892,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         retire_keep_days=root.integer(prefix + "retire_keep", 0, 3650),
         retire_size=root.size(prefix + "retire_size"),
         images_keep=root.integer(prefix + "images_keep", 1, 1000),
+        package_cache=None if cache is None else _package_cache(_Table(cache, prefix + "package_cache")),
     )
     return policy, keys
 
@@ -827,7 +931,7 @@ def _record(value: Any) -> dict[str, Any]:
         item = getattr(value, field.name)
         if isinstance(item, (Limits, Quota)):
             record[field.name] = _as_dict(item)
-        elif field.name in ("files", "environment") and isinstance(item, tuple):
+        elif field.name in ("files", "environment") and isinstance(value, Project):
             record[field.name] = dict(item)
         elif field.name == "ports":
             record[field.name] = [{"container": inner, "host": host} for inner, host in item]
@@ -857,6 +961,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "retire_keep": policy.retire_keep_days,
         "retire_size": policy.retire_size,
         "images_keep": policy.images_keep,
+        "package_cache": _record(policy.package_cache) if policy.package_cache else None,
     }
 
 

@@ -16,6 +16,8 @@ from ansible_collections.lab.server.plugins.module_utils._core.fingerprint impor
     instructions,
     plain,
     sources,
+    steps,
+    variables,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,9 +135,63 @@ def test_the_builder_gets_what_was_read():
 
 
 def test_what_is_put_in_follows_each_from():
-    written = canonical("ARG A=b\nFROM x AS y\nRUN a\nFROM y\n", {}, {"B": "/b", "A": "/a"}, {"/run/l": ".l"})
-    more = "COPY .l /run/l\nARG A=/a\nARG B=/b\n"
+    written = canonical(
+        "ARG A=b\nFROM x AS y\nRUN a\nFROM y\n", {}, {"C": "/c", "B": "/b", "A": "/a"}, {"/run/l": ".l"}
+    )
+    more = "COPY .l /run/l\nARG B=/b\nARG C=/c\n"
     assert written == f"ARG A=b\nFROM x AS y\n{more}RUN a\nFROM y\n{more}"
+
+
+CACHE = {"PIP_INDEX_URL": "http://10.213.0.1/simple/", "UV_INDEX_URL": "http://10.213.0.1/simple/"}
+
+
+def test_every_stage_has_the_environment_of_the_build():
+    text = "ARG B=lab/python\nFROM ${B} AS one\nRUN a\nFROM one\nRUN b\n"
+    arguments = "ARG PIP_INDEX_URL=http://10.213.0.1/simple/\nARG UV_INDEX_URL=http://10.213.0.1/simple/\n"
+    assert canonical(text, {}, CACHE) == (
+        f"ARG B=lab/python\nFROM lab/python AS one\n{arguments}RUN a\nFROM one\n{arguments}RUN b\n"
+    )
+    # The builder counts them, and an error is told with a line that the user wrote.
+    assert [(step.line, step.word) for step in (one.origin for one in steps(text, {}, CACHE))] == [
+        *((1, "ARG"), (2, "FROM"), (2, "FROM"), (2, "FROM"), (3, "RUN")),
+        *((4, "FROM"), (4, "FROM"), (4, "FROM"), (5, "RUN")),
+    ]
+    assert [step.origin for step in steps(text, {})] == instructions(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ARG PIP_INDEX_URL",
+        "ARG PIP_INDEX_URL=https://x/",
+        "ENV PIP_INDEX_URL=https://x/",
+        "ENV A=b PIP_INDEX_URL='https://x/'",
+        "ENV A=b \\\n  PIP_INDEX_URL=x",
+        "ENV PIP_INDEX_URL https://x/",
+        "env\tPIP_INDEX_URL\thttps://x/",
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_dockerfile_sets_itself_is_left_alone(line, before):
+    text = f"{line}\nFROM lab/python\n" if before else f"FROM lab/python\nRUN a\n{line}\n"
+    assert "PIP_INDEX_URL" in variables(text)
+    written = canonical(text, {}, CACHE)
+    assert "ARG PIP_INDEX_URL=http://10" not in written
+    assert "ARG UV_INDEX_URL=http://10" in written
+
+
+def test_what_only_names_a_variable_sets_none():
+    text = "FROM lab/python\nENV A=$PIP_INDEX_URL\nENV B PIP_INDEX_URL\nRUN PIP_INDEX_URL=x true\n"
+    assert variables(text) == {"A", "B"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PIP_INDEX_URL", "a b"), ("PIP_INDEX_URL", "a\nRUN b"), ("http_proxy", "x"), ("A B", "c"), ("A", "\\")],
+)
+def test_an_environment_that_is_more_than_a_value_is_refused(name, value):
+    with pytest.raises((InvalidInput, Refused)):
+        canonical("FROM lab/python\n", {}, {name: value})
 
 
 @given(st.text(alphabet="FROMfromARGCOPYadd --=$\\\"'\n\r\t #lab/20x{}:<|&[],1"))

@@ -18,6 +18,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     images,
     imagestate,
     locks,
+    packagecache,
     versions,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
@@ -30,7 +31,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
 )
 from ansible_collections.lab.server.plugins.module_utils._core.images import WantedImage
 from ansible_collections.lab.server.plugins.module_utils._core.imagestate import Known, Pin
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+from ansible_collections.lab.server.plugins.module_utils._core.policy import PackageCache, Policy, User
 from ansible_collections.lab.server.plugins.module_utils._core.versions import Version
 from hypothesis import given
 from hypothesis import strategies as st
@@ -805,3 +806,49 @@ def test_an_image_without_python_is_no_error(alice):
         raise EngineError('exec: "python3": executable file not found in $PATH')
 
     assert freeze.packages(SimpleNamespace(facts=Model().facts, output_of=fails), alice, "n", "id") is None
+
+
+# The package cache
+
+
+def _with_cache(policy: Policy) -> Policy:
+    files = ("https://files.example.org/",)
+    cache = PackageCache("https://index.example.org/simple/", files, ("a.example.org",), 1, "10.0.0.1/24", 80)
+    return replace(policy, package_cache=cache)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_package_cache_is_used_where_it_works(
+    files: Files, policy: Policy, alice: User, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    monkeypatch.setattr(packagecache, "answers", lambda _cache: works)
+    engine, lines, requests = Model(), [], []
+    monkeypatch.setattr(engine, "build", lambda request, _progress: requests.append(request) or "id-1")
+    promise = images.build(engine, policy, alice, "net", check=True)
+    deed = images.build(engine, _with_cache(policy), alice, "net", progress=lines.append)
+    assert deed == promise
+    assert dict(requests[0].hosts) == ({"a.example.org": "10.0.0.1"} if works else {})
+    assert lines == (
+        [] if works else ["The package cache does not answer at http://10.0.0.1: this build goes without."]
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "left"),
+    [("", True), ("ENV PIP_INDEX_URL=x", False), ("base", False), ("argument", False)],
+)
+def test_an_index_that_is_set_is_left(
+    files: Files, policy: Policy, alice: User, monkeypatch: pytest.MonkeyPatch, setting: str, left: bool
+) -> None:
+    monkeypatch.setattr(packagecache, "answers", lambda _cache: True)
+    written: list[str] = []
+    monkeypatch.setattr(context, "put_in", lambda _archive, files: written.append(files["Dockerfile"]))
+    engine = Model()
+    files.dockerfile += setting if setting.startswith("ENV") else ""
+    if setting == "base":
+        engine.stored[BASE]["Config"]["Env"] = ["PATH=/bin", "PIP_TRUSTED_HOST=mirror.example.org"]
+    arguments = {"PIP_INDEX_URL": "https://x/"} if setting == "argument" else {}
+    images.build(engine, _with_cache(policy), alice, "net", build_args=arguments)
+    assert ("ARG PIP_INDEX_URL=http://10.0.0.1/simple/" in written[0].splitlines()) is left
+    assert ("ARG PIP_TRUSTED_HOST=10.0.0.1" in written[0].splitlines()) is left
+    assert "ARG UV_DEFAULT_INDEX=http://10.0.0.1/simple/" in written[0].splitlines()
