@@ -27,7 +27,9 @@ export CMD
 
 PACKAGES_PYTHON := python3 python3-venv openssh-client
 PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
-PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl util-linux
+# From Debian 13 on the client is a package of its own.
+PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl util-linux \
+	$(shell . /etc/os-release; [ "$$ID$$VERSION_ID" = debian12 ] || echo docker-cli)
 
 # $(call install,PACKAGES): installs those that are missing, and asks for root only then.
 install = @missing="$$(for name in $(1); do \
@@ -75,7 +77,7 @@ unit: .venv/.ready ## unit tests
 	@$(TOOL)/check.py unit
 
 .PHONY: integration
-integration: .venv/.ready packages-machine packages-engine ## tests against a Docker Engine of their own
+integration: .venv/.ready packages-machine packages-engine ## tests against Docker Engines of their own, old and new
 	@$(TOOL)/check.py integration
 
 .PHONY: molecule

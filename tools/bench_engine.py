@@ -141,10 +141,11 @@ def staged() -> Iterator[None]:
 def running() -> Iterator[str]:
     """Have an engine; its networks have room for more than 253 containers."""
     engine.POOL = "base=172.30.0.0/17,size=20"
-    try:
-        yield engine.start()
-    finally:
-        engine.stop()
+    with engine.alone():
+        try:
+            yield engine.start()
+        finally:
+            engine.stop()
 
 
 def root_file_system() -> bytes:
@@ -484,7 +485,7 @@ def main() -> int:
     try:
         with staged(), running() as url:
             lab = Lab(url, most)
-            command = ["/usr/bin/docker", "--host", url, "import", "-", BASE]
+            command = [engine.docker(), "--host", url, "import", "-", BASE]
             subprocess.run(command, input=root_file_system(), check=True, stdout=subprocess.DEVNULL)
             if given.files:
                 image(lab, report, 20, 1)

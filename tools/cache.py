@@ -69,10 +69,18 @@ def run(command: Sequence[str], *, quiet: bool = True) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` as long as the block runs; it dies with the process."""
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` as long as the block runs; it dies with the process.
+
+    ``waiting`` is said where somebody else holds it.
+    """
     with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                say(waiting)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

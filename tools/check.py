@@ -110,14 +110,22 @@ def unit() -> list[Step]:
 
 
 def integration() -> list[Step]:
-    """Return the step of the tests against an engine of their own, which needs root."""
+    """Return the steps of the tests against an engine of their own, which needs root.
+
+    Two servers of the field: the engine that is installed, of Debian 12, with that release's Docker SDK, and
+    the engine of Debian 13 with the newest SDK.
+    """
     pytest = tool("pytest", "-p", "no:cacheprovider", "tests/integration")
-    command = python("engine.py", "run", *pytest)
-    if os.geteuid() != 0:
-        command = as_root(
-            "--preserve-env=PATH,PYTHONPATH,PYTEST_ADDOPTS,ANSIBLE_HOME,ANSIBLE_CONFIG", *command
-        )
-    return [Step("integration", command, {"PYTHONPATH": ".ansible/collections"}, junit=True)]
+    # The SDK 5.0 of Debian 12 imports distutils, which Python 3.12 does not have any more.
+    sdk = ("--sdk", "debian-12") if sys.version_info < (3, 12) else ()
+    steps = []
+    for name, options in (("integration", sdk), ("integration debian-13", ("--engine", "debian-13"))):
+        command = python("engine.py", *options, "run", *pytest)
+        if os.geteuid() != 0:
+            kept = "PATH,PYTHONPATH,PYTEST_ADDOPTS,ANSIBLE_HOME,ANSIBLE_CONFIG"
+            command = as_root(f"--preserve-env={kept}", *command)
+        steps.append(Step(name, command, {"PYTHONPATH": ".ansible/collections"}, junit=True))
+    return steps
 
 
 def molecule(distro: str, scenario: str = "default") -> list[Step]:

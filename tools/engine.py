@@ -2,10 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A Docker Engine of the tests' own, beside one that may run on this computer, and gone after the tests.
 
-    engine.py run COMMAND...    starts it, runs the command with LAB_TEST_DOCKER_HOST set, stops it
-    engine.py start|stop        for work by hand; start prints the address
+    engine.py run COMMAND...    starts it, runs the command, stops it
+    engine.py start|stop        for work by hand; start prints the address and the docker command
 
-It has its own socket, data, network bridge and containerd, and starts empty. It needs root.
+It has its own socket, data, network bridge and containerd, and starts empty. It needs root. One runs at a
+time: a second call waits for the first. What was started by hand gives way.
+
+--engine debian-13 takes the engine of that release instead of the one that is installed: its programs are
+kept in the cache and run in a mount namespace of their own, where /usr is theirs and all else is the same.
+--sdk debian-12 lets the command import that release's Docker SDK for Python. The command is told where the
+engine is by LAB_TEST_DOCKER_HOST and LAB_TEST_DOCKER_BINARY.
 """
 
 from __future__ import annotations
@@ -20,10 +26,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cache import ToolError, run, say
+from cache import Entry, ToolError, locked, run, say
+from vm import RELEASES
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".vm" / "engine"
@@ -32,6 +40,19 @@ RUN = Path("/run/lab-test-engine")
 SOCKET = RUN / "docker.sock"
 PIDFILE = RUN / "docker.pid"
 LOG = ROOT / ".vm" / "engine.log"
+# Beside the folder, which comes and goes.
+LOCK = RUN.with_name(f"{RUN.name}.lock")
+NAMESPACE = RUN / "namespace" / "mnt"
+INSTALLED = "distribution"
+OTHERS = {
+    # What its engine, its client and their helpers need; the releases before 13 have no docker-cli.
+    "debian-13": (
+        *("docker.io", "docker-cli", "docker-buildx", "iptables", "apparmor"),
+        *("base-files", "dash", "kmod", "pigz", "procps", "xz-utils"),
+    )
+}
+"""The engines beside the one that is installed: the release, and its packages."""
+SDKS = {"debian-12": ("python3-docker",)}
 BRIDGE = "labtest0"
 ADDRESS = "172.30.250.1/24"
 POOL = "base=172.30.0.0/17,size=24"
@@ -59,21 +80,49 @@ def _answers() -> bool:
         return False
 
 
-def start() -> str:
-    """Start the engine and return its address; ToolError with the end of its log when it does not answer."""
+@contextmanager
+def alone() -> Iterator[None]:
+    """Be the only one who has an engine for tests on this computer, as long as the block runs."""
     if os.geteuid() != 0:
         raise ToolError("An engine needs root: run it by sudo.")
+    with locked(LOCK, "Another call has the engine for tests; this one waits for its end ..."):
+        yield
+
+
+def programs(name: str, release: str, packages: tuple[str, ...]) -> Path:
+    """Return a folder with packages of a release and what they depend on, unpacked and not installed."""
+
+    def make(target: Path) -> None:
+        tree = target / "tree"
+        options = ["--variant=extract", "--format=directory", f"--include={','.join(packages)}"]
+        run(["mmdebstrap", *options, RELEASES[release], str(tree)])
+        for table in ("iptables", "ip6tables"):
+            if (tree / f"usr/sbin/{table}-nft").exists():
+                # The link that installing the package makes, by way of /etc/alternatives.
+                (tree / "usr/sbin" / table).symlink_to(f"{table}-nft")
+
+    return Entry(name, {"release": release, "packages": packages}).get(make) / "tree"
+
+
+def docker(engine: str = INSTALLED) -> str:
+    """Return the docker command of an engine that runs."""
+    return "/usr/bin/docker" if engine == INSTALLED else str(RUN / "docker")
+
+
+def start(engine: str = INSTALLED) -> str:
+    """Start the engine and return its address; ToolError with the end of its log when it does not answer."""
     stop()
     shutil.rmtree(DATA, ignore_errors=True)
     DATA.mkdir(parents=True)
     RUN.mkdir(mode=0o700, exist_ok=True)
+    enter = _namespace(programs(f"engine-{engine}", engine, OTHERS[engine])) if engine != INSTALLED else []
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], capture_output=True, check=False)
     run(["ip", "address", "replace", ADDRESS, "dev", BRIDGE])
     run(["ip", "link", "set", BRIDGE, "up"])
     with LOG.open("w") as log:
         subprocess.Popen(
             [
-                "/usr/sbin/dockerd",
+                *(*enter, "/usr/sbin/dockerd"),
                 *("--host", f"unix://{SOCKET}", "--pidfile", str(PIDFILE), "--data-root", str(DATA)),
                 *("--exec-root", str(RUN / "exec"), "--bridge", BRIDGE, "--default-address-pool", POOL),
                 # Where the distribution's containerd runs already, it is shared, by names of our own.
@@ -92,6 +141,30 @@ def start() -> str:
             raise ToolError(f"dockerd does not answer after {PATIENCE} s; the end of {LOG}:\n{tail}")
         time.sleep(0.3)
     return f"unix://{SOCKET}"
+
+
+def _namespace(tree: Path) -> list[str]:
+    """Make a mount namespace where /usr is that of ``tree``, and a docker command that runs in it.
+
+    Return the words that run a command in it. It is kept by a file, which can only be where mounts do not
+    propagate (unshare(1)), and outlives a daemon that is killed.
+    """
+    folder = NAMESPACE.parent
+    folder.mkdir()
+    run(["mount", "--bind", str(folder), str(folder)])
+    run(["mount", "--make-private", str(folder)])
+    NAMESPACE.touch()
+    # A containerd of the distribution's, where one runs, would not see what is mounted in here: its socket is
+    # hidden. /bin, /sbin, /lib and /lib64 lead into /usr, in every release since Debian 12.
+    hide = "mkdir -p /run/containerd && mount -t tmpfs none /run/containerd"
+    usr = f'{hide} && exec mount -o bind,ro "$1" /usr'
+    unshare = ["unshare", f"--mount={NAMESPACE}", "--propagation", "slave"]
+    run([*unshare, "sh", "-c", usr, "sh", str(tree / "usr")])
+    enter = ["nsenter", f"--mount={NAMESPACE}"]
+    command = RUN / "docker"
+    command.write_text(f'#!/bin/sh\nexec {" ".join(enter)} /usr/bin/docker "$@"\n')
+    command.chmod(0o755)
+    return enter
 
 
 def _sweep() -> None:
@@ -159,28 +232,40 @@ def _delete_bridges() -> None:
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="A Docker Engine of the tests' own.")
+    parser.add_argument("--engine", choices=[INSTALLED, *OTHERS], default=INSTALLED)
+    parser.add_argument("--sdk", choices=SDKS, help="the release whose Docker SDK the command imports")
     parser.add_argument("verb", choices=["run", "start", "stop"])
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     # A stop from outside still ends the engine: SystemExit passes through the finally below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if arguments.verb == "stop":
-            stop()
-            return 0
-        if arguments.verb == "start":
-            print(start())
-            return 0
-        try:
-            address = start()
-            return subprocess.run(
-                arguments.command, env={**os.environ, "LAB_TEST_DOCKER_HOST": address}, check=False
-            ).returncode
-        finally:
-            stop()
+        with alone():
+            if arguments.verb == "stop":
+                stop()
+                return 0
+            if arguments.verb == "start":
+                print(start(arguments.engine), docker(arguments.engine))
+                return 0
+            try:
+                return _run(arguments.command, arguments.engine, arguments.sdk)
+            finally:
+                stop()
     except ToolError as error:
         say(f"engine.py: {error}")
         return 1
+
+
+def _run(command: list[str], engine: str, sdk: str | None) -> int:
+    """Run a command that has an engine; return its exit status."""
+    environment = dict(os.environ)
+    if sdk is not None:
+        tree = programs(f"docker-sdk-{sdk}", sdk, SDKS[sdk])
+        known = [str(tree / "usr/lib/python3/dist-packages"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, known))
+    environment["LAB_TEST_DOCKER_HOST"] = start(engine)
+    environment["LAB_TEST_DOCKER_BINARY"] = docker(engine)
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -339,6 +339,14 @@ class Machine:
             time.sleep(1)
         raise ToolError(f"{self.name}: ssh does not answer after {SSH_PATIENCE} s.\n{self._console_tail()}")
 
+    def wait_for_boot(self) -> None:
+        """Wait until the machine has started all that it starts by itself, whether that went well or not."""
+        # It ends with another status than 0 where a unit failed, which is for others to judge, and at once
+        # where systemd does not answer yet: systemctl(1).
+        settled = "for try in 1 2 3; do systemctl is-system-running --wait && break; sleep 2; done"
+        command = f"timeout {SSH_PATIENCE} sh -c '{settled}' || true"
+        run([*self.ssh_command(options=("-o", "BatchMode=yes")), command])
+
     def _console_tail(self) -> str:
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         return "The end of its console:\n" + "\n".join(text.splitlines()[-15:])
@@ -490,6 +498,7 @@ def _twin(arguments: argparse.Namespace) -> None:
         one.boot()
     for one in (machine, other):
         one.start()
+        one.wait_for_boot()
 
 
 def _destroy(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker as sdk
 import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
 from ansible_collections.lab.server.plugins.module_utils._core import (
@@ -39,6 +40,7 @@ TINY, PYTHON = "lab-test/tiny", "lab-test/python"
 APPLETS = "sh sleep id cat ls touch grep env mkdir mount echo chmod cp ln rm true false pwd wc df"
 LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+INSTALLED = engines.DOCKER
 
 
 def root_file_system(etc: str = "") -> bytes:
@@ -109,12 +111,25 @@ def _shared_libraries(files: list[str]) -> list[str]:
     return sorted(set(re.findall(r"(/\S+\.so\S*) \(0x", said)))
 
 
+def pytest_report_header() -> str:
+    """Say which engine and which library the tests run with."""
+    address = os.environ.get("LAB_TEST_DOCKER_HOST", "")
+    if not address:
+        return "Docker Engine: none"
+    client = sdk.APIClient(base_url=address, version="auto")
+    said = f"Docker Engine {client.version()['Version']}, Docker SDK {sdk.__version__}"
+    client.close()
+    return said
+
+
 @pytest.fixture(scope="session")
-def url() -> str:
+def url() -> Iterator[str]:
     address = os.environ.get("LAB_TEST_DOCKER_HOST", "")
     if not address or os.geteuid() != 0:
         pytest.skip("LAB_TEST_DOCKER_HOST does not name a Docker Engine for tests, or this is not root")
-    return address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "DOCKER", os.environ.get("LAB_TEST_DOCKER_BINARY") or INSTALLED)
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -277,6 +292,8 @@ def private_root(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateR
     made = PrivateRoot(url)
     try:
         monkeypatch.setattr(quota, "_quotactl", made.kernel.quotactl)
+        # The command of another engine would leave the private root.
+        monkeypatch.setattr(engines, "DOCKER", INSTALLED)
         yield made
     finally:
         made.close()

@@ -370,6 +370,8 @@ class Daemon:
         self.pid = self._peer()
         command = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
         self.command = [*command, "--live-restore"] if "--live-restore" not in command else command
+        # It may be another program of that name there (tools/engine.py).
+        self.mounts = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY)
         self.log = Path(f"/proc/{self.pid}/fd/1").resolve()
 
     def _peer(self) -> int:
@@ -402,7 +404,12 @@ class Daemon:
             Path(self.command[self.command.index("--pidfile") + 1]).unlink(missing_ok=True)
         with self.log.open("a") as log:
             subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                ["nsenter", f"--mount=/proc/self/fd/{self.mounts}", *self.command],
+                pass_fds=[self.mounts],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         end = time.monotonic() + 20
         while True:
@@ -439,6 +446,7 @@ def daemon(url) -> Iterator[Daemon]:
     except LabError:
         made.start()
     made.end_strays()
+    os.close(made.mounts)
 
 
 def falls_at(daemon: Daemon, call: str, occurrence: int, seconds: float) -> Hook:

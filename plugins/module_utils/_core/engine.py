@@ -169,9 +169,13 @@ class Engine:
             self._client.start(container)
 
     def stop(self, container: str, seconds: int = 10) -> None:
-        """Stop a container; after ``seconds`` it is killed."""
+        """Stop a container; after ``seconds`` it is killed. The listings of containers know of it then."""
         with self._asked("stop the container"):
             self._client.stop(container, timeout=seconds)
+        # They are of a copy, which is brought up to date some milliseconds after that answer, but before the
+        # container can be inspected (moby, daemon/monitor.go, handleContainerExit, which holds its lock).
+        with contextlib.suppress(NotFound):
+            self.inspect(container)
 
     def remove(self, container: str) -> None:
         """Remove a container, running or not, with its anonymous volumes; one that is gone is no error.
@@ -407,7 +411,7 @@ class Engine:
                 # A build of a user's has none of root's credentials for registries.
                 "DOCKER_CONFIG": directory,
                 "DOCKER_HOST": self._url,
-                # BuildKit knows neither a parent cgroup nor a memory limit for a build.
+                # BuildKit keeps to neither the user's slice nor a limit (docs/architecture.md).
                 "DOCKER_BUILDKIT": "0",
             }
             reader = _BuildReader(progress)
