@@ -299,7 +299,8 @@ def main() -> int:
         "integration": [integration()],
         "molecule": [molecule(arguments.distro, arguments.scenario)],
         "test": [quick, molecule(arguments.distro)],
-        "test-all": [quick, molecule("debian-12"), molecule("debian-13")],
+        # One after the other: each has two machines at the end, as many as there are processors.
+        "test-all": [quick, [*molecule("debian-12"), *molecule("debian-13")]],
     }
     total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
     if total.skipped:
