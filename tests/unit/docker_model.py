@@ -97,7 +97,7 @@ class Model(Engine):
 
     def _free(self, name: str) -> None:
         if self.named(name) is not None:
-            raise Refused(f"The name {name} is in use.")
+            raise Refused(f'Conflict. The container name "/{name}" is already in use.')
 
     @_call
     def containers(self, *only: str, **_more: Any) -> list[dict[str, Any]]:

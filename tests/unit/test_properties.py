@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import string
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -22,7 +23,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import policy as 
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core import state as states
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
-from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, LabError
+from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, LabError, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Plan, actual_of, plan
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
@@ -428,6 +429,41 @@ def test_a_new_container_that_ran_is_not_given_up_for_the_one_before(server):
     result = containers.reconcile(model, server, [Wanted("alice", "thesis")], check=False)[0]
     assert not result.failed
     assert (model.lost, list(model.rows)) == ([], [new.id])
+
+
+class StillMaking(Model):
+    """An engine that still makes a container for a caller who was killed: its name is taken, then listed."""
+
+    def __init__(self, suffix: str, state: str) -> None:
+        super().__init__()
+        self.name, self.state, self.refusals = NAME + suffix, state, 2
+
+    def create(self, name: str, config: dict) -> str:
+        if name == self.name and self.refusals:
+            self.refusals -= 1
+            if not self.refusals:
+                labels = config.get("Labels", {})
+                self.add(name, self.state, CURRENT, labels, worked=self.state in LIVE)
+            raise Refused(f'Conflict. The container name "/{name}" is already in use.')
+        return super().create(name, config)
+
+
+@pytest.mark.parametrize("suffix", ["", ".next", ".look"])
+@pytest.mark.parametrize(("state", "failed"), [("created", False), ("running", True)])
+def test_what_is_still_made_for_a_killed_caller_gives_way(server, suffix, state, failed):
+    """But not what runs: that was not made by a call that was broken off."""
+    # The image is to be looked into again.
+    shutil.rmtree(Path(states.STATE_DIRECTORY, "looks"), ignore_errors=True)
+    model = StillMaking(suffix, state)
+    model.pictures = model_of().pictures
+    if suffix == ".next":
+        labels = specs.labels(specs.decide(server, server.user("alice"), "thesis", Wishes(pids=32)))
+        model.add(NAME, "running", CURRENT, labels)
+    result = containers.reconcile(model, server, [Wanted("alice", "thesis")], check=False)[0]
+    assert result.failed == failed, result.message
+    assert (model.refusals, model.lost) == (0, [])
+    if not failed:
+        reached(model, server, Wanted("alice", "thesis"))
 
 
 @pytest.mark.parametrize("first", [plans.RETIRED, plans.RESTORED])

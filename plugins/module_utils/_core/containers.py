@@ -16,7 +16,8 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
@@ -56,6 +57,7 @@ _NEXT, _PREVIOUS = ".next", ".previous"
 _LOOK = ".look"
 _LOOK_FORMAT = 1
 _AT_ONCE = 4
+_CREATION_SECONDS = 20
 _PASSWD_LIMIT = 1 << 20
 _NO_ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\n"
 _NO_GROUPS = "root:x:0:\n"
@@ -589,11 +591,32 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
     facts = specs.image_facts(inspected)
     config = specs.create_config(spec, ImageFacts(image.reference, facts.path, facts.volumes), engine.facts)
     archive = _furniture(engine, policy, spec, image, facts.volumes)
-    made = engine.create(name, config)
+    made = _created(engine, spec, name, config)
     with _undone(lambda: engine.remove(made)):
         engine.put(made, archive)
         states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
     return made
+
+
+def _created(engine: Engine, spec: ContainerSpec, name: str, config: Mapping[str, Any]) -> str:
+    """Create a container of a project and return its id. The caller holds the lock of the project.
+
+    Docker goes on with a creation whose caller was killed: the name is taken at once, and listed at the end.
+    What comes of it is waited for, and gives way.
+    """
+    end = time.monotonic() + _CREATION_SECONDS
+    while True:
+        try:
+            return engine.create(name, config)
+        except Refused as error:
+            if "already in use" not in error.message or time.monotonic() > end:
+                raise
+            for item in engine.containers(name):
+                found = actual_of(item, spec.name)
+                if not found.unfinished or not (found.ours or name == spec.name + _LOOK):
+                    raise
+                engine.remove(found.id)
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -636,7 +659,7 @@ def _look(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Seq
 
 
 def _looked(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Sequence[str]) -> _Look:
-    probe = engine.create(spec.name + _LOOK, specs.probe_config(image.reference))
+    probe = _created(engine, spec, spec.name + _LOOK, specs.probe_config(image.reference))
     try:
         _check_ways(engine, probe, spec, volumes)
         if not any(engine.file_status(probe, path) for path in ("/bin/sleep", "/usr/bin/sleep")):
