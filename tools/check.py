@@ -112,8 +112,8 @@ def unit() -> list[Step]:
 def integration() -> list[Step]:
     """Return the steps of the tests against an engine of their own, which needs root.
 
-    Two servers of the field: the engine that is installed, of Debian 12, with that release's Docker SDK, and
-    the engine of Debian 13 with the newest SDK.
+    Once with the engine that is installed, and the Docker SDK of Debian 12 where that runs; once with the
+    engine of Debian 13 and the newest SDK.
     """
     pytest = tool("pytest", "-p", "no:cacheprovider", "tests/integration")
     # The SDK 5.0 of Debian 12 imports distutils, which Python 3.12 does not have any more.

@@ -14,8 +14,9 @@ author: lab.server contributors (@lab-server)
 description:
   - Builds the image of each project from the project's folder, when the fingerprint of what it is made of
     is new.
-  - The fingerprint covers the Dockerfile, the build context as it is sent (F(.dockerignore) is honoured),
-    the build arguments and the ids of the images that it starts from.
+  - The fingerprint covers the Dockerfile, the build arguments, the ids of the images that it starts from,
+    and of the build context as it is sent (F(.dockerignore) is honoured) what C(COPY) and C(ADD) take. Where
+    that cannot be told for sure, as with variables, all of the context counts.
   - The context is packed by a process that has become the user. A context that did not change is not read.
     The names of the image move only when a build succeeded.
   - Of each project the newest images are kept, as many as the policy says (C(lab_images_keep)), and those

@@ -84,7 +84,7 @@ CONTEXT = (
     "main.py",
     "requirements.txt",
     "src/lib/deep.py",
-    "src/main.py",
+    "src/code.py",
     "src/notes.txt",
     "srcs/x",
 )
@@ -100,12 +100,11 @@ CONTEXT = (
         ("COPY src/*.py /got/", True),
         ("COPY src? sr?s/* /got/", True),
         ("COPY * /got/", True),
-        ("COPY s*/main.py data//raw/. /got/", True),
+        ("COPY s*/code.py data//raw/. /got/", True),
         ('COPY ["a b", "main.py", "/got/"]', True),
         ("COPY . /got/", True),
         ("COPY --chown=1:1\tmain.py\t/got/", True),
         ("COPY link /got/", False),
-        ("COPY l*/lib /got/", False),
         ("COPY src/../main.py /got/", False),
         ("COPY [a-m]* /got/", False),
         ('COPY "main.py" /got/', False),
@@ -528,7 +527,9 @@ def test_a_requirement_that_does_not_exist(engine, policy, alice, with_python):
         "#!/bin/sh\necho 'ERROR: No matching distribution found for nosuch==1' >&2\nexit 1\n",
         "RUN python3 -m pip install nosuch==1\n",
     )
-    with pytest.raises(EngineError, match=r"line 3 .*pip install nosuch==1.* failed: .*nosuch==1") as caught:
+    with pytest.raises(
+        EngineError, match=r"line 3 .*pip install nosuch==1\) failed: ERROR: No matching .*nosuch==1\."
+    ) as caught:
         images.build(engine, policy, alice, "thesis")
     assert "\n" not in str(caught.value)
     assert engine.inspect_image("lab/2001/thesis")["Id"] == before

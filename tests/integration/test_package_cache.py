@@ -68,15 +68,15 @@ def test_links_lead_to_the_cache(cache: Cache) -> None:
         assert got.body == wheel("labone", "labtwo")[1], file
 
 
-@pytest.mark.parametrize("how", ["refused", "no name", "no name and refused", "broken", "silent"])
+@pytest.mark.parametrize("how", ["refused", "no name", "broken", "silent"])
 def test_what_was_fetched_is_there_whatever_way_the_index_fails(cache: Cache, world: World, how: str) -> None:
     path = next(path for host, path, _accept in world.answers if host == FILES and "labone" in path)
     file = path.replace("/packages/", "/_files/0/")
     page = cache.get(PAGE)
     assert cache.get(file).kept == "MISS"
-    if "refused" in how:
+    if how == "refused":
         world.stop_servers()
-    if "no name" in how:
+    if how == "no name":
         world.stop_names()
     world.trouble = how
     # The page and the address of the index are old then.
@@ -87,7 +87,7 @@ def test_what_was_fetched_is_there_whatever_way_the_index_fails(cache: Cache, wo
     # pip would have given up.
     assert time.monotonic() - began < 15
     assert cache.get(file).kept == "HIT"
-    assert how == "silent" or cache.get("/simple/other/").status in (502, 503)
+    assert how in ("no name", "silent") or cache.get("/simple/other/").status in (502, 503)
     # It comes back by itself.
     world.stop()
     world.start()
@@ -111,8 +111,9 @@ def test_it_starts_while_no_name_is_known(cache: Cache, world: World) -> None:
     cache.stop()
     world.stop()
     cache.start()
-    time.sleep(1.1)
-    assert cache.get(PAGE).body == page.body
+    time.sleep(2.2)
+    again = cache.get(PAGE)
+    assert (again.kept, again.body) == ("STALE", page.body)
     world.start()
     assert cache.get("/simple/labtwo/").status == 200
 
@@ -174,8 +175,8 @@ def test_nobody_makes_it_fetch_what_was_not_declared(cache: Cache, world: World,
     else:
         assert hosts <= allowed
     for seen in world.seen:
-        assert not any(part in ("..", ".") for part in seen.path.replace("%2e", ".").split("/")), seen.path
-        assert OTHER not in (seen.host, seen.path.split("/")[2] if seen.path.count("/") > 1 else "")
+        assert ".." not in seen.path and "%2e" not in seen.path.lower(), seen.path
+        assert seen.host == APT or seen.path.split("/")[1] in ("simple", "packages"), seen.path
 
 
 def test_nothing_that_a_client_says_reaches_the_index(cache: Cache, world: World) -> None:
@@ -239,6 +240,22 @@ def test_who_is_not_on_the_bridge_gets_nothing(cache: Cache, world: World) -> No
     for host in (INDEX, APT):
         assert cache.get(PAGE, source="127.0.0.1", Host=host).status == 403
     assert world.seen == []
+
+
+def test_lists_of_apt_are_always_asked_for_and_there_when_nobody_answers(cache: Cache, world: World) -> None:
+    lists, named = "/debian/./Release", f"/debian/dists/x/main/by-hash/SHA256/{'0' * 64}"
+    for path in (lists, named, "/debian/pool/a_1.0%2bb1~2_all.deb"):
+        world.put(APT, path, Answer(b"one"))
+        assert cache.get(path, Host=APT).kept == "MISS"
+    time.sleep(2.2)
+    world.put(APT, lists, Answer(b"two"))
+    assert cache.get(lists, Host=APT).body == b"two"
+    assert cache.get(named, Host=APT).kept == "HIT"
+    world.stop_servers()
+    time.sleep(2.2)
+    for path in (lists, "/debian/pool/a_1.0%2bb1~2_all.deb"):
+        answer = cache.get(path, Host=APT)
+        assert (answer.status, answer.kept) == (200, "STALE")
 
 
 def test_tls_passes_to_the_hosts_of_apt_alone(cache: Cache, world: World) -> None:
@@ -389,7 +406,7 @@ def test_a_cache_that_is_down_is_nobodys_trouble(engine, cached, roomy, alice, t
     said = build(engine, cached, alice)
     assert f"PIP_INDEX_URL=http://{served.address}/simple/" in said
     assert f"UV_DEFAULT_INDEX=http://{served.address}/simple/" in said
-    assert f"{served.address}\t{APT}" in said
+    assert APT in said
     # Whether there is one makes no other image.
     assert not images.build(engine, roomy, roomy.user("alice"), "thesis").changed
     assert images.project_images(engine)[2001, "thesis"].reference == promise.diff["after"]["image"]

@@ -359,7 +359,7 @@ def test_a_container_that_runs_may_wait_for_its_newer_image(server, state, newer
     """Only that it is newer waits, and only while the container runs."""
     model = model_of()
     put_there(model, server, [(state, newer, other), None, None], False)
-    (before,) = model.rows.values()
+    before = replace(next(iter(model.rows.values())))
     wanted = Wanted("alice", "thesis", on_new_image=policies.WAIT)
     promise = containers.reconcile(model, server, [wanted], check=True)[0]
     deed = containers.reconcile(model, server, [wanted], check=False)[0]

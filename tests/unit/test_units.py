@@ -42,6 +42,7 @@ def test_a_name_that_leaves_the_directory_is_refused(reloads: list[str], name: s
 SYSTEMD = {
     "up.service": "UnitFileState=enabled\nActiveState=active\nLoadState=loaded\nNeedDaemonReload=no",
     "down.service": "UnitFileState=disabled\nActiveState=failed\nLoadState=loaded\nNeedDaemonReload=yes",
+    "failing.service": "UnitFileState=enabled\nActiveState=activating\nSubState=auto-restart",
     "static.service": "UnitFileState=static\nActiveState=inactive\nLoadState=loaded\nNeedDaemonReload=no",
     "new.service": "UnitFileState=\nActiveState=inactive\nLoadState=not-found\nNeedDaemonReload=no",
     "masked.service": "UnitFileState=masked\nActiveState=inactive\nLoadState=masked\nNeedDaemonReload=no",
@@ -75,6 +76,10 @@ def test_units_are_enabled_and_started_as_said_before(systemd: list[str]) -> Non
     done = units.reconcile({}, wanted, check=False)
     assert [item.as_dict() for item in told] == [item.as_dict() for item in done]
     assert systemd == ["reload", "enable down.service", "start down.service", "start static.service"]
+
+
+def test_a_unit_that_waits_for_its_next_try_does_not_run(systemd: list[str]) -> None:
+    assert [item.actions for item in units.reconcile({}, ["failing.service"], check=True)] == [["start"]]
 
 
 def test_a_unit_that_is_still_to_be_written_is_known_in_check_mode(systemd: list[str]) -> None:

@@ -38,6 +38,10 @@ _BUILD_SECONDS = 4 * 3600
 _REMOVAL_SECONDS = 60
 _LINE_LIMIT = 16_000
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
+# The builder gives what comes from a standard error a colour, which ends at the beginning of the next line.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# How the builder ends when a command failed.
+_EXIT = re.compile(r"The command '.*' returned a non-zero code: [0-9]+")
 #: Kinds of a change in a container.
 MODIFIED, ADDED, DELETED = range(3)
 
@@ -461,7 +465,7 @@ def _scratch(name: str) -> Iterator[str]:
 
 
 class _BuildReader:
-    """Follows the output of a build: the step, the last line that says something, the newest layer made."""
+    """Follows the output of a build: the step, its last line that says something, the newest layer made."""
 
     def __init__(self, progress: Callable[[str], None]) -> None:
         self._progress = progress
@@ -471,18 +475,22 @@ class _BuildReader:
         self._cached = False
 
     def line(self, text: str) -> None:
+        text = _COLOUR.sub("", text)
         shown = one_line(text)
         if not shown:
             return
         words = shown.split()
         if words[0] == "Step" and len(words) > 1 and words[1].split("/")[0].isdigit():
             self.step = int(words[1].split("/")[0])
-            self._cached = False
+            self.last, self._cached = "", False
         elif shown == "---> Using cache":
             self._cached = True
         elif words[0] == "--->" and len(words) == 2 and _SHORT_ID.fullmatch(words[1]):
             if self.step > 1 and not self._cached:
                 self.newest = words[1]
+        elif _EXIT.fullmatch(text.strip()):
+            # It comes after what the command said of its failure, which tells more.
+            self.last = self.last or shown
         elif not shown.startswith(
             ("--->", "Removing intermediate", "Sending build", "DEPRECATED", "Install the buildx")
         ):

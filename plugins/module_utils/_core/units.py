@@ -64,7 +64,7 @@ def states(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """
     if not names:
         return {}
-    asked = "--property=UnitFileState,ActiveState,LoadState,NeedDaemonReload"
+    asked = "--property=UnitFileState,ActiveState,SubState,LoadState,NeedDaemonReload"
     told = hostfiles.run(["systemctl", "show", asked, *names]).stdout
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in told.strip().split("\n\n")]
     if len(blocks) != len(names):
@@ -83,7 +83,8 @@ def plan_running(name: str, state: Mapping[str, str], new: str) -> ItemResult:
     # A unit without [Install] cannot be enabled; another one wants it.
     if state.get("UnitFileState") == "disabled" if there else "[Install]" in new:
         item.actions.append("enable")
-    if state.get("ActiveState") not in _RUNS:
+    # One that failed and waits for its next try is "activating", too.
+    if state.get("ActiveState") not in _RUNS or state.get("SubState") == "auto-restart":
         item.actions.append("start")
     if item.actions:
         item.changed, item.reason = True, "it does not run, or would not after a boot"

@@ -60,6 +60,24 @@ def test_build_output():
     assert reader.newest == "333333333333"
 
 
+def test_what_a_command_said_of_its_failure_tells_more_than_its_code():
+    ended = f"The command '/bin/sh -c {'much ' * 500}' returned a non-zero code: 1\n"
+    reader = _BuildReader(lambda _line: None)
+    for line in ("Step 1/3 : FROM x", "Step 2/3 : RUN a", "a said this", "Step 3/3 : RUN b", ended):
+        reader.line(line)
+    # What an earlier step said has nothing to do with it.
+    assert reader.last.startswith("The command '/bin/sh -c much")
+    for line in (
+        "Step 3/3 : RUN b",
+        " ---> Running in 222222222222",
+        "\x1b[91mERROR: no such package",
+        "\x1b[0mRemoving intermediate container 222222222222",
+        ended,
+    ):
+        reader.line(line)
+    assert reader.last == "ERROR: no such package"
+
+
 def test_no_engine():
     with pytest.raises(EngineError, match=r"does not answer.*systemctl status docker"):
         Engine.connect("unix:///nonexistent/docker.sock")
