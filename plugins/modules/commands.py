@@ -15,7 +15,7 @@ description:
   - Writes the library of this collection to C(/usr/local/lib/lab-server), each version into a directory of
     its own, and switches the link C(current) last, so that a command that starts meanwhile sees one whole
     version. The version before it is kept, older ones are removed.
-  - Writes the commands C(project), C(container), C(workspace) and C(image-update) with their hyphenated
+  - Writes the commands C(project), C(container), C(image) and C(workspace) with their hyphenated
     names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
     C(/usr/local/sbin), and removes programs of this collection that it no longer has.
   - Writes the policy to C(/etc/lab-server/policy.json), which root alone can read. The texts of declared
@@ -102,13 +102,18 @@ def _carried() -> None:
         cli,
         cli_container,
         cli_image,
+        cli_inside,
         cli_project,
+        cli_status,
+        cli_why,
         cli_workspace,
+        consent,
         containers,
         context,
         daemon,
         engine,
         errors,
+        events,
         fingerprint,
         freeze,
         homes,
@@ -118,6 +123,7 @@ def _carried() -> None:
         imagestate,
         install,
         items,
+        jobs,
         journal,
         locks,
         mounts,
@@ -137,12 +143,15 @@ def _carried() -> None:
         slices,
         spec,
         state,
+        stats,
         storage,
         taken,
         terminal,
         tree,
         units,
         verbs,
+        verbs_container,
+        verbs_image,
         versions,
         workspaces,
     )

@@ -403,6 +403,35 @@ def test_the_image_of_a_container_stays(engine, policy, alice, thesis, inside):
     assert [one.current for one in images.history(engine, alice, "thesis")] == [True]
 
 
+def test_images_that_nothing_uses_are_removed_and_no_others(engine, policy, alice, bob, thesis, docker):
+    images.build(engine, policy, alice, "thesis")
+    made = containers.launch(engine, policy, alice, "thesis")
+    for word in ("two", "three"):
+        thesis.write("word", f"{word}\n")
+        images.build(engine, policy, alice, "thesis")
+    found = images.history(engine, alice, "thesis")
+    older = next(one for one in found if not one.current and not one.in_use)
+    used = next(one for one in found if one.in_use)
+    assert len(found) == 3 and list(images.listing(engine, alice)) == ["thesis"]
+    assert images.listing(engine, bob) == {}
+    with pytest.raises(NotFound):
+        images.remove(engine, policy, bob, "thesis")
+    with pytest.raises(Refused, match="A container was made"):
+        images.remove(engine, policy, alice, "thesis", [used.fingerprint])
+    promise = images.remove(engine, policy, alice, "thesis", check=True)
+    done = images.remove(engine, policy, alice, "thesis")
+    assert done == promise
+    assert [one["fingerprint"] for one in done.facts["removed"]] == [older.fingerprint]
+    assert not images.remove(engine, policy, alice, "thesis").changed
+    # With its container gone nothing holds the first one.
+    engine.remove(made.facts["id"])
+    done = images.remove(engine, policy, alice, "thesis", everything=True)
+    assert len(done.facts["removed"]) == 2
+    assert images.history(engine, alice, "thesis") == []
+    assert docker("images", "-q", "lab/2001/thesis") == ""
+    assert containers.launch(engine, policy, alice, "thesis").facts["status"] == "created"
+
+
 def test_an_image_on_which_another_stands_keeps_its_layers(engine, policy, alice, thesis, project_of):
     policy = replace(policy, images_keep=1)
     version(thesis, 0)

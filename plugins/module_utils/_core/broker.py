@@ -32,11 +32,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from . import RUN_DIRECTORY, journal, names
+from . import RUN_DIRECTORY, journal, names, verbs, verbs_container, verbs_image
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User, load
-from .protocol import ATTACH, EXIT_CODES, kind_of
-from .verbs import VERBS, Request, connected, nothing
+from .protocol import ATTACH, EXEC, EXIT_CODES, kind_of
+from .verbs import Request, Verb, connected, nothing
+
+#: All that the broker does, but for what hands the caller's descriptors to a container.
+VERBS: dict[str, Verb] = {**verbs.VERBS, **verbs_image.VERBS, **verbs_container.VERBS}
 
 DOCKER = "/usr/bin/docker"
 GROUP = "lab"
@@ -53,6 +56,7 @@ _UID = re.compile(r"[0-9]{1,10}")
 # command'. It cannot be turned off, so it is one that nobody types.
 _DETACH_KEYS = "ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^"
 _CALLS_AT_ONCE = 64
+_WORDS, _COMMAND_LENGTH = 1000, 65536
 _SLOW_READER = 30.0  # seconds that an answer waits for a reader before it is given up
 _PIPE_BYTES = 1 << 20
 # Whatever the caller's are: neither may the work be cut off in the middle, nor grow without bounds.
@@ -64,6 +68,19 @@ _LIMITS = {
     resource.RLIMIT_STACK: 8 << 20,
     resource.RLIMIT_NOFILE: 1024,
 }
+
+
+def _command(words: Sequence[str]) -> dict[str, Any]:
+    """Take the words of a command for the container; raise InvalidInput."""
+    if not words or len(words) > _WORDS or sum(map(len, words)) > _COMMAND_LENGTH:
+        raise InvalidInput(
+            "The command is missing, or too long.", "Put a long one into a script of the project."
+        )
+    return {"command": tuple(words)}
+
+
+#: What hands the caller's descriptors to a process in the container: a shell, or a command.
+HANDED: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {ATTACH: nothing, EXEC: _command}
 
 
 class Events:
@@ -114,15 +131,15 @@ class Events:
 
 def parse(verb: str, arguments: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
     """Return (verb, project or "", what else is asked); raise InvalidInput for what is not in the table."""
-    if verb != ATTACH and verb not in VERBS:
+    if verb not in HANDED and verb not in VERBS:
         raise InvalidInput(
             "The broker does not know this verb.", "Use the commands project, container or workspace."
         )
-    wanted = 1 if verb == ATTACH or VERBS[verb].takes_name else 0
+    wanted = 1 if verb in HANDED or VERBS[verb].takes_name else 0
     if len(arguments) < wanted:
         raise InvalidInput(f"{verb}: the name of a project is missing.", "Use the commands.")
     project = names.project_name(arguments[0]) if wanted else ""
-    further = nothing if verb == ATTACH else VERBS[verb].further
+    further = HANDED[verb] if verb in HANDED else VERBS[verb].further
     return verb, project, further(arguments[wanted:])
 
 
@@ -213,11 +230,22 @@ def _fault(error: Exception) -> tuple[str, str, str]:
     return "failed", "Something went wrong that should not.", "Tell your admins; the system log says more."
 
 
-def _attach(user: User, project: str, policy: Policy, descriptors: tuple[int, int, int], term: str) -> None:
-    """Become a shell in the running container, on the caller's terminal. Raises LabError when it cannot."""
+def _enter(
+    user: User,
+    project: str,
+    policy: Policy,
+    descriptors: tuple[int, int, int],
+    term: str,
+    command: Sequence[str] = (),
+) -> None:
+    """Become a shell, or a command, in the running container, with the caller's descriptors.
+
+    A shell needs a terminal. Raises LabError when it cannot.
+    """
     from .containers import listing, shell_arguments
 
-    if not all(os.isatty(descriptor) for descriptor in descriptors[:2]):
+    tty = all(os.isatty(descriptor) for descriptor in descriptors[:2])
+    if not command and not tty:
         raise Refused("attach needs a terminal.", "Log in with 'ssh -t'.")
     with connected() as engine:
         found = [info for info in listing(engine, policy, user) if info.project == project]
@@ -227,10 +255,12 @@ def _attach(user: User, project: str, policy: Policy, descriptors: tuple[int, in
         )
     if found[0].status != "running":
         raise NotFound(f"The container of '{project}' is not running.", f"Start it: project launch {project}")
-    arguments = shell_arguments(user, project, tty=True)
-    # Options of 'docker exec' go before the container; all of them are ours.
-    where = arguments.index("exec") + 1
-    arguments[where:where] = ["--detach-keys", _DETACH_KEYS, "--env", f"TERM={term}"]
+    arguments = shell_arguments(user, project, command=command, tty=tty)
+    if tty:
+        # Options of 'docker exec' go before the container; all of them are ours. What comes after it is the
+        # command, whatever it looks like (https://docs.docker.com/reference/cli/docker/container/exec/).
+        where = arguments.index("exec") + 1
+        arguments[where:where] = ["--detach-keys", _DETACH_KEYS, "--env", f"TERM={term}"]
     _become(arguments, {**_ENVIRONMENT, "TERM": term}, descriptors)
 
 
@@ -251,21 +281,22 @@ def serve(
 ) -> int:
     """Serve one call of the user ``uid`` and return its exit code (0, or one of EXIT_CODES).
 
-    ``descriptors`` are the caller's input, output and errors: events go to the output, while ``attach``
-    becomes the shell and does not return. Nothing is raised: every error is an event and a line of the
-    audit log.
+    ``descriptors`` are the caller's input, output and errors: events go to the output, while a verb of
+    ``HANDED`` becomes the process in the container and does not return. Nothing is raised: every error is an
+    event and a line of the audit log.
     """
     events = Events(descriptors[1])
     who: dict[str, Any] = {"uid": uid}
-    known, project = verb if verb in VERBS or verb == ATTACH else "?", ""
+    known, project = verb if verb in VERBS or verb in HANDED else "?", ""
     try:
         policy = load()
         user = identify(uid, policy)
         who["user"] = user.name
         verb, project, options = parse(verb, arguments)
-        if verb == ATTACH:
+        if verb in HANDED:
+            # Without the command, in which there may be what is nobody's business.
             journal.record(**who, verb=verb, project=project, outcome="asked")
-            _attach(user, project, policy, descriptors, term)
+            _enter(user, project, policy, descriptors, term, options.get("command", ()))
         with _counted(uid):
             if VERBS[verb].needs_mounts:
                 _require_mounts(policy)
@@ -278,7 +309,7 @@ def serve(
         kind, message, hint = _fault(error)
         detail = _reason(error) if isinstance(error, LabError) else _where(error)
         journal.record(syslog.LOG_WARNING, **who, verb=known, project=project, outcome=kind, detail=detail)
-        if known == ATTACH:
+        if known in HANDED:
             with suppress(OSError):
                 os.write(
                     descriptors[2],
@@ -381,6 +412,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         Events(1).error("refused", message, "Use the commands project, container or workspace.")
         return EXIT_CODES["refused"]
     verb, arguments = (words[0], words[1:]) if words else ("", [])
-    if verb == ATTACH:
+    if verb in HANDED:
         return serve(int(identity), verb, arguments, (0, 1, 2), term)
     return _relay(lambda output: serve(int(identity), verb, arguments, (0, output, 2)))

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import PUBLIC_POLICY_PATH, names
-from .errors import HostError, NotFound, Refused
+from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import BROKER, error_of
 from .terminal import Terminal, duration, fit
@@ -125,6 +126,23 @@ def ask(verb: str, *arguments: str, progress: Callable[[str], None] = _ignore) -
     )
 
 
+def hand_over(verb: str, *words: str) -> None:
+    """Become the broker, for a verb that takes this terminal; never returns. Raises HostError."""
+    sys.stdout.flush()
+    try:
+        os.execv(SUDO, [SUDO, "-n", BROKER, verb, *words])  # noqa: S606  # no shell wanted
+    except OSError as error:
+        raise HostError(f"{SUDO} cannot be run: {error.strerror}.", "Tell your admins.") from error
+
+
+def name_argument(value: str) -> str:
+    """Take the name of a project from the command line."""
+    try:
+        return names.project_name(value, "NAME")
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 class Progress:
     """Shows the progress of a build: the step on one line that updates itself, or step by step as lines."""
 
@@ -162,7 +180,18 @@ def state(container: Mapping[str, Any] | None, unknown: bool = False) -> str:
 
 
 def remark_on(container: Mapping[str, Any] | None) -> str:
-    return "newer image: retire, launch" if container and container.get("image_newer") else ""
+    newer = "newer image: retire, launch" if container and container.get("image_newer") else ""
+    return ", ".join(filter(None, [on_job((container or {}).get("job")), newer]))
+
+
+def on_job(job: Any) -> str:
+    """Return how a job stands, in a few words; "" where there is none."""
+    if not isinstance(job, dict):
+        return ""
+    if job.get("running"):
+        return "a job runs"
+    code = job.get("exit_code")
+    return "its job was cut off" if code is None else f"its job ended ({code})"
 
 
 def age(container: Mapping[str, Any]) -> str:
@@ -172,7 +201,10 @@ def age(container: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what ``--help`` says of it, its arguments, and what it does."""
+    """One command: what ``--help`` says of it, its arguments, and what it does.
+
+    ``trailing``: what follows a ``--`` is a command of the user's own, and nothing of it is looked at.
+    """
 
     words: tuple[str, ...]
     summary: str
@@ -181,4 +213,7 @@ class Command:
     run: Callable[[Call], int]
     named: bool = True
     dry_run: bool = False
+    asks: bool = False
+    json: bool = True
+    trailing: bool = False
     arguments: Callable[[argparse.ArgumentParser], None] | None = None

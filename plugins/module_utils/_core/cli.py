@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The lab users' programs, ``project``, ``container``, ``image-...``, ``workspace``: how they are called."""
+"""The lab users' programs, ``project``, ``container``, ``image``, ``workspace``: how they are called."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import cli_container, cli_image, cli_project, cli_workspace, names
+from . import cli_container, cli_image, cli_inside, cli_project, cli_status, cli_why, cli_workspace, names
 from .asuser import explain
-from .calls import Call, Command
+from .calls import Call, Command, name_argument
 from .errors import HostError, InvalidInput, LabError
 from .protocol import EXIT_CODES, kind_of
 from .terminal import Terminal
@@ -22,14 +22,17 @@ _HELP_ON_CODES = """exit codes:
   1  it failed; the message says why
   2  the command line is wrong
   3  the rules of this server do not allow it
-  4  there is no such project or container
+  4  there is no such project, container or image
   130  you stopped watching with Ctrl-C
 """
 _INTERRUPTED = 130  # what shells give for SIGINT, 128 + 2
 
 COMMANDS: tuple[Command, ...] = (
     *cli_project.COMMANDS,
+    *cli_status.COMMANDS,
     *cli_container.COMMANDS,
+    *cli_inside.COMMANDS,
+    *cli_why.COMMANDS,
     *cli_image.COMMANDS,
     *cli_workspace.COMMANDS,
 )
@@ -37,6 +40,7 @@ COMMANDS: tuple[Command, ...] = (
 _GROUPS = {
     "project": "Your projects: folders of ~/workspace, each with a container of its own.",
     "container": "Your containers: one for each project that was launched.",
+    "image": "The images of your projects: what their containers are made of.",
     "workspace": "Your workspace: what is kept, and how much room it has.",
 }
 
@@ -50,13 +54,6 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _name(value: str) -> str:
-    try:
-        return names.project_name(value, "NAME")
-    except InvalidInput as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def programs() -> list[str]:
     """Return the names of all programs: each group, and each command written with a hyphen."""
     return sorted({*_GROUPS, *("-".join(command.words) for command in COMMANDS)})
@@ -66,13 +63,20 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"example:\n  {command.example}\n\n{_HELP_ON_CODES}"
     if command.named:
-        parser.add_argument("name", metavar="NAME", type=_name, help="name of the project: a-z, 0-9 and '-'")
+        parser.add_argument(
+            "name", metavar="NAME", type=name_argument, help="name of the project: a-z, 0-9 and '-'"
+        )
     if command.arguments:
         command.arguments(parser)
     if command.dry_run:
         parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--json", action="store_true", help="answer with one JSON object")
-    parser.set_defaults(run=command.run, prog=parser.prog)
+    if command.asks:
+        parser.add_argument("--yes", action="store_true", help="do it without asking")
+    if command.json:
+        parser.add_argument("--json", action="store_true", help="answer with one JSON object")
+    parser.set_defaults(run=command.run, prog=parser.prog, **({} if command.json else {"json": False}))
+    if command.trailing:
+        parser.usage = f"{parser.prog} [-h] NAME -- COMMAND..."
 
 
 def _wrapped(text: str) -> str:
@@ -106,6 +110,17 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(program: str, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line, with what follows its ``--`` where that is a command."""
+    trailing = ["-".join(command.words) for command in COMMANDS if command.trailing]
+    cut = len(words)
+    if "--" in words and (program in trailing or "-".join([program, *words[:1]]) in trailing):
+        cut = list(words).index("--")
+    options = build_parser(program).parse_args(words[:cut])
+    options.trailing = list(words[cut + 1 :])
+    return options
+
+
 def _failed(call: Call, error: LabError) -> int:
     kind = kind_of(error)
     if call.json:
@@ -136,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Terminal(sys.stderr, os.environ, lossy=True),
     )
     try:
-        call.options = build_parser(program).parse_args(words[1:])
+        call.options = _parse(program, words[1:])
         run: Callable[[Call], int] = call.options.run
         return run(call)
     except LabError as error:

@@ -54,6 +54,19 @@ def _previewed(call: Call, done: str, lost: str) -> int:
     return 0
 
 
+def _container_start(call: Call) -> int:
+    call.user()
+    name = call.options.name
+    facts = ask("container-start", name)
+    if call.json:
+        call.answer(facts)
+    elif facts.get("changed"):
+        call.out.line(f"The container of {name} runs again. Enter it: container attach {name}")
+    else:
+        call.out.line(f"The container of {name} was running already.")
+    return 0
+
+
 def _container_stop(call: Call) -> int:
     call.user()
     if call.options.dry_run:
@@ -64,7 +77,7 @@ def _container_stop(call: Call) -> int:
         call.answer(facts)
     elif facts.get("changed"):
         call.out.line(
-            f"The container of {name} is stopped; its files stay. Start it again: project launch {name}"
+            f"The container of {name} is stopped; its files stay. Start it again: container start {name}"
         )
     else:
         call.out.line(f"The container of {name} was stopped already.")
@@ -162,6 +175,14 @@ COMMANDS: tuple[Command, ...] = (
         "container list",
         _container_list,
         named=False,
+    ),
+    Command(
+        ("container", "start"),
+        "start a stopped container again",
+        "Start the project's container again as it is, without building anything. Where there is none: "
+        "project launch NAME.",
+        "container start my-thesis",
+        _container_start,
     ),
     Command(
         ("container", "stop"),

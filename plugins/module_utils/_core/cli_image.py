@@ -1,16 +1,20 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The commands ``image-...``: build a project's image, install packages."""
+"""The commands ``image ...``: build a project's image, install packages, list images, go back, remove."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from . import image_install, names
-from .calls import Call, Command, Progress, ask, told
+from .calls import Call, Command, Progress, age, ask, told
+from .consent import agreed, check_possible
 from .errors import InvalidInput
-from .terminal import duration
+from .sizes import format_size
+from .terminal import duration, table
 
 
 def _image_update(call: Call) -> int:
@@ -36,10 +40,16 @@ def _image_update(call: Call) -> int:
         call.out.line(f"  locked: the versions of {lock.get('packages')} packages, as in {lock.get('image')}")
     for note in told(facts, "notes"):
         call.out.line(call.out.style(f"  note: {note}", "warn"))
-    if facts.get("in_use"):
-        call.out.line("Your container still runs the image before it. To change over:")
-        call.out.line(f"  container retire {name} && project launch {name}")
+    _say_change(call, facts)
     return 0
+
+
+def _say_change(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say how the container gets the image that is the current one."""
+    name = call.options.name
+    if facts.get("in_use"):
+        call.out.line("Your container was made of another image. To change over:")
+        call.out.line(f"  container retire {name} && project launch {name}")
 
 
 def _image_install(call: Call) -> int:
@@ -77,6 +87,184 @@ def _image_install(call: Call) -> int:
     return 0
 
 
+def _images_of(facts: Mapping[str, Any], key: str = "images") -> list[Mapping[str, Any]]:
+    listed = facts.get(key)
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _first_digits(image: Mapping[str, Any]) -> str:
+    return str(image.get("fingerprint", ""))[:12]
+
+
+def _remark(image: Mapping[str, Any]) -> str:
+    words = [("current", "current"), ("gone back to", "pinned"), ("in use", "in_use")]
+    return ", ".join(word for word, key in words if image.get(key))
+
+
+def _row(image: Mapping[str, Any]) -> list[str]:
+    return [_first_digits(image), age(image), format_size(int(image.get("size") or 0))]
+
+
+def _say_table(call: Call, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in table(headings, rows, call.out.width):
+        call.out.line(line)
+
+
+def _image_list(call: Call) -> int:
+    call.user()
+    data = ask("image-list")
+    if call.json:
+        call.answer(data)
+        return 0
+    rows = [[str(one.get("project")), *_row(one), _remark(one)] for one in _images_of(data)]
+    if not rows:
+        call.out.line("Your projects have no images yet. Build one: project launch NAME")
+        return 0
+    _say_table(call, ["PROJECT", "IMAGE", "AGE", "SIZE", "REMARK"], rows)
+    call.out.line("Layers that images share are in the size of each of them.")
+    return 0
+
+
+def _image_history(call: Call) -> int:
+    call.user()
+    name = call.options.name
+    data = ask("image-history", name)
+    if call.json:
+        call.answer(data)
+        return 0
+    rows = []
+    for one in _images_of(data):
+        packages = one.get("packages")
+        count = str(len(packages)) if isinstance(packages, list) else "?"
+        rows.append([*_row(one), count, _remark(one)])
+    _say_table(call, ["IMAGE", "AGE", "SIZE", "PACKAGES", "REMARK"], rows)
+    if len(rows) > 1:
+        call.out.line(f"Go back to an older one: image rollback {name} --to IMAGE")
+    return 0
+
+
+def _image_show(call: Call) -> int:
+    call.user()
+    to = call.options.to
+    facts = ask("image-show", call.options.name, *([f"to={to}"] if to else []))
+    if call.json:
+        call.answer(facts)
+        return 0
+    packages = told(facts, "packages")
+    known = isinstance(facts.get("packages"), list)
+    rows = {
+        "image": facts.get("image"),
+        "base": facts.get("base") or "not known",
+        "age": age(facts),
+        "size": f"{format_size(int(facts.get('size') or 0))}, with the layers that it shares with others",
+        "state": _remark(facts) or "an older one that is kept",
+        "packages": f"{len(packages)} of Python" if known else "not known: it has no pip that lists them",
+    }
+    for label, value in rows.items():
+        call.out.line(names.printable(f"{label + ':':<10}{value}"))
+    for package in packages:
+        call.out.line(f"  {package}")
+    return 0
+
+
+def _image_rollback(call: Call) -> int:
+    call.user()
+    name, to = call.options.name, call.options.to
+    verb = "image-rollback-check" if call.options.dry_run else "image-rollback"
+    facts = ask(verb, name, *([f"to={to}"] if to else []))
+    if call.json:
+        call.answer(facts)
+        return 0
+    image = names.printable(str(facts.get("image")))
+    if call.options.dry_run:
+        would = "would be" if facts.get("changed") else "is already"
+        call.out.line(f"{image} {would} the current image of {name}.")
+        return 0
+    done = "is the current image of" if facts.get("changed") else "was already the current image of"
+    call.out.line(f"{image} {done} {name}.")
+    if facts.get("pinned"):
+        call.out.line("It stays so until the project's files change; then a new one is built.")
+    _say_change(call, facts)
+    return 0
+
+
+def _image_remove(call: Call) -> int:
+    call.user()
+    name, to = call.options.name, call.options.to
+    if call.options.dry_run or not call.options.yes:
+        leaving = _previewed(call, to)
+        if call.options.dry_run or not leaving:
+            return 0
+        if not agreed(call, "Remove this?" if len(leaving) == 1 else f"Remove these {len(leaving)}?"):
+            call.out.line("Nothing was removed.")
+            return 1
+        # What was shown is what goes, whatever is built meanwhile.
+        to = [_first_digits(one) for one in leaving]
+    facts = ask("image-remove", name, *_remove_words(call, to))
+    if call.json:
+        call.answer(facts)
+        return 0
+    removed = _images_of(facts, "removed")
+    for one in removed:
+        call.out.line(f"{_first_digits(one)} is removed.")
+    if not removed:
+        call.out.line(f"No image of {name} was removed: each is the current one or in use.")
+    return 0
+
+
+def _remove_words(call: Call, to: Sequence[str]) -> list[str]:
+    return [*([f"to={','.join(to)}"] if to else []), *(["all=yes"] if call.options.all else [])]
+
+
+def _previewed(call: Call, to: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Say what would be removed, and return that."""
+    if not call.options.dry_run:
+        check_possible(call)
+    facts = ask("image-remove-check", call.options.name, *_remove_words(call, to))
+    leaving = _images_of(facts, "removed")
+    if call.json:
+        call.answer(facts)
+    else:
+        _say_leaving(call, facts, leaving)
+    return leaving
+
+
+def _say_leaving(call: Call, facts: Mapping[str, Any], leaving: Sequence[Mapping[str, Any]]) -> None:
+    name = call.options.name
+    if not leaving:
+        call.out.line(f"Nothing to remove: each image of {name} is the current one or in use.")
+        return
+    call.out.line(f"Of the images of {name} these would be removed for good:")
+    _say_table(call, ["IMAGE", "AGE", "SIZE", "REMARK"], [[*_row(one), _remark(one)] for one in leaving])
+    staying = [f"{_first_digits(one)} ({_remark(one) or 'kept'})" for one in _images_of(facts, "kept")]
+    if staying:
+        call.out.line(f"These stay: {', '.join(staying)}")
+
+
+def _image_argument(value: str) -> str:
+    if not value or len(value) > 64 or set(value) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError("use the first digits of an image, as 'image history' shows them")
+    return value
+
+
+def _to_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to", metavar="IMAGE", type=_image_argument, help="an older image, by its first digits"
+    )
+
+
+def _remove_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--to",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        type=_image_argument,
+        help="only this image, by its first digits; may be given several times",
+    )
+    parser.add_argument("--all", action="store_true", help="the current image, too")
+
+
 def _update_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--locked", action="store_true", help="keep the versions that the Python packages had"
@@ -93,24 +281,70 @@ def _install_arguments(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: tuple[Command, ...] = (
     Command(
-        ("image-update",),
+        ("image", "update"),
         "build a project's image anew from its files",
         "Build the project's image if its Dockerfile, another of its files or the base image changed. "
         "A running container is left as it is. With --locked, whatever is built, Python packages keep the "
         "versions that they have in the image of these files, or else in the current one.",
-        "image-update my-thesis --locked",
+        "image update my-thesis --locked",
         _image_update,
         arguments=_update_arguments,
     ),
     Command(
-        ("image-install",),
+        ("image", "install"),
         "install Python packages at once, and for every image to come",
         "Install Python packages in the project's running container, and record them with their versions in "
         "the project's requirements.txt, so that its next image has them too. Inside of the container the "
         "same command takes the packages alone.",
-        "image-install my-thesis pandas 'scikit-learn>=1.4'",
+        "image install my-thesis pandas 'scikit-learn>=1.4'",
         _image_install,
         dry_run=True,
         arguments=_install_arguments,
+    ),
+    Command(
+        ("image", "list"),
+        "list the images of your projects",
+        "List the images of all your projects: how old and how large they are, which are current, and which "
+        "a container was made of.",
+        "image list",
+        _image_list,
+        named=False,
+    ),
+    Command(
+        ("image", "show"),
+        "show what is in a project's image",
+        "Show the base, the size, the age and the Python packages of the project's current image, or of an "
+        "older one.",
+        "image show my-thesis",
+        _image_show,
+        arguments=_to_argument,
+    ),
+    Command(
+        ("image", "history"),
+        "list a project's images, the newest first",
+        "List the images of the project that are kept, the newest first. Any of them can be gone back to.",
+        "image history my-thesis",
+        _image_history,
+    ),
+    Command(
+        ("image", "rollback"),
+        "go back to an older image",
+        "Make an older image of the project the current one: the one before it, or the one that --to names. "
+        "It stays so until the project's files change. A running container is left as it is.",
+        "image rollback my-thesis --to 0123456789ab",
+        _image_rollback,
+        dry_run=True,
+        arguments=_to_argument,
+    ),
+    Command(
+        ("image", "remove"),
+        "remove older images that nothing uses",
+        "Remove the older images of the project, or those that --to names. What a container was made of "
+        "stays, and so does the current image, unless --all is given. Asks before it removes anything.",
+        "image remove my-thesis --dry-run",
+        _image_remove,
+        dry_run=True,
+        asks=True,
+        arguments=_remove_arguments,
     ),
 )

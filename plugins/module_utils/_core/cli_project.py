@@ -8,11 +8,14 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from . import calls, names, scaffold
-from .calls import Call, Command, Progress, ask, remark_on, state, told
-from .errors import HostError, InvalidInput, NotFound, Refused
-from .protocol import ATTACH, BROKER
+from . import names, scaffold
+from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
+from .errors import InvalidInput, NotFound, Refused
+from .protocol import ATTACH, cores, job_command, memory
+from .sizes import format_size
 from .terminal import duration, table
 
 
@@ -48,20 +51,51 @@ def _project_init(call: Call) -> int:
 def _project_launch(call: Call) -> int:
     call.user()
     name, started = call.options.name, time.monotonic()
-    facts = ask("project-launch", name, progress=Progress(call.err))
+    facts = ask("project-launch", name, *_launch_words(call), progress=Progress(call.err))
     call.err.clear()
-    attach = not call.json and not call.options.detach and sys.stdin.isatty() and sys.stdout.isatty()
     if call.json:
         call.answer(facts)
         return 0
+    _say_launched(call, facts, duration(time.monotonic() - started))
+    job = facts.get("job")
+    if isinstance(job, dict):
+        call.out.line(f"The job is begun; it goes on when you log out. Its output: {job.get('log')}")
+        call.out.line(f"  watch it: container logs {name} --follow")
+        call.out.line(f"  how it stands and ended: container list, container why {name}")
+        return 0
+    if call.options.detach or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        call.out.line(f"Enter it from a terminal: container attach {name}")
+        return 0
+    call.out.line("Type 'exit' to leave; the container goes on running.")
+    hand_over(ATTACH, name)
+    return 0
+
+
+def _launch_words(call: Call) -> list[str]:
+    """Return what the broker is asked beside the project's name. Raises InvalidInput."""
+    options = call.options
+    asked = {"cpus": options.cpus, "memory": options.memory, "command": options.command}
+    for key, check in (("cpus", cores), ("memory", memory), ("command", job_command)):
+        if asked[key] is not None:
+            check(asked[key])
+    words = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    return [*words, *(["rebuild=yes"] if options.rebuild else [])]
+
+
+def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
+    """Say what runs now, and what of it is kept."""
+    name = call.options.name
     verb = {"created": "is started in a new container", "started": "is started again"}.get(
         str(facts.get("status")), "is running already"
     )
-    took = duration(time.monotonic() - started)
     call.out.line(f"{call.out.style(name, 'good')} {verb} ({took}).")
     call.out.line(f"  kept:      {', '.join(told(facts, 'kept') or ['/workspace'])}")
     if told(facts, "read_only"):
         call.out.line(f"  read only: {', '.join(told(facts, 'read_only'))}")
+    limits = facts.get("limits")
+    if isinstance(limits, dict):
+        size = format_size(int(limits.get("memory") or 0))
+        call.out.line(f"  limits:    {limits.get('cpus')} cpus, {size} of memory")
     for port in facts.get("ports") or []:
         call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
     call.out.line("  lost when you retire the container: everything else in it")
@@ -72,15 +106,6 @@ def _project_launch(call: Call) -> int:
         )
     for note in told(facts, "notes"):
         call.out.line(call.out.style(f"  note: {note}", "warn"))
-    if not attach:
-        call.out.line(f"Enter it from a terminal: project launch {name}")
-        return 0
-    call.out.line("Type 'exit' to leave; the container goes on running.")
-    sys.stdout.flush()
-    try:
-        os.execv(calls.SUDO, [calls.SUDO, "-n", BROKER, ATTACH, name])  # noqa: S606  # no shell wanted
-    except OSError as error:
-        raise HostError(f"{calls.SUDO} cannot be run: {error.strerror}.", "Tell your admins.") from error
 
 
 def _project_list(call: Call) -> int:
@@ -118,6 +143,16 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detach", action="store_true", help="start it, but do not enter it")
+    parser.add_argument("--cpus", metavar="N", help="so many cores for a new container (your limit)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="so much memory for a new container, such as 8g (your limit)"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="build the image though nothing changed")
+    parser.add_argument(
+        "--command",
+        metavar="COMMAND",
+        help="run this in it as a job that goes on when you log out; its output goes to a file",
+    )
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -135,7 +170,8 @@ COMMANDS: tuple[Command, ...] = (
         "build, start and enter a project's container",
         "Build the project's image if its files changed, start its container and open a shell in "
         "/workspace/NAME. What is in /workspace is kept; everything else is lost when the container is "
-        "retired. Losing the connection or pressing Ctrl-C does not stop the work.",
+        "retired. Losing the connection or pressing Ctrl-C does not stop the work. A new container has the "
+        "cores and the memory that you ask for, up to your limits; one that is there keeps its own.",
         "project launch my-thesis",
         _project_launch,
         arguments=_launch_arguments,

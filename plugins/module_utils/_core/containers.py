@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
-from . import brought, homes, image_install, images, locks, names, retired, storage, workspaces
+from . import brought, events, homes, image_install, images, jobs, locks, names, retired, storage, workspaces
 from . import spec as specs
 from . import state as states
 from .engine import DOCKER, Engine, ignore
@@ -43,11 +43,13 @@ from .plan import (
     Actual,
     Plan,
     actual_of,
+    differences,
     plan,
     refuse_foreign,
 )
 from .policy import CONTAINER_HOME, REPLACE, WAIT, Policy, Project, User
-from .spec import ContainerSpec, ImageFacts, Wishes
+from .sizes import format_size
+from .spec import NO_WISHES, ContainerSpec, ImageFacts, OwnWishes, Wishes
 
 #: Actions beside those of the plan: tidy up a replacement, and note whether the boot unit starts it.
 HEAL, REMEMBER = "heal", "remember"
@@ -242,6 +244,8 @@ def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[Item
         if not check:
             with _failing(result), _locked(name):
                 engine.stop(actual.id)
+                project, uid = names.parse_container_name(name)
+                events.record(uid, project, events.STOPPED, events.IT, why)
     return results
 
 
@@ -283,7 +287,8 @@ def _plan_all(snapshot: Snapshot, policy: Policy, items: Sequence[_Item]) -> Non
     for item in items:
         with _failing(item.result):
             item.user = users.get(item.wanted.user) or policy.user(item.wanted.user)
-            item.spec = specs.decide(policy, item.user, item.wanted.project, item.wanted.wishes)
+            there = snapshot.containers.get(names.container_name(item.wanted.project, item.user.uid))
+            item.spec = _decided(policy, item.user, item.wanted, there)
             item.result.name = name = item.spec.name
             if name in seen:
                 raise InvalidInput(f"{name} is in the list twice.", "Remove one of them.")
@@ -293,6 +298,12 @@ def _plan_all(snapshot: Snapshot, policy: Policy, items: Sequence[_Item]) -> Non
             _fill(item.result, item.planned)
     _check_ports(snapshot, items)
     _check_rooms(snapshot, items)
+
+
+def _decided(policy: Policy, user: User, wanted: Wanted, actual: Actual | None) -> ContainerSpec:
+    """Return how a container is to be: as wanted, and, where that says nothing, as its user once asked."""
+    own = specs.OwnWishes.of(actual.spec if actual is not None else None)
+    return specs.decide(policy, user, wanted.project, wanted.wishes, own)
 
 
 def _check_ports(snapshot: Snapshot, items: Sequence[_Item]) -> None:
@@ -407,14 +418,19 @@ def _bring(engine: Engine, policy: Policy, user: User, project: str) -> dict[str
 def _change(engine: Engine, policy: Policy, item: _Item) -> None:
     """Plan one item again under its lock, and carry that out. Called in a thread."""
     if item.spec is not None and item.user is not None:
-        with _locked(item.spec.name):
+        starting = START in item.planned.actions
+        told = _telling(item.spec.name, events.IT) if starting else contextlib.nullcontext()
+        with _locked(item.spec.name), told:
+            # Its user may have made another one meanwhile, and asked for something else.
+            there = next(map(actual_of, engine.containers(item.spec.name)), None)
             _apply(
                 engine,
                 policy,
                 item.user,
-                item.spec,
+                _decided(policy, item.user, item.wanted, there),
                 item.wanted.state,
                 item.result,
+                events.IT,
                 waits=item.wanted.waits,
             )
 
@@ -454,10 +470,11 @@ def _apply(
     spec: ContainerSpec,
     state: str,
     result: ItemResult,
+    by: str,
     *,
     waits: bool = False,
 ) -> None:
-    """Look again, plan, and carry the plan out. The caller holds the container's lock."""
+    """Look again, plan, and carry the plan out, for whom ``by`` says. The caller holds the lock."""
     healed = _heal(engine, spec.name)
     # Retired ones have other names, which a look at this one alone does not show.
     snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
@@ -479,10 +496,40 @@ def _apply(
         states.mark_stopped(spec.name)
     else:
         states.clear_stopped(spec.name)
+    _note(spec, actual, planned, by, str(result.facts.get("not_kept") or ""))
     # Somebody else may have done it in the meantime; then this call changed nothing.
     _fill(result, planned)
     if healed:
         result.changed, result.actions = True, [HEAL, *planned.actions]
+
+
+def _note(spec: ContainerSpec, actual: Actual | None, planned: Plan, by: str, not_kept: str) -> None:
+    """Write down what was done to a container, for its user to ask (``container why``)."""
+    deeds = {
+        RESTORE: events.RESTORED,
+        RETIRE: events.RETIRED,
+        REMOVE: events.REMOVED,
+        STOP: events.STOPPED,
+        START: events.STARTED,
+    }
+    what, why = next((deeds[action] for action in planned.actions if action in deeds), ""), not_kept
+    if CREATE in planned.actions:
+        what = events.MADE
+        if actual is not None and not actual.unfinished:
+            what, why = events.REPLACED, planned.reason
+    if what:
+        events.record(spec.uid, spec.project, what, by, why)
+
+
+@contextlib.contextmanager
+def _telling(name: str, by: str) -> Iterator[None]:
+    """Write down why a container could not be started, where its user does not see the error."""
+    try:
+        yield
+    except LabError as error:
+        project, uid = names.parse_container_name(name)
+        events.record(uid, project, events.NOT_STARTED, by, str(error))
+        raise
 
 
 def _create(
@@ -759,14 +806,24 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
 
 
 def launch(
-    engine: Engine, policy: Policy, user: User, project: str, *, progress: Callable[[str], None] = ignore
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    *,
+    own: OwnWishes = NO_WISHES,
+    rebuild: bool = False,
+    progress: Callable[[str], None] = ignore,
 ) -> ItemResult:
     """Bring a user's project up: build its image if needed, make its container, or start the one there is.
 
-    Never discards a container. ``facts`` of the result: container, id, image, status ("created", "started" or
-    "running"), notes (sentences for people), kept, read_only (paths in the container). Raises LabError.
+    Never discards a container: ``own`` holds for one that is made now. ``rebuild`` builds the image in any
+    case. ``facts`` of the result: container, id, image, status ("created", "started" or "running"), notes
+    (sentences for people), kept, read_only (paths in the container), limits (cpus, memory). Raises LabError.
     """
-    spec = specs.decide(policy, user, project, _declared(policy, user, project))
+    declared = _declared(policy, user, project)
+    specs.check_own(user, project, declared, own)
+    spec = specs.decide(policy, user, project, declared, own)
     check_storage(policy)
     _check_sources(replace(spec, home_source=""))
     notes: list[str] = []
@@ -781,20 +838,23 @@ def launch(
         if actual is None or actual.unfinished:
             if actual is None:
                 _check_room(user, observe(engine).held(user.uid))
-            notes += _image_for(engine, policy, user, project, progress)
+            notes += _image_for(engine, policy, user, project, progress, rebuild=rebuild)
             homes.prepare(policy, user, spec)
             extra = _bring(engine, policy, user, project)
             notes += extra.pop("notes", [])
             engine.ensure_network()
-            _apply(engine, policy, user, spec, STARTED, result)
+            _apply(engine, policy, user, spec, STARTED, result, events.USER)
             status = "created"
-        elif actual.live:
-            status = "running"
         else:
-            _check_given(actual, spec)
-            homes.prepare(policy, user, actual.spec or spec)
-            engine.start(actual.id)
-            status, result.changed, result.actions = "started", True, [START]
+            # What it was made with is what its user asked for then.
+            spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))
+            if rebuild:
+                notes += _image_for(engine, policy, user, project, progress, rebuild=True)
+            status = "running" if actual.live else "started"
+            if not actual.live:
+                _start_again(engine, policy, user, spec, actual)
+                events.record(user.uid, project, events.STARTED, events.USER)
+                result.changed, result.actions = True, [START]
         states.clear_stopped(spec.name)
         snapshot = observe(engine, spec.name)
     now = snapshot.containers.get(spec.name)
@@ -812,6 +872,7 @@ def launch(
         notes.append(
             f"The image is newer than this container. To use it: container retire {project}, then launch."
         )
+    notes += _unlike(project, now, own)
     if now.digest != spec.digest():
         notes.append(
             f"The policy changed since it was made. To follow it: container retire {project}, then launch."
@@ -822,15 +883,82 @@ def launch(
         "image": info.image,
         "status": status,
         "notes": notes,
-        "kept": _kept_paths(now.spec or spec),
+        "kept": kept_paths(now.spec or spec),
         "read_only": [spec.data_root],
         "ports": _ports(now.spec or spec),
+        "limits": {"cpus": (now.spec or spec).cpus, "memory": (now.spec or spec).memory},
         **extra,
     }
     return result
 
 
-def _kept_paths(spec: ContainerSpec) -> list[str]:
+def _unlike(project: str, actual: Actual, own: OwnWishes) -> list[str]:
+    """Return a note where a container that was there has other limits than are asked for now."""
+    spec, asked, options = actual.spec, [], ""
+    if spec is not None and own.cpus is not None and own.cpus != spec.cpus:
+        asked.append(f"{spec.cpus:g} cpus, not {own.cpus:g}")
+        options += f" --cpus {own.cpus:g}"
+    if spec is not None and own.memory is not None and own.memory != spec.memory:
+        asked.append(f"{format_size(spec.memory)} of memory, not {format_size(own.memory)}")
+        options += f" --memory {format_size(own.memory)}"
+    if not asked:
+        return []
+    return [
+        f"This container was made with {' and '.join(asked)}. To change over: container retire {project}, "
+        f"then project launch {project}{options}."
+    ]
+
+
+def _start_again(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, actual: Actual) -> None:
+    """Start a container that is there. ``spec`` is what the policy makes of it now."""
+    _check_given(actual, spec)
+    homes.prepare(policy, user, actual.spec or spec)
+    _check_sources(actual.spec or spec)
+    engine.start(actual.id)
+
+
+def start(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
+    """Start a user's container that is there and does not run. Raises NotFound when there is none."""
+    spec = specs.decide(policy, user, project, _declared(policy, user, project))
+    check_storage(policy)
+    result = ItemResult(spec.name)
+    with _locked(spec.name):
+        _heal(engine, spec.name)
+        actual = _mine(engine, spec.name)
+        if actual is None or actual.unfinished:
+            raise NotFound(f"There is no container of {project}.", f"Make one: project launch {project}.")
+        if not actual.live:
+            engine.ensure_network()
+            _start_again(engine, policy, user, spec, actual)
+            events.record(user.uid, project, events.STARTED, events.USER)
+            result.changed, result.actions, result.reason = True, [START], "it did not run"
+        states.clear_stopped(spec.name)
+    return result
+
+
+def batch(engine: Engine, policy: Policy, user: User, project: str, command: str) -> dict[str, Any]:
+    """Start a job in a user's running container, which outlives the caller; return ``Job.shown``.
+
+    Raises NotFound when no container runs, Refused while another job does.
+    """
+    name = names.container_name(project, user.uid)
+    with _locked(name):
+        actual = _mine(engine, name)
+        if actual is None or not actual.live:
+            raise NotFound(f"No container of {project} runs.", f"Start it: project launch {project}.")
+        return jobs.start(engine, policy, user, project, actual.id, command).shown()
+
+
+def drift(policy: Policy, user: User, project: str, actual: Actual) -> dict[str, tuple[object, object]]:
+    """Return (is, would be) of what the policy makes differently today of a user's container, by name."""
+    own = OwnWishes.of(actual.spec)
+    spec = specs.decide(policy, user, project, _declared(policy, user, project), own)
+    if actual.digest == spec.digest():
+        return {}
+    return differences(actual.spec, spec) or {"version": ("an older one", "this one")}
+
+
+def kept_paths(spec: ContainerSpec) -> list[str]:
     """Return the paths in the container that outlive it."""
     return [specs.WORKSPACE, *spec.shares, *([spec.home] if spec.home_source else [])]
 
@@ -848,11 +976,17 @@ def _declared(policy: Policy, user: User, project: str) -> Wishes:
 
 
 def _image_for(
-    engine: Engine, policy: Policy, user: User, project: str, progress: Callable[[str], None]
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    progress: Callable[[str], None],
+    *,
+    rebuild: bool = False,
 ) -> list[str]:
     """Build the project's image if needed; return notes. An older image serves where a build fails."""
     try:
-        done = images.build(engine, policy, user, project, progress=progress)
+        done = images.build(engine, policy, user, project, progress=progress, rebuild=rebuild)
     except LabError as error:
         if (user.uid, project) not in images.project_images(engine):
             raise
@@ -872,6 +1006,7 @@ def stop(engine: Engine, user: User, project: str) -> ItemResult:
         states.mark_stopped(name)
         if actual.live:
             engine.stop(actual.id)
+            events.record(user.uid, project, events.STOPPED, events.USER)
             result.changed, result.actions, result.reason = True, [STOP], "it ran"
     return result
 
@@ -892,6 +1027,7 @@ def retire(engine: Engine, policy: Policy, user: User, project: str) -> ItemResu
             result.changed, result.actions, result.reason = True, [REMOVE], "it was made but never started"
         elif actual is not None:
             result.facts = retired.retire(engine, policy, actual)
+            events.record(user.uid, project, events.RETIRED, events.USER, result.facts["not_kept"])
             result.changed, result.actions, result.reason = True, [RETIRE], f"it is to be {RETIRED}"
         states.clear_stopped(name)
     return result
@@ -914,7 +1050,7 @@ def undo(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult
         for kept in retired.kept(engine, container=spec.name)[:1]:
             homes.prepare(policy, user, kept.actual.spec or spec)
         engine.ensure_network()
-        _apply(engine, policy, user, spec, RESTORED, result)
+        _apply(engine, policy, user, spec, RESTORED, result, events.USER)
     return result
 
 
@@ -993,10 +1129,9 @@ def start_existing(engine: Engine, policy: Policy, info: ContainerInfo) -> ItemR
             result.reason = "it was stopped on purpose"
             return result
         spec = specs.decide(policy, user, info.project, _declared(policy, user, info.project))
-        homes.prepare(policy, user, actual.spec or spec)
-        _check_sources(actual.spec or spec)
-        _check_given(actual, spec)
-        engine.start(actual.id)
+        with _telling(info.name, events.BOOT):
+            _start_again(engine, policy, user, spec, actual)
+        events.record(user.uid, info.project, events.STARTED, events.BOOT)
         result.changed, result.actions, result.reason = True, [START], "it is to run"
     return result
 

@@ -235,6 +235,52 @@ class Engine:
             code = self._client.exec_inspect(made).get("ExitCode")
         return int(code) if code is not None else 1
 
+    def prepare(self, container: str, command: Sequence[str], *, user: str, folder: str) -> str:
+        """Make ready to run a command in a container that runs, without a terminal or input; return its id.
+
+        ``begin`` starts it. Raises NotFound.
+        """
+        with self._asked("run a command in the container"):
+            made = self._client.exec_create(
+                container, list(command), user=user, workdir=folder, stdin=False, tty=False
+            )
+        return str(made["Id"])
+
+    def begin(self, execution: str) -> None:
+        """Start a command that ``prepare`` made ready, and do not wait for its end."""
+        with self._asked("run a command in the container"):
+            self._client.exec_start(execution, detach=True)
+
+    def execution(self, execution: str) -> dict[str, Any] | None:
+        """Return {Running, ExitCode, Pid (on the host)} of a command; None where Docker has forgotten it.
+
+        It does so some minutes after the end, and when it is started anew.
+        """
+        try:
+            with self._asked("describe the command"):
+                return dict(self._client.exec_inspect(execution))
+        except NotFound:
+            return None
+
+    def stats(self, container: str) -> dict[str, Any]:
+        """Return what a running container uses at this instant, as Docker says it; raise NotFound."""
+        url = f"{self._client.base_url}/v{self._client.api_version}/containers/{container}/stats"
+        with self._asked("measure the container"):
+            answer = self._client.get(
+                url, params={"stream": "false", "one-shot": "true"}, timeout=self._client.timeout
+            )
+            if answer.status_code == 404:
+                raise NotFound("The container is gone.")
+            answer.raise_for_status()
+            return dict(answer.json())
+
+    def said(self, container: str, lines: int) -> list[str]:
+        """Return the last lines that a container's own process wrote, printable; at most 1,000."""
+        with self._asked("read the output of the container"):
+            text = self._client.logs(container, stdout=True, stderr=True, tail=min(lines, 1000))
+        shown = bytes(text).decode("utf-8", "replace").splitlines()
+        return [names.printable(line)[:_LINE_LIMIT] for line in shown]
+
     # Files in a container that was never started
 
     def file_status(self, container: str, path: str) -> dict[str, Any] | None:

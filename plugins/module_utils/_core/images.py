@@ -30,7 +30,7 @@ from . import (
     workspaces,
 )
 from .engine import BuildFailed, BuildRequest, Engine, ignore
-from .errors import EngineError, InvalidInput, LabError, NotFound
+from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .imagestate import Known, Pin
 from .items import ItemResult
 from .policy import Policy, User
@@ -42,6 +42,7 @@ from .versions import (
     Version,
     chosen,
     current_of,
+    described,
     surplus,
     versions,
 )
@@ -455,6 +456,17 @@ def _files_fingerprint(work: _Work) -> str:
     return ""
 
 
+def matches_files(engine: Engine, policy: Policy, user: User, project: str) -> bool | None:
+    """Say whether the current image of a project is the one for its files as they are now.
+
+    None where there is no image, or the files cannot be built from.
+    """
+    work = _Work(engine, policy, user, project, {}, check=True)
+    current = current_of(work.versions())
+    files = _files_fingerprint(work) if current is not None else ""
+    return _serves(current, work.pin(), files) if current is not None and files else None
+
+
 # Older images
 
 
@@ -463,6 +475,18 @@ def history(engine: Engine, user: User, project: str) -> list[Version]:
     names.project_name(project)
     listed = engine.images(names.image_repository(user.uid, project))
     return list(versions(listed, _used(engine)).get((user.uid, project), ()))
+
+
+def listing(engine: Engine, user: User) -> dict[str, tuple[Version, ...]]:
+    """Return the images of all projects of a user, by project, the newest first."""
+    listed = engine.images(f"lab/{user.uid}/*")
+    found = versions(listed, _used(engine))
+    return {project: own for (uid, project), own in sorted(found.items()) if uid == user.uid}
+
+
+def is_pinned(user: User, project: str, version: Version) -> bool:
+    """Say whether an image was gone back to, and stays the current one until the project's files change."""
+    return version.current and _holds(imagestate.pin(user.uid, project), version)
 
 
 def packages(user: User, project: str, version: Version) -> tuple[str, ...] | None:
@@ -559,6 +583,67 @@ def prune(
         if not check:
             _remove(work, older)
     return result
+
+
+def remove(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    to: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    check: bool = False,
+) -> ItemResult:
+    """Remove images of a user's project that nothing needs: the older ones, or those that ``to`` names.
+
+    ``to`` holds the beginnings of fingerprints. What a container was made of stays, be it stopped or retired,
+    and so does the current one unless there is ``everything``. ``facts``: removed and kept, each a list of
+    images (``versions.described``). Raises NotFound, InvalidInput, and Refused where ``to`` names one that
+    must stay.
+    """
+    names.project_name(project)
+    work = _Work(engine, policy, user, project, {}, check)
+    result = work.result()
+    with work.locked():
+        found = work.versions(with_use=True)
+        if not found:
+            raise NotFound(f"{project} has no image.", "The command image list shows those that there are.")
+        named = [chosen(found, project, one) for one in to]
+        for version in named:
+            _refuse_needed(version, everything=everything)
+        free = [one for one in named or found if not one.in_use and (everything or not one.current)]
+        if free and not check:
+            for version in free:
+                if version.current:
+                    # First: while it is there, it is taken for the image that a container is made of.
+                    work.engine.remove_image(f"{work.repository}:latest")
+                    work.set_pin(None)
+            _remove(work, free)
+            found_after = {version.id for version in work.versions()}
+            # Docker keeps one of which a container was made meanwhile.
+            free = [version for version in free if version.id not in found_after]
+        result.facts = {
+            "removed": [described(version) for version in found if version in free],
+            "kept": [described(version) for version in found if version not in free],
+        }
+        if free:
+            result.changed, result.actions, result.reason = True, [REMOVE], "nothing needs them"
+    return result
+
+
+def _refuse_needed(version: Version, *, everything: bool) -> None:
+    """Raise Refused for an image that must stay."""
+    if version.in_use:
+        raise Refused(
+            f"A container was made of the image {version.fingerprint[:12]}, so it stays.",
+            "Retire the container first. One that was retired counts while it can be brought back.",
+        )
+    if version.current and not everything:
+        raise Refused(
+            f"{version.fingerprint[:12]} is the current image: the next container is made of it.",
+            "Go back to another one first (image rollback), or remove all of them with --all.",
+        )
 
 
 def _removable(work: _Work, digest: str) -> tuple[Version, ...]:

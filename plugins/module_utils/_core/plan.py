@@ -10,12 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import names
 from .errors import InvalidInput, NotFound, Refused
-from .spec import LABEL_DIGEST, LABEL_OWNER, LABEL_PROJECT, LABEL_SPEC, ContainerSpec, parse
+from .spec import (
+    LABEL_DIGEST,
+    LABEL_OWNER,
+    LABEL_PROJECT,
+    LABEL_SPEC,
+    LABEL_WISHES,
+    ContainerSpec,
+    parse,
+    parse_wishes,
+)
 
 STARTED, STOPPED, RETIRED, ABSENT, RESTORED = STATES = (
     "started",
@@ -84,7 +93,7 @@ def actual_of(listed: Mapping[str, Any], base_name: str = "") -> Actual:
     if ours:
         # The spec of another version of ours does not parse; its digest differs, and that is all we need.
         with contextlib.suppress(InvalidInput):
-            spec = parse(text)
+            spec = replace(parse(text), **parse_wishes(str(labels.get(LABEL_WISHES, ""))))
     return Actual(
         id=str(listed["Id"]),
         name=name,
@@ -184,7 +193,7 @@ def _plan_started(spec: ContainerSpec, image: str | None, actual: Actual | None)
     before: dict[str, Any] = {"state": _word(actual)}
     reasons = []
     if actual.digest != spec.digest():
-        changed = _differences(actual.spec, spec)
+        changed = differences(actual.spec, spec)
         before.update({key: old for key, (old, _new) in changed.items()})
         after.update({key: new for key, (_old, new) in changed.items()})
         reasons.append(f"the policy changed ({', '.join(changed) or 'version'})")
@@ -198,7 +207,8 @@ def _plan_started(spec: ContainerSpec, image: str | None, actual: Actual | None)
     return Plan((START,), "it does not run", before, after)
 
 
-def _differences(old: ContainerSpec | None, new: ContainerSpec) -> dict[str, tuple[object, object]]:
+def differences(old: ContainerSpec | None, new: ContainerSpec) -> dict[str, tuple[object, object]]:
+    """Return (before, after) of what differs between two specs, by the names that ``shown`` gives."""
     if old is None:
         return {}
     before, after = old.shown(), new.shown()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import locks, names, state
+from . import events, locks, names, state
 from .engine import ADDED, DELETED, Engine
 from .errors import EngineError, InvalidInput, NotFound, Refused
 from .plan import Actual, actual_of
@@ -248,6 +248,7 @@ def trim(engine: Engine, policy: Policy, uid: int) -> list[Kept]:
         total += sizes[one.actual.id]
         if number >= AT_MOST or total > policy.retire_size or not policy.retire_keep_days:
             engine.remove(one.actual.id)
+            events.record(uid, one.project, events.GONE, events.CLEANUP, "no more room is kept for you")
             gone.append(one)
     return gone
 
@@ -289,6 +290,7 @@ def clean_up(engine: Engine, policy: Policy, now: float, *, check: bool = False)
                     gone.append(one)
                     if not check:
                         engine.remove(one.actual.id)
+                        events.record(uid, one.project, events.GONE, events.CLEANUP, "its time was over")
             if not check:
                 gone += trim(engine, policy, uid)
     if not check:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from . import VERSION, names
@@ -27,6 +27,8 @@ LABEL_PROJECT = "lab.server.project"
 LABEL_DIGEST = "lab.server.digest"
 LABEL_SPEC = "lab.server.spec"
 LABEL_VERSION = "lab.server.version"
+#: What the user asked for when the container was made: apart from the spec, which is what it got.
+LABEL_WISHES = "lab.server.wishes"
 
 WORKSPACE = "/workspace"
 NETWORK = "lab"
@@ -64,6 +66,9 @@ class ContainerSpec:
     home_source: str = ""
     #: (port in the container, port on the host's loopback address)
     ports: tuple[tuple[int, int], ...] = ()
+    #: What its user asked for. Not a part of what it is: it counts in no comparison, and has its own label.
+    wished_cpus: float | None = field(default=None, compare=False)
+    wished_memory: int | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -77,7 +82,7 @@ class ContainerSpec:
 
     def canonical(self) -> str:
         """Return the one JSON text of this spec: sorted keys, no white space, ASCII."""
-        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        data: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
         # What is as it always was is left out: a container made before there was a choice does not differ.
         data = {key: value for key, value in data.items() if key not in _ADDED or value != _ADDED[key]}
         data["format"] = _FORMAT
@@ -124,6 +129,17 @@ def parse(text: str) -> ContainerSpec:
     return spec
 
 
+def parse_wishes(text: str) -> dict[str, Any]:
+    """Return the fields of a spec that a label of wishes holds; nothing for one that is none of ours."""
+    try:
+        data = json.loads(text)
+        cpus, memory = data.get("cpus"), data.get("memory")
+    except (ValueError, AttributeError):
+        return {}
+    sound = isinstance(cpus, (float, type(None))) and isinstance(memory, (int, type(None)))
+    return {"wished_cpus": cpus, "wished_memory": memory} if sound and not isinstance(memory, bool) else {}
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What somebody asks for one container; None follows the user's limits."""
@@ -137,9 +153,54 @@ class Wishes:
     ports: tuple[tuple[int, int], ...] = ()
 
 
-def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) -> ContainerSpec:
-    """Return the spec that the policy gives to a user's project; raise Refused when it asks too much."""
+@dataclass(frozen=True)
+class OwnWishes:
+    """What the container's user asks for, where IT declared nothing; None follows the limits."""
+
+    cpus: float | None = None
+    memory: int | None = None
+
+    @classmethod
+    def of(cls, spec: ContainerSpec | None) -> OwnWishes:
+        """Return what was asked for when a container was made."""
+        return cls(spec.wished_cpus, spec.wished_memory) if spec else cls()
+
+
+#: Nothing is asked for.
+NO_WISHES = OwnWishes()
+
+
+def check_own(user: User, project: str, declared: Wishes, own: OwnWishes) -> None:
+    """Raise Refused where a user asks for more than the limits, or for other than what IT declared."""
+    _check_own("cpus", own.cpus, declared.cpus, user.limits.cpus, user, project, str)
+    _check_own("memory", own.memory, declared.memory, user.limits.memory, user, project, format_size)
+
+
+def _check_own(
+    what: str, asked: Any, given: Any, limit: Any, user: User, project: str, shown: Callable[[Any], str]
+) -> None:
+    _within(what, asked, limit, user, shown)
+    if asked is not None and given is not None and asked != given:
+        raise Refused(
+            f"{what}: IT declared {shown(given)} for {project}.", f"Launch it without --{what}, or ask IT."
+        )
+
+
+def decide(
+    policy: Policy, user: User, project: str, wishes: Wishes = Wishes(), own: OwnWishes = NO_WISHES
+) -> ContainerSpec:
+    """Return the spec that the policy gives to a user's project; raise Refused when ``wishes`` ask too much.
+
+    ``own`` counts where ``wishes`` say nothing, and only up to the limits: a container for which more was
+    asked once is not refused when they are lowered.
+    """
     limits = user.limits
+    own_cpus = own.cpus if wishes.cpus is None else None
+    own_memory = own.memory if wishes.memory is None else None
+    if own_cpus is not None:
+        wishes = replace(wishes, cpus=min(own_cpus, limits.cpus))
+    if own_memory is not None:
+        wishes = replace(wishes, memory=min(own_memory, limits.memory))
     memory = _within("memory", wishes.memory, limits.memory, user, format_size)
     if memory < _DOCKER_MEMORY_MINIMUM:
         raise InvalidInput(
@@ -170,6 +231,8 @@ def decide(policy: Policy, user: User, project: str, wishes: Wishes = Wishes()) 
         home_mode=wishes.home,
         home_source=policy.home_source(user, names.project_name(project), wishes.home),
         ports=tuple(sorted(wishes.ports)),
+        wished_cpus=own_cpus,
+        wished_memory=own_memory,
     )
 
 
@@ -273,6 +336,8 @@ def labels(spec: ContainerSpec) -> dict[str, str]:
         LABEL_DIGEST: spec.digest(),
         LABEL_SPEC: spec.canonical(),
         LABEL_VERSION: VERSION,
+        # Always there: an image could have one of its own.
+        LABEL_WISHES: json.dumps({"cpus": spec.wished_cpus, "memory": spec.wished_memory}, sort_keys=True),
     }
 
 

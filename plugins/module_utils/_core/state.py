@@ -95,9 +95,41 @@ def was_brought(uid: int, folder: str) -> bool:
     return os.path.lexists(_brought(uid, folder))
 
 
+def thin_out(folder: str, keep: int) -> None:
+    """Keep the newest ``keep`` files of a folder of records; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        with os.scandir(posixpath.join(STATE_DIRECTORY, folder)) as entries:
+            found = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
+        for _when, path in found[:-keep]:
+            os.unlink(path)
+
+
 def write_record(name: str, text: str) -> None:
     """Keep a record of root's own; it is whole at every instant. Raises HostError."""
     _write(posixpath.join(STATE_DIRECTORY, name), text)
+
+
+def append_record(name: str, line: str, limit: int) -> None:
+    """Add a line to a record of at most ``limit`` bytes, of which the older half goes when it is full.
+
+    The caller holds a lock. A line that was cut off by a full disk spoils no other. Raises HostError.
+    """
+    path = posixpath.join(STATE_DIRECTORY, name)
+    # The line's end comes first, so that it also ends one that was cut off.
+    data = b"\n" + line.encode("utf-8")
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.makedirs(posixpath.dirname(path), mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size + len(data) <= limit:
+                file.write(data)
+                return
+            kept = os.pread(file.fileno(), limit // 2, max(0, size - limit // 2))
+    except OSError as error:
+        raise HostError(f"{path} could not be written: {error.strerror}.") from error
+    # Whole at every instant. What was read begins within a line.
+    safefs.write_atomically(path, kept[max(0, kept.find(b"\n")) :] + data)
 
 
 def read_record(name: str) -> str | None:

@@ -89,6 +89,11 @@ class Terminal:
             if not self._lossy:
                 raise
 
+    def write(self, text: str) -> None:
+        """Print text without a line's end."""
+        self.clear()
+        self._write(text)
+
     def line(self, text: str = "") -> None:
         """Print one line."""
         self.clear()

@@ -76,6 +76,18 @@ class _Walk:
             self.sizes[name][1] += not directory
 
 
+def total(root: str, *, seconds: float = 3.0) -> tuple[Directory, bool]:
+    """Return how much there is below ``root``, and whether all of it was seen; bounds as of ``survey``."""
+    deadline = time.monotonic() + seconds
+    walk = _Walk(root, 0)
+    walk.sizes["."] = [0, 0]
+    walk.waiting = [(root, (".",))]
+    while walk.waiting and time.monotonic() <= deadline:
+        walk.step()
+    size, files = walk.sizes["."]
+    return Directory(".", size, files), not walk.waiting
+
+
 def survey(root: str, *, count: int = 5, depth: int = 2, seconds: float = 3.0) -> Survey:
     """Return the ``count`` largest directories down to ``depth`` levels below ``root``.
 

@@ -17,6 +17,7 @@ from . import image_install, names
 from .errors import EngineError, InvalidInput
 from .items import ItemResult
 from .policy import Policy, User
+from .protocol import cores, job_command, memory
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def settings(**kinds: Callable[[str], Any]) -> Callable[[Sequence[str]], dict[st
     return take
 
 
+def yes(word: str) -> bool:
+    """Take the word ``yes``; raise InvalidInput for any other."""
+    if word != "yes":
+        raise InvalidInput("Only 'yes' is expected here.", "Use the commands.")
+    return True
+
+
 @dataclass(frozen=True)
 class Verb:
     """A thing that the broker does.
@@ -89,13 +97,15 @@ def connected() -> Iterator[Any]:
         yield engine
 
 
-def _answer(item: ItemResult) -> dict[str, Any]:
+def answer(item: ItemResult) -> dict[str, Any]:
+    """Return what is told of a deed; raise EngineError for one that failed."""
     if item.failed:
         raise EngineError(item.message)
     return {"changed": item.changed, "actions": list(item.actions), "reason": item.reason, **item.facts}
 
 
-def _container(info: Any) -> dict[str, Any]:
+def container(info: Any) -> dict[str, Any]:
+    """Return a container as it is told to its user."""
     return {
         "project": info.project,
         "container": info.name,
@@ -106,13 +116,33 @@ def _container(info: Any) -> dict[str, Any]:
     }
 
 
-def _project_launch(request: Request) -> dict[str, Any]:
-    from .containers import launch
+def with_job(engine: Any, request: Request, info: Any) -> dict[str, Any]:
+    """Return a container as it is told to its user, with the last job that ran in it."""
+    from .jobs import look
 
+    job = look(engine, request.policy, request.user, info.project)
+    return {**container(info), "job": job.shown() if job and job.container == info.id else None}
+
+
+def _project_launch(request: Request) -> dict[str, Any]:
+    from .containers import batch, launch
+    from .spec import OwnWishes
+
+    policy, user, project = request.policy, request.user, request.project
+    options = request.options
     with connected() as engine:
-        return _answer(
-            launch(engine, request.policy, request.user, request.project, progress=request.progress)
+        done = launch(
+            engine,
+            policy,
+            user,
+            project,
+            own=OwnWishes(options.get("cpus"), options.get("memory")),
+            rebuild=options.get("rebuild", False),
+            progress=request.progress,
         )
+        facts = answer(done)
+        command = options.get("command", "")
+        return {**facts, "job": batch(engine, policy, user, project, command)} if command else facts
 
 
 def _project_list(request: Request) -> dict[str, Any]:
@@ -126,7 +156,8 @@ def _project_list(request: Request) -> dict[str, Any]:
     try:
         with connected() as engine:
             containers = {
-                info.project: _container(info) for info in listing(engine, request.policy, request.user)
+                info.project: with_job(engine, request, info)
+                for info in listing(engine, request.policy, request.user)
             }
     except EngineError as error:
         note = str(error)
@@ -143,21 +174,22 @@ def _container_list(request: Request) -> dict[str, Any]:
     from .containers import listing
 
     with connected() as engine:
-        return {"containers": [_container(info) for info in listing(engine, request.policy, request.user)]}
+        own = listing(engine, request.policy, request.user)
+        return {"containers": [with_job(engine, request, info) for info in own]}
 
 
 def _container_stop(request: Request) -> dict[str, Any]:
     from .containers import stop
 
     with connected() as engine:
-        return _answer(stop(engine, request.user, request.project))
+        return answer(stop(engine, request.user, request.project))
 
 
 def _container_retire(request: Request) -> dict[str, Any]:
     from .containers import retire
 
     with connected() as engine:
-        return _answer(retire(engine, request.policy, request.user, request.project))
+        return answer(retire(engine, request.policy, request.user, request.project))
 
 
 def _container_lost(request: Request) -> dict[str, Any]:
@@ -171,7 +203,7 @@ def _container_undo(request: Request) -> dict[str, Any]:
     from .containers import undo
 
     with connected() as engine:
-        return _answer(undo(engine, request.policy, request.user, request.project))
+        return answer(undo(engine, request.policy, request.user, request.project))
 
 
 def _image_update(request: Request, *, locked: bool = False, rebuild: bool = False) -> dict[str, Any]:
@@ -187,7 +219,15 @@ def _image_update(request: Request, *, locked: bool = False, rebuild: bool = Fal
             locked=locked,
             rebuild=rebuild,
         )
-        return _answer(done)
+        return {**answer(done), "in_use": runs_another(engine, request)}
+
+
+def runs_another(engine: Any, request: Request) -> bool:
+    """Say whether the project's container was made of another image than the current one."""
+    from .containers import listing
+
+    own = listing(engine, request.policy, request.user)
+    return any(info.project == request.project and info.image_newer for info in own)
 
 
 def _image_install(request: Request) -> dict[str, Any]:
@@ -202,7 +242,7 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
     from .containers import install
 
     with connected() as engine:
-        return _answer(
+        return answer(
             install(
                 engine,
                 request.user,
@@ -214,9 +254,11 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
         )
 
 
-#: All that the broker does besides ``attach``, which hands the caller's terminal to a shell in the container.
+#: What it does with projects and containers, and what builds; ``broker.VERBS`` is all of it.
 VERBS: dict[str, Verb] = {
-    "project-launch": Verb(True, _project_launch, needs_mounts=True),
+    "project-launch": Verb(
+        True, _project_launch, True, settings(command=job_command, cpus=cores, memory=memory, rebuild=yes)
+    ),
     "project-list": Verb(False, _project_list),
     "container-list": Verb(False, _container_list),
     "container-stop": Verb(True, _container_stop),

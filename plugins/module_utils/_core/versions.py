@@ -48,6 +48,19 @@ class Version:
         return f"{self.repository}:{self.fingerprint[:12]}"
 
 
+def described(version: Version) -> dict[str, Any]:
+    """Return an image of a project as plain data, for people and programs."""
+    return {
+        "image": version.reference,
+        "fingerprint": version.fingerprint,
+        "created": version.created,
+        "size": version.size,
+        "base": version.base,
+        "current": version.current,
+        "in_use": version.in_use,
+    }
+
+
 def versions(
     listed: Iterable[Mapping[str, Any]], used: Collection[str] = ()
 ) -> dict[tuple[int, str], tuple[Version, ...]]:

@@ -4,9 +4,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import PUBLIC_POLICY_PATH, calls, cli
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
 
+Run = Callable[..., tuple[int, str, str]]
 LIMITS = {"containers": 2, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
 QUOTA = {"soft": "200m", "hard": "250m", "inodes_soft": 20000, "inodes_hard": 25000}
 
@@ -27,3 +35,46 @@ def lab() -> Policy:
         }
     )
     return checked
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lab: Policy, tmp_path: Path
+) -> Run:
+    """Return a function that runs a command as alice and returns (exit code, output, errors)."""
+    monkeypatch.setattr(os, "getuid", lambda: 2001)
+    monkeypatch.setattr(calls, "load", lambda path: lab if path == PUBLIC_POLICY_PATH else None)
+    monkeypatch.setattr(Policy, "workspace", lambda policy, user: str(tmp_path))
+
+    def command(*words: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(list(words))
+        except SystemExit as error:
+            code = int(str(error.code))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that puts a program in the place of sudo, which answers with these lines."""
+
+    def answering(*lines: object, code: int = 0) -> Path:
+        said = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        (tmp_path / "said").write_text(said)
+        program = tmp_path / "sudo"
+        program.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\ncat {tmp_path}/said\nexit {code}\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(calls, "SUDO", str(program))
+        return tmp_path / "asked"
+
+    return answering
+
+
+def result(**data: Any) -> dict[str, Any]:
+    """Return the event of an answer."""
+    return {"event": "result", "data": data}

@@ -37,7 +37,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
 )
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
-from ansible_collections.lab.server.plugins.module_utils._core.protocol import ATTACH
+from ansible_collections.lab.server.plugins.module_utils._core.protocol import EXEC
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +62,31 @@ CORE = Path(broker.__file__).parent
         ("container-list", [""]),
         ("attach", []),
         ("attach", ["thesis", "/bin/sh"]),
+        ("container-exec", ["thesis"]),
+        ("container-exec", ["--user=0", "thesis", "id"]),
+        ("container-exec", ["thesis._.2002", "id"]),
+        ("container-exec", ["thesis", *("x" for _number in range(1001))]),
+        ("container-exec", ["thesis", "x" * 65537]),
+        ("container-logs", ["thesis", "lines=-1"]),
+        ("container-logs", ["thesis", "lines=99999"]),
+        ("container-logs", ["thesis", "follow=yes"]),
+        ("container-stats", []),
+        ("container-stats-all", ["thesis"]),
+        ("project-launch", ["thesis", "command="]),
+        ("project-launch", ["thesis", "command= \n"]),
+        ("project-launch", ["thesis", "command=\x1b[2J"]),
+        ("project-launch", ["thesis", "command=\udcff"]),
+        ("project-launch", ["thesis", "command=" + "x" * 4097]),
+        ("project-launch", ["thesis", "privileged=yes"]),
+        ("project-launch", ["thesis", "cpus=-1"]),
+        ("project-launch", ["thesis", "cpus=nan"]),
+        ("project-launch", ["thesis", "cpus=1e9"]),
+        ("project-launch", ["thesis", "cpus=\u0662"]),
+        ("project-launch", ["thesis", "memory=all"]),
+        ("project-launch", ["thesis", "memory=-1"]),
+        ("project-launch", ["thesis", "memory=1g,swap=2g"]),
+        ("project-launch", ["thesis", "memory=1g", "memory=2g"]),
+        ("project-launch", ["thesis", "rebuild="]),
         ("image-install", ["thesis"]),
         ("image-install", ["--user", "numpy"]),
         ("image-install", ["thesis", "--index-url=http://127.0.0.1/"]),
@@ -73,6 +98,20 @@ CORE = Path(broker.__file__).parent
         ("image-install", ["thesis", "numpy; python_version>'3'"]),
         ("image-install", ["thesis", *(f"package{number}" for number in range(51))]),
         ("image-install-check", ["thesis"]),
+        ("image-list", ["thesis"]),
+        ("image-history", ["thesis", "to=0"]),
+        ("image-show", ["thesis", "to=latest"]),
+        ("image-show", ["thesis", "0123456789ab"]),
+        ("image-rollback", ["thesis", "to="]),
+        ("image-rollback", ["thesis", "to=0123456789AB"]),
+        ("image-rollback", ["thesis", "to=0\n"]),
+        ("image-rollback", ["thesis", "to=0", "to=1"]),
+        ("image-rollback", ["thesis", "to=" + "0" * 65]),
+        ("image-remove", ["thesis", "to=0,"]),
+        ("image-remove", ["thesis", "to=0,--force"]),
+        ("image-remove", ["thesis", "to=" + ",".join("0" * 101)]),
+        ("image-remove", ["thesis", "all=no"]),
+        ("image-remove", ["thesis", "force=yes"]),
     ],
 )
 def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) -> None:
@@ -80,13 +119,33 @@ def test_what_is_not_in_the_table_is_refused(verb: str, arguments: list[str]) ->
         broker.parse(verb, arguments)
 
 
-@pytest.mark.parametrize("verb", [*broker.VERBS, ATTACH])
-def test_a_verb_takes_the_name_of_a_project_and_packages_or_nothing(verb: str) -> None:
-    named = verb == ATTACH or broker.VERBS[verb].takes_name
-    takes_packages = verb != ATTACH and broker.VERBS[verb].further is verbs.packages
-    words = [*(["thesis"] if named else []), *(["numpy"] if takes_packages else [])]
-    options = {"packages": ("numpy",)} if takes_packages else {}
+@pytest.mark.parametrize("verb", [*broker.VERBS, *broker.HANDED])
+def test_a_verb_takes_the_name_of_a_project_and_what_else_it_needs(verb: str) -> None:
+    named = verb in broker.HANDED or broker.VERBS[verb].takes_name
+    takes_packages = verb in broker.VERBS and broker.VERBS[verb].further is verbs.packages
+    further = ["numpy"] if takes_packages or verb == EXEC else []
+    words = [*(["thesis"] if named else []), *further]
+    options = {"packages": ("numpy",)} if takes_packages else {"command": ("numpy",)} if further else {}
     assert broker.parse(verb, words) == (verb, "thesis" if named else "", options)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "options"),
+    [
+        ("container-logs", ["lines=0"], {"lines": 0}),
+        (
+            "project-launch",
+            ["memory=1.5g", "cpus=0.5", "rebuild=yes"],
+            {"cpus": 0.5, "memory": 3 << 29, "rebuild": True},
+        ),
+        ("project-launch", ["command=python train.py > out\n"], {"command": "python train.py > out\n"}),
+        ("image-rollback", ["to=0123456789ab"], {"to": "0123456789ab"}),
+        ("image-remove", ["all=yes", "to=0,1"], {"all": True, "to": ("0", "1")}),
+        (EXEC, ["--user=0", "-it", "--", "x"], {"command": ("--user=0", "-it", "--", "x")}),
+    ],
+)
+def test_what_else_a_verb_is_asked(verb: str, words: list[str], options: dict[str, Any]) -> None:
+    assert broker.parse(verb, ["thesis", *words]) == (verb, "thesis", options)
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
@@ -95,8 +154,9 @@ def test_no_text_gets_past_the_table(verb: str, arguments: list[str]) -> None:
         parsed, project, options = broker.parse(verb, arguments)
     except InvalidInput:
         return
-    assert parsed in (*broker.VERBS, ATTACH)
-    assert arguments == [*([project] if project else []), *options.get("packages", ())]
+    assert parsed in (*broker.VERBS, *broker.HANDED)
+    further = options.get("packages", options.get("command", ()))
+    assert arguments == [*([project] if project else []), *further]
 
 
 # ---- who calls -------------------------------------------------------------------------------------------
@@ -376,6 +436,38 @@ def test_attach_becomes_the_engines_shell(server: Server, monkeypatch: pytest.Mo
     assert "thesis._.2001" in arguments and "--user=2001:2001" in arguments
     assert environment["TERM"] == "xterm" and set(environment) == {"PATH", "HOME", "LANG", "LC_ALL", "TERM"}
     assert server.audit[-1]["outcome"] == "asked"
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_a_command_goes_after_the_containers_name(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tty: bool
+) -> None:
+    server.infos = [info("thesis"), info("down", status="exited"), info("hers", uid=2002)]
+    master, terminal = os.openpty()
+    null = os.open(os.devnull, os.O_RDWR)
+    became: list[list[str]] = []
+
+    def become(arguments: list[str], _environment: object, _descriptors: object) -> None:
+        became.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(broker, "_become", become)
+    descriptors = (terminal, terminal, 2) if tty else (terminal, null, 2)
+    try:
+        for name in ("down", "hers", "none"):
+            assert broker.serve(2001, EXEC, [name, "id"], descriptors) == 4
+        with pytest.raises(SystemExit):
+            broker.serve(2001, EXEC, ["thesis", "--privileged", "-u0", "x y"], descriptors, "xterm")
+    finally:
+        for descriptor in (master, terminal, null):
+            os.close(descriptor)
+    hers, none = capfd.readouterr().err.splitlines()[1:]
+    assert hers.replace("hers", "none") == none
+    before, after = became[0][: became[0].index("thesis._.2001")], became[0][-3:]
+    assert after == ["--privileged", "-u0", "x y"] and became[0][-4] == "thesis._.2001"
+    assert "--user=2001:2001" in before and "--workdir=/workspace/thesis" in before
+    assert ("--tty" in before) == ("TERM=xterm" in before) == tty
+    assert "x y" not in json.dumps(server.audit)
 
 
 def test_the_calls_of_one_user_are_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

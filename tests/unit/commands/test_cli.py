@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
-    PUBLIC_POLICY_PATH,
     calls,
     cli,
     cli_container,
@@ -29,53 +28,8 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     NotFound,
     Refused,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Quota
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lab: Policy, tmp_path: Path
-) -> Run:
-    """Return a function that runs a command as alice and returns (exit code, output, errors)."""
-    monkeypatch.setattr(os, "getuid", lambda: 2001)
-    monkeypatch.setattr(calls, "load", lambda path: lab if path == PUBLIC_POLICY_PATH else None)
-    monkeypatch.setattr(Policy, "workspace", lambda policy, user: str(tmp_path))
-
-    def command(*words: str) -> tuple[int, str, str]:
-        try:
-            code = cli.main(list(words))
-        except SystemExit as error:
-            code = int(str(error.code))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
-
-
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that puts a program in the place of sudo, which answers with these lines."""
-
-    def answering(*lines: object, code: int = 0) -> Path:
-        said = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-        (tmp_path / "said").write_text(said)
-        program = tmp_path / "sudo"
-        program.write_text(
-            f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/asked\ncat {tmp_path}/said\nexit {code}\n'
-        )
-        program.chmod(0o755)
-        monkeypatch.setattr(calls, "SUDO", str(program))
-        return tmp_path / "asked"
-
-    return answering
-
-
-def result(**data: Any) -> dict[str, Any]:
-    """Return the event of an answer."""
-    return {"event": "result", "data": data}
-
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Quota
+from conftest import Run, result
 
 LAUNCHED = result(
     container="thesis._.2001",
@@ -99,7 +53,7 @@ def test_every_program_explains_itself_in_80_columns(run: Run, program: str) -> 
     code, out, _err = run(program, "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
-    if program in ("project", "container", "workspace"):
+    if program in ("project", "container", "image", "workspace"):
         for line in re.findall(r"^    (\w+) ", out, re.MULTILINE):
             code, out, _err = run(program, line, "--help")
             assert code == 0 and f"example:\n  {program} {line}" in out and "exit codes:" in out
@@ -131,6 +85,13 @@ def test_a_wrong_command_line_is_two_short_lines(run: Run, words: list[str]) -> 
 
 def test_a_wrong_name_is_told_the_rule(run: Run) -> None:
     assert "1 to 32 of a-z, 0-9 and '-'" in run("project", "init", "My_Thesis")[2]
+
+
+def test_every_command_is_there_by_its_group_and_with_a_hyphen(run: Run) -> None:
+    for command in cli.COMMANDS:
+        hyphenated, grouped = run("-".join(command.words), "--help"), run(*command.words, "--help")
+        assert hyphenated[0] == grouped[0] == 0
+        assert hyphenated[1].partition("options:")[2] == grouped[1].partition("options:")[2]
 
 
 def test_the_hyphenated_command_is_the_same(run: Run, broker: Callable[..., Path]) -> None:

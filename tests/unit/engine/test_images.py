@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import tarfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     InvalidInput,
     NotFound,
+    Refused,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.images import WantedImage
 from ansible_collections.lab.server.plugins.module_utils._core.imagestate import Known, Pin
@@ -65,7 +67,9 @@ class Model:
     def images(self, reference: str = "") -> list[dict[str, Any]]:
         listed = []
         for image in self.built:
-            names = [name for name in image["RepoTags"] if name.rpartition(":")[0] == reference]
+            names = [
+                name for name in image["RepoTags"] if fnmatch.fnmatch(name.rpartition(":")[0], reference)
+            ]
             if names:
                 listed.append({**image, "RepoTags": names})
             elif not reference:
@@ -675,6 +679,87 @@ def test_a_pin_broken_off_means_nothing(build, files):
     imagestate.set_pin(2001, "net", Pin(engine.built[0]["Labels"]["lab.server.fingerprint"], "x"))
     assert not build(engine).changed
     assert engine.current == "id-2"
+
+
+# Removing
+
+
+def digits(engine: Model, number: int) -> str:
+    """Return the fingerprint of an image by the number of its build."""
+    return next(
+        one["Labels"][versions.LABEL_FINGERPRINT] for one in engine.built if one["Id"] == f"id-{number}"
+    )
+
+
+@pytest.fixture
+def three(build) -> Model:
+    """Return an engine with three images of the project, the third of which is the current one."""
+    engine = Model()
+    for text in ("one", "two", "three"):
+        build(engine, text)
+    return engine
+
+
+@pytest.fixture
+def remove(policy, alice):
+    """Return a function that removes images; the promise must be the deed."""
+
+    def run(engine: Model, to: tuple[str, ...] = (), **options: bool) -> list[str]:
+        before = list(engine.calls)
+        promise = images.remove(engine, policy, alice, "net", to, check=True, **options)
+        assert engine.calls == before
+        deed = images.remove(engine, policy, alice, "net", to, **options)
+        assert promise == deed
+        assert deed.changed == bool(deed.facts["removed"])
+        return [one["fingerprint"] for one in deed.facts["removed"]]
+
+    return run
+
+
+def test_older_images_that_nothing_uses_are_removed(three, remove):
+    three.used = ["id-1"]
+    gone = digits(three, 2)
+    assert remove(three) == [gone]
+    assert three.current == "id-3" and three.names == 2
+    assert remove(three) == []
+
+
+def test_images_that_are_named_are_removed_and_no_others(three, remove):
+    gone = digits(three, 1)
+    assert remove(three, (gone[:12],)) == [gone]
+    assert three.names == 2
+    with pytest.raises(Refused, match="current image"):
+        remove(three, (digits(three, 3),))
+    three.used = ["id-2"]
+    with pytest.raises(Refused, match="A container was made"):
+        remove(three, (digits(three, 2),), everything=True)
+    with pytest.raises(NotFound):
+        remove(three, (gone,))
+
+
+def test_all_are_removed_unless_a_container_was_made_of_them(three, remove, build, alice):
+    three.used = ["id-3"]
+    remove(three, everything=True)
+    assert three.current == "id-3" and three.names == 1
+    three.used = []
+    remove(three, everything=True)
+    assert images.history(three, alice, "net") == []
+    # The name by which containers are made goes first.
+    assert three.calls[-2].endswith(":latest")
+    with pytest.raises(NotFound, match="has no image"):
+        remove(three)
+    assert build(three).actions == ["build", "tag"]
+
+
+def test_a_user_sees_the_images_of_all_projects_of_his_own(three, alice):
+    # Another user's project, and a name that its labels do not agree with.
+    labels = {**three.built[0]["Labels"], images.LABEL_OWNER: "2002"}
+    three.built.append({"Id": "x", "RepoTags": ["lab/2002/net:latest"], "Labels": labels})
+    three.built.append({"Id": "y", "RepoTags": ["lab/2001/net:latest"], "Labels": labels})
+    found = images.listing(three, alice)
+    assert {project: [one.id for one in own] for project, own in found.items()} == {
+        "net": ["id-3", "id-2", "id-1"]
+    }
 
 
 def test_states_that_cannot_be(files, policy):

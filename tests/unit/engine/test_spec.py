@@ -7,11 +7,13 @@ import json
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.plan import actual_of
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
 from ansible_collections.lab.server.plugins.module_utils._core.spec import (
     ContainerSpec,
     EngineFacts,
     ImageFacts,
+    OwnWishes,
     Wishes,
 )
 from hypothesis import given
@@ -257,3 +259,56 @@ def test_image_facts():
     inspected = {"Id": "sha256:9", "Config": {"Env": ["A=1", "PATH=/x"], "Volumes": {"/b": {}, "/a": {}}}}
     assert specs.image_facts(inspected) == ImageFacts("sha256:9", "/x", ("/a", "/b"))
     assert specs.image_facts({"Id": "sha256:9", "Config": None}) == ImageFacts("sha256:9")
+
+
+# What a user asks for
+
+
+@pytest.fixture
+def alice(policy):
+    return policy.user("alice")
+
+
+def asked_by(policy, user, own):
+    """Return what is read back of a user's wishes from the labels of a container."""
+    spec = specs.decide(policy, user, "thesis", Wishes(), own)
+    listed = {"Id": "i", "Names": [f"/{spec.name}"], "Labels": specs.labels(spec)}
+    return OwnWishes.of(actual_of(listed).spec)
+
+
+def test_what_was_asked_for_is_read_back_and_is_no_part_of_the_spec(policy, alice):
+    own = OwnWishes(0.5, 32 << 20)
+    asked = specs.decide(policy, alice, "thesis", Wishes(), own)
+    declared = specs.decide(policy, alice, "thesis", Wishes(0.5, 32 << 20))
+    assert (asked.cpus, asked.memory) == (0.5, 32 << 20)
+    assert asked.digest() == declared.digest()
+    assert asked_by(policy, alice, own) == own
+    # Nothing is a label too, so that an image cannot have one in its place.
+    assert specs.LABEL_WISHES in specs.labels(declared)
+    assert asked_by(policy, alice, OwnWishes()) == OwnWishes.of(None) == OwnWishes()
+
+
+def test_what_it_declared_wins_over_what_was_asked_for(policy, alice):
+    spec = specs.decide(policy, alice, "thesis", Wishes(memory=16 << 20), OwnWishes(0.5, 32 << 20))
+    assert (spec.cpus, spec.memory, spec.wished_cpus, spec.wished_memory) == (0.5, 16 << 20, 0.5, None)
+
+
+def test_too_much_is_refused_when_it_is_asked_for_and_never_later(policy, alice):
+    for own in (OwnWishes(memory=alice.limits.memory + 1), OwnWishes(cpus=alice.limits.cpus + 1)):
+        with pytest.raises(Refused, match="more than the limit"):
+            specs.check_own(alice, "thesis", Wishes(), own)
+        decided = specs.decide(policy, alice, "thesis", Wishes(), own)
+        assert decided.digest() == specs.decide(policy, alice, "thesis").digest()
+        # Should the limit be raised again, the wish is still there.
+        assert asked_by(policy, alice, own) == own
+    with pytest.raises(Refused, match="IT declared"):
+        specs.check_own(alice, "thesis", Wishes(memory=16 << 20), OwnWishes(memory=32 << 20))
+    specs.check_own(alice, "thesis", Wishes(memory=16 << 20), OwnWishes(cpus=0.5, memory=16 << 20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "x", '{"cpus": "9"}', '{"memory": true}', '{"memory": 1.5}', '{"cpus": 1}', "{}"],
+)
+def test_a_label_that_is_none_of_ours_wishes_nothing(text):
+    assert not any(value is not None for value in specs.parse_wishes(text).values())

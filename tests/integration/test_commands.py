@@ -1,0 +1,294 @@
+"""Jobs, commands in containers, and what is told of them, on a real engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    broker,
+    containers,
+    events,
+    images,
+    jobs,
+    report,
+    verbs_container,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
+from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, NotFound, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes
+from ansible_collections.lab.server.plugins.module_utils._core.verbs import Request
+
+
+@pytest.fixture
+def launched(engine, policy, alice, thesis):
+    return containers.launch(engine, policy, alice, "thesis")
+
+
+@pytest.fixture
+def asked(engine, policy, monkeypatch):
+    """Return a function that asks a verb of the broker as a user."""
+    monkeypatch.setattr(engines.Engine, "connect", lambda *_where: engine)
+    monkeypatch.setattr(engine, "close", lambda: None)
+
+    def ask(verb, user, project="", **options):
+        return broker.VERBS[verb].run(Request(policy, user, project, lambda _text: None, options))
+
+    return ask
+
+
+def ended(engine, policy, user, project):
+    """Wait for the end of the job, and return it."""
+    for _try in range(100):
+        job = jobs.look(engine, policy, user, project)
+        if job is not None and job.ended:
+            return job
+        time.sleep(0.1)
+    raise AssertionError("the job does not end")
+
+
+def test_a_job_runs_as_the_user_and_its_end_is_known(launched, engine, policy, alice, thesis):
+    shown = containers.batch(engine, policy, alice, "thesis", "id -u; pwd; echo $HOME; exit 3")
+    job = ended(engine, policy, alice, "thesis")
+    log = thesis.path / shown["log"]
+    assert log.read_text().split("\n") == [
+        "2001",
+        "/workspace/thesis",
+        "/home/alice",
+        "",
+        "--- exit code 3 ---",
+        "",
+    ]
+    assert (log.stat().st_uid, log.stat().st_gid) == (2001, 2001)
+    assert (job.exit_code, shown["running"]) == (3, True)
+
+
+def test_a_job_outlives_who_started_it_and_ends_with_its_container(
+    launched, engine, policy, alice, bob, thesis, asked
+):
+    (thesis.path / "results/logs").mkdir(parents=True)
+    for path in (thesis.path / "results", thesis.path / "results/logs"):
+        os.chown(path, 2001, 2001)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            connected = engines.Engine.connect(os.environ["LAB_TEST_DOCKER_HOST"])
+            containers.batch(connected, policy, alice, "thesis", "while true; do echo on; sleep 0.1; done")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    job = jobs.look(engine, policy, alice, "thesis")
+    assert job.log.startswith("results/logs/") and not job.ended and job.pid and job.ticks
+    before = (thesis.path / job.log).stat().st_size
+    time.sleep(0.5)
+    assert (thesis.path / job.log).stat().st_size > before
+    with pytest.raises(Refused, match="runs already"):
+        containers.batch(engine, policy, alice, "thesis", "true")
+    listed = asked("container-list", alice)["containers"]
+    assert listed[0]["job"]["running"]
+    assert asked("container-list", bob)["containers"] == []
+    # Docker forgets it when it is started anew; the kernel does not.
+    forgot = jobs.replace(job, execution="0" * 64)
+    jobs._write(2001, "thesis", forgot)
+    assert not jobs.look(engine, policy, alice, "thesis").ended
+    containers.stop(engine, alice, "thesis")
+    over = jobs.look(engine, policy, alice, "thesis")
+    assert over.ended and over.exit_code in (None, 137)
+    assert asked("container-logs", alice, "thesis")["job"]["running"] is False
+
+
+def test_a_job_needs_a_container_of_ones_own_that_runs(launched, engine, policy, alice, bob, asked):
+    for user, project in ((bob, "thesis"), (alice, "other")):
+        with pytest.raises(NotFound):
+            containers.batch(engine, policy, user, project, "true")
+    said = []
+    for verb in ("container-logs", "container-stats", "container-start", "project-status"):
+        for project in ("thesis", "nothing"):
+            with pytest.raises(NotFound) as error:
+                asked(verb, bob, project)
+            said.append(str(error.value).replace("nothing", "thesis"))
+    assert said[::2] == said[1::2]
+    containers.stop(engine, alice, "thesis")
+    with pytest.raises(NotFound):
+        containers.batch(engine, policy, alice, "thesis", "true")
+
+
+def test_a_command_has_its_words_input_and_exit_code(launched, url, alice):
+    def run(*command: str, text: str = "") -> tuple[int, str]:
+        arguments = containers.shell_arguments(alice, "thesis", command=command, tty=False)
+        arguments[1:1] = ["-H", url]
+        done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert run("sh", "-c", "cat; id -u; exit 7", text="in\n") == (7, "in\n2001\n")
+    # What looks like an option of Docker's is a word of the command.
+    code, out = run("--user=0", "id")
+    assert code in (126, 127) and "uid=0" not in out
+    assert run("echo", "--privileged", "a  b", "$HOME")[1] == "--privileged a  b $HOME\n"
+
+
+def test_start_brings_a_stopped_container_back(launched, engine, policy, alice, bob):
+    assert not containers.start(engine, policy, alice, "thesis").changed
+    containers.stop(engine, alice, "thesis")
+    assert containers.start(engine, policy, alice, "thesis").changed
+    assert containers.listing(engine, policy, alice)[0].id == launched.facts["id"]
+    for user, project in ((bob, "thesis"), (alice, "other")):
+        with pytest.raises(NotFound):
+            containers.start(engine, policy, user, project)
+
+
+def test_what_is_used_is_within_the_limits(launched, engine, alice, asked, inside):
+    inside(alice, "thesis", "(while true; do :; done) & sleep 0.1")
+    (one,) = asked("container-stats", alice, "thesis")["containers"]
+    assert 0.2 < one["cpus"] <= 1.5 and one["cpus_limit"] == 1
+    assert 0 < one["memory"] < one["memory_limit"] == 64 << 20
+    assert 2 <= one["pids"] <= one["pids_limit"] == 64
+    containers.stop(engine, alice, "thesis")
+    (one,) = asked("container-stats-all", alice)["containers"]
+    assert one["cpus"] is None and one["status"] == "exited"
+
+
+def test_status_tells_what_changed(launched, engine, policy, alice, thesis, asked):
+    told = asked("project-status", alice, "thesis")
+    assert told["container"]["status"] == "running" and told["kept"] == ["/workspace"]
+    assert told["image"]["matches_files"] is True and told["drift"] == {} and told["images"] == 1
+    thesis.write("word", "two\n")
+    assert asked("project-status", alice, "thesis")["image"]["matches_files"] is False
+    images.build(engine, policy, alice, "thesis")
+    told = asked("project-status", alice, "thesis")
+    assert told["container"]["image_newer"] and told["image"]["matches_files"] and told["images"] == 2
+    assert verbs_container.VERBS["project-status"].takes_name
+
+
+def happened(user, project):
+    """Return what was written down of a container: what, and by whom."""
+    return [(event.what, event.by) for event in events.read(user.uid, project)]
+
+
+def test_what_is_done_to_a_container_is_written_down(launched, engine, policy, alice, bob, inside, asked):
+    with pytest.raises(NotFound):
+        asked("container-why", bob, "thesis")
+    told = asked("container-why", alice, "thesis")
+    assert told["state"]["running"] and told["state"]["memory_limit"] == 64 << 20
+    containers.stop(engine, alice, "thesis")
+    containers.launch(engine, policy, alice, "thesis")
+    inside(alice, "thesis", "echo > /tmp/mine")
+    containers.retire(engine, policy, alice, "thesis")
+    assert asked("container-why", alice, "thesis")["undo_until"]
+    containers.undo(engine, policy, alice, "thesis")
+    wanted = containers.Wanted("alice", "thesis", memory=32 << 20)
+    assert containers.reconcile(engine, policy, [wanted], check=True)[0].changed
+    assert containers.reconcile(engine, policy, [wanted], check=False)[0].changed
+    engine.stop(containers.listing(engine, policy, alice)[0].id, 0)
+    containers.start_existing(engine, policy, containers.listing(engine, policy, alice)[0])
+    containers.reconcile(engine, policy, [replace(wanted, state="absent")], check=False)
+    assert happened(alice, "thesis") == [
+        ("made", "user"),
+        ("stopped", "user"),
+        ("started", "user"),
+        ("retired", "user"),
+        ("restored", "user"),
+        ("replaced", "it"),
+        ("started", "boot"),
+        ("removed", "it"),
+    ]
+    assert "memory" in events.read(2001, "thesis")[5].reason
+    assert asked("container-why", alice, "thesis")["container"] is None
+
+
+def test_why_a_container_could_not_be_started_by_the_boot(launched, engine, policy, bob, tiny, project_of):
+    project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, bob, "net")
+    containers.stop(engine, bob, "net")
+    containers.states.clear_stopped("net._.2002")
+    info = next(one for one in containers.listing(engine, policy, bob))
+    closed = replace(policy, shares=tuple(share for share in policy.shares if share.name != "vision"))
+    for _try in range(2):
+        with pytest.raises(Refused):
+            containers.start_existing(engine, closed, info)
+    assert happened(bob, "net")[-2:] == [("stopped", "user"), ("not-started", "boot")]
+    assert "vision" in events.read(2002, "net")[-1].reason
+
+
+def test_the_end_of_a_container_by_itself_is_known_from_docker(launched, engine, alice, asked, docker):
+    docker("kill", "--signal=KILL", launched.facts["id"])
+    told = asked("container-why", alice, "thesis")
+    assert (told["state"]["running"], told["state"]["exit_code"]) == (False, 137)
+    assert abs(told["state"]["finished"] - time.time()) < 60
+    assert [event["what"] for event in told["events"]] == ["made"]
+
+
+def test_a_disk_that_is_full_stops_no_deed(launched, engine, policy, alice, root):
+    folder = root / "state/events"
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    folder.rmdir()
+    folder.write_text("in the way")
+    assert containers.stop(engine, alice, "thesis").changed
+    assert containers.launch(engine, policy, alice, "thesis").facts["status"] == "started"
+    assert happened(alice, "thesis") == []
+
+
+SMALL = OwnWishes(cpus=0.5, memory=32 << 20)
+
+
+def test_what_a_user_asks_for_is_kept_by_every_door(engine, policy, alice, thesis, url):
+    done = containers.launch(engine, policy, alice, "thesis", own=SMALL)
+    assert done.facts["limits"] == {"cpus": 0.5, "memory": 32 << 20} and done.facts["notes"] == []
+    host = engine.inspect(done.facts["id"])["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"]) == (500_000_000, 32 << 20)
+    # A launch that asks for nothing, the boot, IT's run, and what is told of drift.
+    assert containers.launch(engine, policy, alice, "thesis").facts["notes"] == []
+    engine.stop(done.facts["id"], 0)
+    assert containers.start_existing(engine, policy, containers.listing(engine, policy, alice)[0]).changed
+    wanted = containers.Wanted("alice", "thesis")
+    assert not containers.reconcile(engine, policy, [wanted], check=False)[0].changed
+    (told,) = report.server(policy, url)["containers"]
+    assert (told["drift"], told["spec"]["wished_memory"]) == (False, 32 << 20)
+    # A newer image makes another container of it, which is as small.
+    thesis.write("word", "two\n")
+    images.build(engine, policy, alice, "thesis")
+    assert containers.reconcile(engine, policy, [wanted], check=False)[0].changed
+    now = containers.observe(engine).containers["thesis._.2001"]
+    assert now.id != done.facts["id"] and OwnWishes.of(now.spec) == SMALL and now.spec.memory == 32 << 20
+    # What IT declares wins.
+    wanted = replace(wanted, memory=48 << 20)
+    assert containers.reconcile(engine, policy, [wanted], check=False)[0].changed
+    spec = containers.observe(engine).containers["thesis._.2001"].spec
+    assert (spec.memory, spec.cpus) == (48 << 20, 0.5)
+
+
+def test_a_container_that_is_there_keeps_its_limits_and_says_so(launched, engine, policy, alice):
+    done = containers.launch(engine, policy, alice, "thesis", own=SMALL)
+    assert not done.changed and done.facts["id"] == launched.facts["id"]
+    (note,) = done.facts["notes"]
+    assert "1 cpus, not 0.5 and 64M of memory, not 32M" in note
+    assert note.endswith("container retire thesis, then project launch thesis --cpus 0.5 --memory 32M.")
+
+
+def test_more_than_the_limit_is_refused_and_a_lowered_limit_refuses_nothing(engine, policy, alice, thesis):
+    with pytest.raises(Refused, match="more than the limit of 64M"):
+        containers.launch(engine, policy, alice, "thesis", own=OwnWishes(memory=65 << 20))
+    with pytest.raises(InvalidInput, match="less than Docker accepts"):
+        containers.launch(engine, policy, alice, "thesis", own=OwnWishes(memory=1 << 20))
+    assert containers.listing(engine, policy, alice) == []
+    containers.launch(engine, policy, alice, "thesis", own=OwnWishes(memory=48 << 20))
+    lower = replace(alice, limits=replace(alice.limits, memory=32 << 20))
+    lowered = replace(policy, users=tuple(lower if one.uid == 2001 else one for one in policy.users))
+    (note,) = containers.launch(engine, lowered, lower, "thesis").facts["notes"]
+    assert "policy changed" in note
+    containers.stop(engine, lower, "thesis")
+    assert containers.start(engine, lowered, lower, "thesis").changed
+    # Where the limit is what it was, so is all.
+    assert containers.launch(engine, policy, alice, "thesis").facts["notes"] == []
+
+
+def test_a_launch_can_build_anew(launched, engine, policy, alice):
+    again = containers.launch(engine, policy, alice, "thesis", rebuild=True)
+    assert again.facts["id"] == launched.facts["id"] and again.facts["status"] == "running"
+    # The same files make the same fingerprint; the container stays on what it was made of.
+    assert [note for note in again.facts["notes"] if "newer than this container" in note]
