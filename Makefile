@@ -27,6 +27,7 @@ export CMD
 
 PACKAGES_PYTHON := python3 python3-venv openssh-client
 PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
+PACKAGES_SHELLS := bash dash zsh busybox-static groff-base mandoc man-db
 # From Debian 13 on the client is a package of its own.
 PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl util-linux \
 	$(shell . /etc/os-release; [ "$$ID$$VERSION_ID" = debian12 ] || echo docker-cli)
@@ -61,11 +62,11 @@ destroy: .venv/.ready ## remove the virtual machine
 	@$(TOOL)/vm.py destroy '$(LAB_VM_NAME)'
 
 .PHONY: test
-test: .venv/.ready packages-machine packages-engine ## all tests, on one release [DISTRO=]
+test: .venv/.ready packages-shells packages-machine packages-engine ## all tests, on one release [DISTRO=]
 	@$(TOOL)/check.py test $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: test-all
-test-all: .venv/.ready packages-machine packages-engine ## all tests, on every release
+test-all: .venv/.ready packages-shells packages-machine packages-engine ## all tests, on every release
 	@$(TOOL)/check.py test-all
 
 .PHONY: lint
@@ -73,7 +74,7 @@ lint: .venv/.ready ## read the code: ruff, mypy, ansible-lint, ansible-test sani
 	@$(TOOL)/check.py lint
 
 .PHONY: unit
-unit: .venv/.ready ## unit tests
+unit: .venv/.ready packages-shells ## unit tests
 	@$(TOOL)/check.py unit
 
 .PHONY: integration
@@ -89,10 +90,12 @@ bench: .venv/.ready packages-machine packages-engine ## measure the library, the
 	@status=0; $(SUDO) $(TOOL)/bench_engine.py $(ARGS) || status=1; \
 	$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)') || status=1; exit $$status
 
-.PHONY: packages packages-python packages-machine packages-engine
-packages: packages-python packages-machine packages-engine ## install the packages of the system that all this needs
+.PHONY: packages packages-python packages-shells packages-machine packages-engine
+packages: packages-python packages-shells packages-machine packages-engine ## install the packages of the system that all this needs
 packages-python:
 	$(call install,$(PACKAGES_PYTHON))
+packages-shells:
+	$(call install,$(PACKAGES_SHELLS))
 packages-machine:
 	$(call install,$(PACKAGES_MACHINE))
 packages-engine:

@@ -18,6 +18,11 @@ description:
   - Writes the commands C(project), C(container), C(image) and C(workspace) with their hyphenated
     names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
     C(/usr/local/sbin), and removes programs of this collection that it no longer has.
+  - Writes the greeting of lab users, C(/usr/local/bin/lab-greeting), and C(/etc/profile.d/lab-server.sh),
+    by which login shells show it.
+  - Writes the completion of the commands for bash to C(/usr/local/share/bash-completion/completions) and for
+    zsh to C(/usr/local/share/zsh/site-functions), and their pages of the manual to
+    C(/usr/local/share/man/man1). What of these this version no longer has is removed.
   - Writes the policy to C(/etc/lab-server/policy.json), which root alone can read. The texts of declared
     files are left out of it.
   - Writes what users may read of it to C(/etc/lab-server/public.json), without environment variables.
@@ -48,7 +53,9 @@ results:
   elements: dict
   contains:
     name:
-      description: What the item is about, C(library), C(programs) or C(policy).
+      description:
+        - What the item is about, C(library), C(programs), C(manual), C(completion), C(profile),
+          C(policy.json) or C(public.json).
       type: str
       returned: always
     changed:
@@ -98,6 +105,7 @@ def _carried() -> None:
         broker,
         brought,
         calls,
+        cleaning,
         cleanup,
         cli,
         cli_container,
@@ -107,6 +115,7 @@ def _carried() -> None:
         cli_status,
         cli_why,
         cli_workspace,
+        completion,
         consent,
         containers,
         context,
@@ -116,16 +125,19 @@ def _carried() -> None:
         events,
         fingerprint,
         freeze,
+        greeting,
         homes,
         hostfiles,
         image_install,
         images,
         imagestate,
         install,
+        interface,
         items,
         jobs,
         journal,
         locks,
+        manual,
         mounts,
         names,
         packagecache,
@@ -136,6 +148,7 @@ def _carried() -> None:
         quota,
         report,
         retired,
+        room,
         safefs,
         scaffold,
         shares,
@@ -153,6 +166,8 @@ def _carried() -> None:
         verbs_container,
         verbs_image,
         versions,
+        where,
+        where_inside,
         workspaces,
     )
 

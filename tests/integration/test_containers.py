@@ -8,17 +8,20 @@ import os
 import signal
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    asuser,
     brought,
     containers,
     context,
+    greeting,
     images,
     retired,
     state,
+    where,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
@@ -359,6 +362,43 @@ def test_an_image_without_python_is_told(launched, engine, alice, inside):
     assert (
         inside(alice, "thesis", "command -v image-install").strip() == "/home/alice/.local/bin/image-install"
     )
+
+
+def test_where_tells_what_is_kept_from_the_real_mounts(engine, policy, bob, project_of, tiny, inside):
+    project_of(bob, "thesis").write("Dockerfile", f"FROM {tiny}\nVOLUME /var/cache\n")
+    containers.launch(engine, policy, bob, "thesis")
+    wanted = {
+        ".": "workspace",
+        "/home/bob/workspace/none": "workspace",
+        "/home/.workspaces/bob": "workspace",
+        f"{policy.data_root}/datasets/iris.csv": "shared",
+        f"{policy.data_root}/vision": "group",
+        "/home/bob": "layer",
+        "/tmp": "layer",
+        "/etc/hosts": "layer",
+        "/bin/sleep": "layer",
+        "/var/cache/x": "volume",
+        "/run/x": "container_memory",
+        "/dev/shm": "container_memory",
+        "/proc/1/status": "kernel",
+    }
+    # The image has no readlink, so that 'ls' is asked.
+    said = json.loads(inside(bob, "thesis", f"workspace where --json {' '.join(wanted)} || [ $? = 4 ]"))
+    found = {one["path"]: (one["verdict"], one["why"][0]) for one in said["paths"]}
+    assert found == {path: where.KINDS[kind] for path, kind in wanted.items()}
+    assert f"{where.LEADS}/bin/busybox" in said["paths"][8]["why"]
+
+
+def test_the_greeting_knows_what_runs_without_asking(engine, policy, bob, project_of, tiny):
+    project_of(bob, "thesis").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, bob, "thesis")
+    who = asuser.identity(policy, bob)
+    told = asuser.run_as_user(who, lambda: [asdict(one) for one in greeting.running(bob.uid)])
+    assert [(one["project"], one["age"] < 60) for one in told] == [("thesis", True)]
+    assert told[0]["kept"] == ["/workspace", f"{policy.data_root}/vision"]
+    assert told[0]["read_only"] == [policy.data_root]
+    containers.stop(engine, bob, "thesis")
+    assert asuser.run_as_user(who, lambda: [asdict(one) for one in greeting.running(bob.uid)]) == []
 
 
 def test_listing_is_the_users_own(launched, engine, policy, alice, bob):

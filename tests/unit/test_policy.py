@@ -365,6 +365,9 @@ BAD_INPUT = [
     ("lab_package_cache/address", "127.0.0.1/8", r"^lab_package_cache\.address: .* is no private address"),
     ("lab_package_cache/address", "fe80::1/64", r"^lab_package_cache\.address: .* is no private address"),
     ("lab_package_cache/adress", "10.213.0.1/24", r"^lab_package_cache\.adress: unknown key"),
+    ("lab_news", ["a"], r"^lab_news: expected text"),
+    ("lab_news", "a\x1b[2J", r"^lab_news: holds a control character"),
+    ("lab_news", "a" * 2001, r"^lab_news: more than 2000 characters"),
 ]
 
 
@@ -386,14 +389,16 @@ def test_what_is_kept_has_defaults_and_survives() -> None:
     variables = {**inventory(), "lab_retire_keep": 0, "lab_retire_size": "1g", "lab_images_keep": 5}
     variables["lab_projects"][0].update(home="persistent", ports=[{"container": 8888, "host": 18888}])
     variables["lab_base_images"][0]["files"] = "/home/jovyan"
+    variables["lab_news"] = "Down on Monday.\n\nSee the wiki.\n"
     checked, _keys = policy.from_inventory(variables)
     assert (checked.retire_keep_days, checked.retire_size, checked.images_keep) == (0, 1 << 30, 5)
     assert checked.projects[0].ports == ((8888, 18888),)
+    assert checked.news == policy.public(checked).news == "Down on Monday.\n\nSee the wiki."
     assert checked.base_images[0].folder == "python"
     plain = json.loads(json.dumps(policy.dump(checked)))
     assert policy.parse(plain) == checked
     # The policy of a server that was written before there were these.
-    for key in ("retire_keep", "retire_size", "images_keep"):
+    for key in ("retire_keep", "retire_size", "images_keep", "news"):
         del plain[key]
     assert policy.parse(plain).images_keep == 3
 

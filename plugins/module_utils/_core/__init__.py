@@ -13,3 +13,5 @@ POLICY_PATH = "/etc/lab-server/policy.json"
 PUBLIC_POLICY_PATH = "/etc/lab-server/public.json"
 STATE_DIRECTORY = "/var/lib/lab-server"
 RUN_DIRECTORY = "/run/lab-server"
+#: Where the workspace is in every container.
+WORKSPACE = "/workspace"

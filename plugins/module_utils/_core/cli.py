@@ -14,18 +14,19 @@ from . import cli_container, cli_image, cli_inside, cli_project, cli_status, cli
 from .asuser import explain
 from .calls import Call, Command, name_argument
 from .errors import HostError, InvalidInput, LabError
-from .protocol import EXIT_CODES, kind_of
+from .protocol import EXIT_CODES, INTERRUPTED, kind_of
 from .terminal import Terminal
 
-_HELP_ON_CODES = """exit codes:
-  0  done, or nothing was to do
-  1  it failed; the message says why
-  2  the command line is wrong
-  3  the rules of this server do not allow it
-  4  there is no such project, container or image
-  130  you stopped watching with Ctrl-C
-"""
-_INTERRUPTED = 130  # what shells give for SIGINT, 128 + 2
+#: What an exit code means.
+CODES = {
+    0: "done, or nothing was to do",
+    1: "it failed; the message says why",
+    2: "the command line is wrong",
+    3: "the rules of this server do not allow it",
+    4: "there is no such project, container, image or path",
+    INTERRUPTED: "you stopped watching with Ctrl-C",
+}
+_HELP_ON_CODES = "".join(["exit codes:\n", *(f"  {code}  {meaning}\n" for code, meaning in CODES.items())])
 
 COMMANDS: tuple[Command, ...] = (
     *cli_project.COMMANDS,
@@ -159,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         call.err.clear()
         call.err.line("You stopped watching. What was begun goes on; see how it stands with 'project list'.")
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         return EXIT_CODES["failed"]  # whoever read us has gone
     except OSError as error:

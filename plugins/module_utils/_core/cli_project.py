@@ -9,11 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from . import names, scaffold
 from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
-from .errors import InvalidInput, NotFound, Refused
+from .errors import HostError, InvalidInput, NotFound, Refused
+from .policy import User
 from .protocol import ATTACH, cores, job_command, memory
 from .sizes import format_size
 from .terminal import duration, table
@@ -48,8 +50,17 @@ def _project_init(call: Call) -> int:
     return 0
 
 
+def _warn_of_room(call: Call, user: User) -> None:
+    """Say when the quota is nearly used up; where quotas are off, nothing."""
+    from . import quota, room
+
+    with suppress(HostError):
+        for sentence, colour in room.warnings(quota.usage(call.policy(), user)).values():
+            call.out.line(call.out.style(f"  note: {sentence}", colour))
+
+
 def _project_launch(call: Call) -> int:
-    call.user()
+    user = call.user()
     name, started = call.options.name, time.monotonic()
     facts = ask("project-launch", name, *_launch_words(call), progress=Progress(call.err))
     call.err.clear()
@@ -57,6 +68,7 @@ def _project_launch(call: Call) -> int:
         call.answer(facts)
         return 0
     _say_launched(call, facts, duration(time.monotonic() - started))
+    _warn_of_room(call, user)
     job = facts.get("job")
     if isinstance(job, dict):
         call.out.line(f"The job is begun; it goes on when you log out. Its output: {job.get('log')}")

@@ -1,31 +1,25 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The commands ``workspace ...``: how much room is used."""
+"""The commands ``workspace ...``: how much room is used, what is kept, what can go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import posixpath
+import sys
+from collections.abc import Sequence
 
+from . import cleaning, names
 from .calls import Call, Command
-from .errors import HostError
+from .errors import HostError, InvalidInput
+from .policy import PERSISTENT_HOME
+from .protocol import EXIT_CODES, INTERRUPTED
 from .sizes import format_size
-from .terminal import gauge, table
-
-_WARN, _ALARM = 0.80, 0.95  # of a quota
-
-
-def _shown_limit(call: Call, label: str, used: int, soft: int, hard: int, show: Callable[[int], str]) -> str:
-    limit = hard or soft
-    if not limit:
-        return f"{label:<6} {show(used)} used, no limit"
-    share = used / limit
-    colour = "bad" if share >= _ALARM else "warn" if share >= _WARN else "good"
-    shown = f"{round(share * 100):>3} %  {show(used)} of {show(limit)}"
-    return f"{label:<6} {call.out.style(gauge(share), colour)} {shown}"
+from .terminal import table
 
 
 def _workspace_usage(call: Call) -> int:
-    from . import quota, tree
+    from . import quota, room, tree
 
     user = call.user()
     usage = quota.usage(call.policy(), user)
@@ -53,8 +47,8 @@ def _workspace_usage(call: Call) -> int:
             }
         )
         return 0
-    call.out.line(_shown_limit(call, "space", usage.used, limits.soft, limits.hard, format_size))
-    call.out.line(_shown_limit(call, "files", usage.inodes, limits.inodes_soft, limits.inodes_hard, str))
+    for line in room.lines(call.out, usage):
+        call.out.line(line)
     call.out.line("Your home and your workspace count together.")
     if limits.soft and usage.used > limits.soft:
         over = f"You are above the soft limit of {format_size(limits.soft)}: make room before the grace ends."
@@ -69,6 +63,136 @@ def _workspace_usage(call: Call) -> int:
     return 0
 
 
+def _workspace_where(call: Call) -> int:
+    from . import mounts, where
+
+    user, policy, table = call.user(), call.policy(), mounts.read()
+    paths = call.options.paths or ["."]
+    if "" in paths:
+        raise InvalidInput("An empty path names nothing.")
+    found = [where.told(policy, user, path, table) for path in paths]
+    if call.json:
+        call.answer({"paths": found})
+    else:
+        for one in found:
+            colour = _VERDICTS.get(one["verdict"], "faint")
+            verdict = call.out.style(f"{one['verdict']:<9}", colour)
+            call.out.line(f"{verdict}{names.printable(one['path'])}")
+            for sentence in one["why"]:
+                call.out.line(f"{'':9}{names.printable(sentence)}")
+    return 0 if all(one["exists"] for one in found) else EXIT_CODES["not-found"]
+
+
+_VERDICTS = {"kept": "good", "lost": "warn"}
+
+
+def _cleanable(call: Call) -> list[cleaning.Root]:
+    """Return where a user's caches can be: the workspace, and ``.cache`` of each home that is kept."""
+    user, policy = call.user(), call.policy()
+    roots = [
+        cleaning.Root(policy.workspace(user), "~/workspace", projects=True),
+        cleaning.Root(posixpath.join(user.home, ".cache"), "~/.cache"),
+    ]
+    for project in policy.projects:
+        if project.user == user.name and project.home == PERSISTENT_HOME:
+            cache = posixpath.join(policy.home_source(user, project.name, project.home), ".cache")
+            roots.append(cleaning.Root(cache, f"{project.name}: ~/.cache"))
+    return roots
+
+
+def _confirmed(call: Call, question: str) -> bool:
+    """Ask on the terminal; raise InvalidInput where nobody can answer."""
+    if call.json or not sys.stdin.isatty():
+        raise InvalidInput(
+            "Nothing was removed: it is asked first, and nobody is here to answer.",
+            "Say --yes to remove it unasked, or --dry-run to see what it would be.",
+        )
+    call.err.line(f"{question} [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _grouped(found: Sequence[cleaning.Folder]) -> list[list[str]]:
+    """Return the rows of a table; the many small folders of a project together."""
+    groups: dict[tuple[str, str], list[cleaning.Folder]] = {}
+    for one in found:
+        many = one.why in (cleaning.COMPILED, cleaning.CHECKPOINTS)
+        where = posixpath.join(one.root.shown, one.path.split("/")[0]) if many else one.shown
+        groups.setdefault((where, one.why), []).append(one)
+    ranked = sorted(groups.items(), key=lambda pair: -sum(one.size for one in pair[1]))
+    return [
+        [format_size(sum(one.size for one in ones)), str(sum(one.files for one in ones)), why, where]
+        for (where, why), ones in ranked
+    ]
+
+
+def _workspace_clean(call: Call) -> int:
+    try:
+        return _clean(call)
+    except KeyboardInterrupt:
+        call.err.clear()
+        call.err.line("You stopped it. What is not removed by now stays.")
+        return INTERRUPTED
+
+
+def _clean(call: Call) -> int:
+    found = cleaning.find(_cleanable(call), call.err.status if call.err.updating else lambda _text: None)
+    call.err.clear()
+    size = sum(one.size for one in found)
+    if not call.json:
+        if not found:
+            call.out.line("There is nothing that can be made again: no caches, no compiled files.")
+            return 0
+        for line in table(["SIZE", "FILES", "WHAT", "WHERE"], _grouped(found), call.out.width):
+            call.out.line(line)
+        call.out.line(f"All of it can be made again; it takes {format_size(size)}.")
+    wanted = bool(found) and not call.options.dry_run
+    if wanted and not call.options.yes and not _confirmed(call, "Remove it?"):
+        call.out.line("Nothing was removed.")
+        return 0
+    problems = _removed(call, found) if wanted else []
+    if call.json:
+        folders = [
+            {"path": one.shown, "why": one.why, "bytes": one.size, "files": one.files} for one in found
+        ]
+        call.answer(
+            {
+                "changed": bool(found),
+                "dry_run": call.options.dry_run,
+                "bytes": size,
+                "folders": folders,
+                "problems": problems,
+            }
+        )
+    elif wanted and not problems:
+        call.out.line("It is removed.")
+    elif not wanted:
+        call.out.line("Nothing was removed, as this only looks.")
+    return EXIT_CODES["failed"] if problems else 0
+
+
+def _removed(call: Call, found: Sequence[cleaning.Folder]) -> list[str]:
+    """Remove the folders, with progress; return sentences about what could not be."""
+    problems = []
+    for number, one in enumerate(found, 1):
+        if call.err.updating:
+            call.err.status(f"removing {number} of {len(found)}: {one.shown}")
+        problem = cleaning.remove(one)
+        if problem:
+            problems.append(problem)
+            if not call.json:
+                call.err.line(names.printable(problem))
+    call.err.clear()
+    return problems
+
+
+def _clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask first")
+
+
+def _where_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="what to judge (this folder)")
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         ("workspace", "usage"),
@@ -77,5 +201,28 @@ COMMANDS: tuple[Command, ...] = (
         "workspace usage",
         _workspace_usage,
         named=False,
+    ),
+    Command(
+        ("workspace", "where"),
+        "say of a path whether it is kept or lost, and why",
+        "Say of each path whether it is kept or lost, and why: in your workspace, in your home, in shared "
+        "data, or somewhere else. A link is followed: the verdict is that of the place where it leads. "
+        "Inside of a container the same command judges by what is mounted there.",
+        "workspace where ~/workspace/my-thesis /tmp/model.pt",
+        _workspace_where,
+        named=False,
+        arguments=_where_arguments,
+    ),
+    Command(
+        ("workspace", "clean"),
+        "remove what can be made again: caches and compiled files",
+        "Find what can be made again, say how much it takes, ask, and remove it: __pycache__ of Python, "
+        ".ipynb_checkpoints of notebooks, the caches of pip and uv, and folders that their own maker has "
+        "marked as a cache (CACHEDIR.TAG), in your workspace and in ~/.cache. Environments stay.",
+        "workspace clean --dry-run",
+        _workspace_clean,
+        named=False,
+        dry_run=True,
+        arguments=_clean_arguments,
     ),
 )

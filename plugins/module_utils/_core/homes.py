@@ -15,7 +15,7 @@ import os
 import posixpath
 import stat
 
-from . import asuser, image_install, quota, safefs
+from . import asuser, image_install, quota, safefs, where_inside
 from .errors import HostError, InvalidInput
 from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
 from .spec import WORKSPACE, ContainerSpec
@@ -42,7 +42,10 @@ def first_files(*, kept: bool) -> dict[str, str]:
 
 def programs() -> dict[str, str]:
     """Return the programs that a new home has for the user, by their path in it; it is in PATH (spec.py)."""
-    return {".local/bin/image-install": f"#!/usr/bin/env python3\n{install_source()}"}
+    return {
+        ".local/bin/image-install": f"#!/usr/bin/env python3\n{install_source()}",
+        ".local/bin/workspace": where_inside.program(),
+    }
 
 
 def install_source() -> str:

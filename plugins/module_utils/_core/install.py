@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from . import POLICY_PATH, PUBLIC_POLICY_PATH, VERSION, cli, hostfiles
+from . import POLICY_PATH, PUBLIC_POLICY_PATH, VERSION, cli, completion, greeting, hostfiles, manual
 from .errors import HostError
 from .items import ItemResult
 from .policy import Policy, dump, public
@@ -32,8 +32,12 @@ PACKAGE = "_core"
 BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
 CLEANUP_PROGRAM = "/usr/local/sbin/lab-cleanup"
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
-_MARK = "# Installed by lab.server: changes are lost."
-_PROGRAM = f"""#!/usr/bin/python3 -I
+_COMPLETION_DIRECTORIES = (completion.BASH_DIRECTORY, completion.ZSH_DIRECTORY)
+_PROFILE_DIRECTORIES = (posixpath.dirname(greeting.PROFILE_PATH),)
+_MARK_WORDS = "Installed by lab.server: changes are lost."
+_MARK = f"# {_MARK_WORDS}"
+_MARK_WITHIN = 4096  # bytes from the start of a file
+_PROGRAM = f"""#!/usr/bin/python3 {{flags}}
 {_MARK}
 import sys
 
@@ -96,11 +100,22 @@ def sources() -> dict[str, bytes]:
 
 def programs() -> dict[str, str]:
     """Return the text of each program that is installed, by its path."""
-    found = {posixpath.join("/usr/local/bin", name): _PROGRAM.format(module="cli") for name in cli.programs()}
-    found[BROKER] = _PROGRAM.format(module="broker")
-    found[BOOT_PROGRAM] = _PROGRAM.format(module="boot")
-    found[CLEANUP_PROGRAM] = _PROGRAM.format(module="cleanup")
+    found = {posixpath.join("/usr/local/bin", name): _program("cli") for name in cli.programs()}
+    found[BROKER] = _program("broker")
+    found[BOOT_PROGRAM] = _program("boot")
+    found[CLEANUP_PROGRAM] = _program("cleanup")
+    # Everybody waits for it at login; it needs no packages, and without looking for them it starts sooner.
+    found[greeting.PROGRAM] = _program("greeting", "-IS")
     return found
+
+
+def _program(module: str, flags: str = "-I") -> str:
+    return _PROGRAM.format(module=module, flags=flags)
+
+
+def profile() -> dict[str, str]:
+    """Return the text that login shells read, by its path."""
+    return {greeting.PROFILE_PATH: f"{_MARK}\n{greeting.PROFILE}"}
 
 
 def policy_text(policy: Policy) -> str:
@@ -120,7 +135,17 @@ def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult
     try:
         return [
             _library(sources(), check=check, root=root),
-            _programs(programs(), check=check, root=root),
+            _files("programs", programs(), _PROGRAM_DIRECTORIES, 0o755, check=check, root=root),
+            _files("manual", manual.files(_MARK_WORDS), (manual.DIRECTORY,), 0o644, check=check, root=root),
+            _files(
+                "completion",
+                completion.files(policy, _MARK),
+                _COMPLETION_DIRECTORIES,
+                0o644,
+                check=check,
+                root=root,
+            ),
+            _files("profile", profile(), _PROFILE_DIRECTORIES, 0o644, check=check, root=root),
             # The environment of a project may be nobody else's business: all of it is for root alone.
             _policy(POLICY_PATH, policy_text(policy), 0o600, check=check, root=root),
             _policy(PUBLIC_POLICY_PATH, policy_text(public(policy)), 0o644, check=check, root=root),
@@ -224,22 +249,25 @@ def _prune(library: str, keep: set[str]) -> None:
             shutil.rmtree(entry.path)
 
 
-# ---- programs and policy ---------------------------------------------------------------------------------
+# ---- programs, profile and policy ------------------------------------------------------------------------
 
 
-def _programs(wanted: Mapping[str, str], *, check: bool, root: str) -> ItemResult:
-    item = ItemResult("programs")
+def _files(
+    name: str, wanted: Mapping[str, str], directories: Sequence[str], mode: int, *, check: bool, root: str
+) -> ItemResult:
+    """Bring our files in some directories to what is wanted; those of others there are left alone."""
+    item = ItemResult(name)
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     for path, text in wanted.items():
         found = _text(root + path)
-        sound = found == text and _mode(root + path) == 0o755
+        sound = found == text and _mode(root + path) == mode
         if not sound:
             item.actions.append(f"write {path}")
             before[path], after[path] = found or "", text
             if not check:
-                _write(root + path, text, 0o755)
-    for path in _stale(wanted, root):
+                _write(root + path, text, mode)
+    for path in _stale(wanted, directories, root):
         item.actions.append(f"remove {path}")
         before[path], after[path] = _text(root + path) or "", ""
         if not check:
@@ -247,21 +275,21 @@ def _programs(wanted: Mapping[str, str], *, check: bool, root: str) -> ItemResul
     if item.actions:
         item.changed = True
         item.diff = {"before": before, "after": after}
-        item.reason = "the programs on the server differ"
+        item.reason = f"{name}: what is on the server differs"
     return item
 
 
-def _stale(wanted: Mapping[str, str], root: str) -> Sequence[str]:
-    """Return the programs of ours that this version no longer has."""
+def _stale(wanted: Mapping[str, str], directories: Sequence[str], root: str) -> Sequence[str]:
+    """Return the files of ours in these directories that this version no longer has."""
     found = []
-    for directory in _PROGRAM_DIRECTORIES:
+    for directory in directories:
         with suppress(FileNotFoundError):
             for entry in os.scandir(root + directory):
                 path = posixpath.join(directory, entry.name)
                 if path in wanted or not entry.is_file(follow_symlinks=False):
                     continue
                 with open(entry.path, "rb") as stream:
-                    if _MARK.encode() in stream.read(200):
+                    if _MARK_WORDS.encode() in stream.read(_MARK_WITHIN):
                         found.append(path)
     return sorted(found)
 

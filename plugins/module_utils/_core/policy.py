@@ -54,6 +54,7 @@ _FOLDER_URL = re.compile(
     rf"https?://{_HOST_NAME}(?::[1-9][0-9]{{0,4}})?/(?:[A-Za-z0-9_+~-][A-Za-z0-9_.+~-]*/)*"
 )
 _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
+_NEWS_LIMIT = 2000  # characters; more than a screen is not read
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
 # A quota below it is a size whose unit was forgotten.
@@ -249,6 +250,8 @@ class Policy:
     images_keep: int = 3
     #: None where builds fetch packages themselves.
     package_cache: PackageCache | None = None
+    #: What lab users read when they log in, in lines; empty for nothing.
+    news: str = ""
 
     @property
     def home_root(self) -> str:
@@ -349,6 +352,16 @@ class _Table:
             raise InvalidInput(
                 f"{self.at(key)}: a ':' or a control character is not allowed.", "Use plain text."
             )
+        return value
+
+    def lines(self, key: str) -> str:
+        value = self.text(key).strip("\n")
+        if len(value) > _NEWS_LIMIT:
+            raise InvalidInput(
+                f"{self.at(key)}: more than {_NEWS_LIMIT} characters.", "Write less, and where to read on."
+            )
+        if not all(line.isprintable() for line in value.split("\n")):
+            raise InvalidInput(f"{self.at(key)}: holds a control character.", "Use plain lines of text.")
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str = "") -> str:
@@ -893,6 +906,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         retire_size=root.size(prefix + "retire_size"),
         images_keep=root.integer(prefix + "images_keep", 1, 1000),
         package_cache=None if cache is None else _package_cache(_Table(cache, prefix + "package_cache")),
+        news=root.lines(prefix + "news"),
     )
     return policy, keys
 
@@ -962,6 +976,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "retire_size": policy.retire_size,
         "images_keep": policy.images_keep,
         "package_cache": _record(policy.package_cache) if policy.package_cache else None,
+        "news": policy.news,
     }
 
 

@@ -26,6 +26,9 @@ _CORES = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?")
 #: Exit codes of the broker and of the commands, by kind of error.
 EXIT_CODES = {"failed": 1, "usage": 2, "refused": 3, "not-found": 4}
 
+#: What shells give for SIGINT: 128 + 2.
+INTERRUPTED = 130
+
 _KINDS: dict[str, type[LabError]] = {"usage": InvalidInput, "refused": Refused, "not-found": NotFound}
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from . import VERSION, names
+from . import WORKSPACE as WORKSPACE
 from .errors import InvalidInput, Refused
 from .policy import CONTAINER_HOME, HOST_HOME, LOWEST_PORT, Policy, User
 from .sizes import format_size
@@ -30,7 +31,6 @@ LABEL_VERSION = "lab.server.version"
 #: What the user asked for when the container was made: apart from the spec, which is what it got.
 LABEL_WISHES = "lab.server.wishes"
 
-WORKSPACE = "/workspace"
 NETWORK = "lab"
 BRIDGE = "lab0"
 _FORMAT = 1

@@ -151,6 +151,16 @@ def test_launch_shows_the_steps_and_what_is_kept(run: Run, broker: Callable[...,
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
+def test_launch_warns_when_the_quota_is_nearly_used_up(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker(LAUNCHED)
+    monkeypatch.setattr(quota, "usage", usage(240 << 20, 7, LIMITS))
+    assert "note: 96 % of your space is used" in run("project", "launch", "thesis")[1]
+    monkeypatch.setattr(quota, "usage", usage(100 << 20, 7, LIMITS))
+    assert "of your space" not in run("project", "launch", "thesis")[1]
+
+
 def test_launch_does_not_attach_without_a_terminal(
     run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

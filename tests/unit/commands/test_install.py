@@ -110,17 +110,17 @@ def test_a_directory_in_the_place_of_the_link_is_an_error_with_a_fix(tmp_path: P
         install._library({"__init__.py": b""}, check=False, root=str(tmp_path))
 
 
-def test_programs_that_are_gone_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+def test_programs_that_are_gone_are_removed_and_those_of_others_stay(tmp_path: Path, lab: Policy) -> None:
     root = str(tmp_path)
-    install._programs(install.programs(), check=False, root=root)
+    install.reconcile(lab, check=False, root=root)
     programs = tmp_path / "usr/local/bin"
     (programs / "lab-old").write_text((programs / "project").read_text())
     (programs / "mine").write_text("#!/bin/sh\n")
-    item = install._programs(install.programs(), check=False, root=root)
+    item = install.reconcile(lab, check=False, root=root)[1]
     assert item.actions == ["remove /usr/local/bin/lab-old"]
     assert (programs / "mine").exists()
     (programs / "project").chmod(0o700)
-    item = install._programs(install.programs(), check=False, root=root)
+    item = install.reconcile(lab, check=False, root=root)[1]
     assert item.actions == ["write /usr/local/bin/project"]
     assert (programs / "project").stat().st_mode & 0o7777 == 0o755
 

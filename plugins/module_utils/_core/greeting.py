@@ -1,0 +1,193 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a lab user sees on logging in: containers, quota, what is kept, news.
+
+All of it is the real state, and none of it costs a question to root or Docker, which would take several times
+as long: a user's containers are control groups that everybody sees (cgroups(7)), and what runs in them is the
+user's own, so that the kernel tells its user since when it runs and what is mounted there (proc(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from . import PUBLIC_POLICY_PATH, WORKSPACE, mounts, names, quota, room, where
+from .errors import HostError, NotFound
+from .policy import WORKSPACES_ROOT, Policy, User, load
+from .terminal import Terminal, duration, fit
+
+#: Where control groups are: of version 2, and of version 1 those that count processes.
+CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/pids")
+PROC = "/proc"
+#: Where the shell reads PROFILE (Debian policy 9.9; profile.d of bash, dash and others).
+PROFILE_PATH = "/etc/profile.d/lab-server.sh"
+PROGRAM = "/usr/local/bin/lab-greeting"
+#: For terminals alone, so that nothing is said to scp, rsync and sftp; once, and not in every pane of tmux.
+#: Whatever happens, a login goes on: it waits five seconds at most, and Ctrl-C ends that.
+PROFILE = f"""\
+# The greeting of lab users. 'touch ~/.hushlogin' turns it off.
+case $- in
+    *i*)
+        if [ -z "${{LAB_SERVER_GREETED-}}" ] && [ -t 1 ] && [ -n "${{USER-}}" ] &&
+            [ -d "{WORKSPACES_ROOT}/$USER" ] && ! [ -e "${{HOME-}}/.hushlogin" ]; then
+            export LAB_SERVER_GREETED=1
+            timeout --foreground -k 1 5 {PROGRAM} 2>/dev/null || :
+        fi
+        ;;
+esac
+"""
+_MANY = 1000  # processes of one container that are looked at
+
+
+@dataclass(frozen=True)
+class Running:
+    """A container that runs: its project, for how many seconds, and where files outlive it or are shared."""
+
+    project: str
+    age: float
+    kept: tuple[str, ...]
+    read_only: tuple[str, ...]
+
+
+def running(uid: int) -> list[Running]:
+    """Return the containers of this process' own user, by project."""
+    found = []
+    for group in _groups(uid):
+        process = _first_process(group)
+        if process:
+            with suppress(OSError, HostError, ValueError, IndexError):
+                found.append(_look(process))
+    # What is built runs in the same control group, but without a workspace.
+    return sorted((one for one in found if WORKSPACE in one.kept), key=lambda one: one.project)
+
+
+def _groups(uid: int) -> Iterator[str]:
+    """Yield the control group of each container of a user, whichever driver the engine has (spec.py)."""
+    for root in CGROUPS:
+        for parent in (f"{root}/lab.slice/{names.slice_name(uid)}", f"{root}/lab/{uid}"):
+            with suppress(OSError), os.scandir(parent) as entries:
+                yield from (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _first_process(group: str) -> str:
+    """Return the folder below /proc of the process with which a container began, or ""."""
+    with suppress(OSError), open(f"{group}/cgroup.procs", encoding="ascii") as listed:
+        for _number, line in zip(range(_MANY), listed):
+            process = f"{PROC}/{line.strip()}"
+            with suppress(OSError), open(f"{process}/status", encoding="utf-8", errors="replace") as status:
+                # Its last number is that in the container itself.
+                if any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in status):
+                    return process
+    return ""
+
+
+def _look(process: str) -> Running:
+    kinds: dict[str, list[str]] = {"kept": [], "shared": []}
+    for mount in mounts.read(f"{process}/mountinfo"):
+        kind = where.kind_inside(mount, os.path.isdir(f"{process}/root{mount.point}"))
+        which = "shared" if kind == "shared" else where.KINDS[kind][0]
+        if which in kinds and mount.point not in kinds[which]:
+            kinds[which].append(mount.point)
+    return Running(_project(process), _age(process), tuple(kinds["kept"]), tuple(kinds["shared"]))
+
+
+def _project(process: str) -> str:
+    """Return the project: the host name of its container, which Docker puts into the environment."""
+    with open(f"{process}/environ", "rb") as stream:
+        for entry in stream.read(1 << 17).split(b"\0"):
+            if entry.startswith(b"HOSTNAME="):
+                return entry[9:].decode("utf-8", "replace")
+    return "?"
+
+
+def _age(process: str) -> float:
+    """Return for how many seconds a process has been running."""
+    with open(f"{process}/stat", encoding="utf-8", errors="replace") as stream:
+        # The name of the program, in parentheses, may hold anything; field 22 is the 20th after it.
+        started = int(stream.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    with open(f"{PROC}/uptime", encoding="ascii") as stream:
+        return max(0.0, float(stream.read().split()[0]) - started)
+
+
+def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) -> list[str]:
+    """Return the lines of the message."""
+    width = min(out.width, 100)
+    told = ["", f"Welcome to {names.printable(os.uname().nodename)}, {user.comment or user.name}.", ""]
+    told += _of_containers(held, width) or [
+        "Nothing of yours is running. Start a project: project launch NAME"
+    ]
+    told += _of_room(out, policy, user, width)
+    told += _of_keeping(policy, user, held, width)
+    if policy.news:
+        told += ["", out.style("News:", "strong")]
+        for line in policy.news.splitlines():
+            told += _wrapped(names.printable(line), width, "  ") or [""]
+    return [*told, ""]
+
+
+def _of_containers(held: Sequence[Running], width: int) -> list[str]:
+    room_for = max((len(one.project) for one in held), default=0)
+    return [
+        fit(f"{label:<8}{names.printable(one.project):<{room_for}}  for {duration(one.age)}", width)
+        for label, one in zip(["running", *[""] * len(held)], held)
+    ]
+
+
+def _of_room(out: Terminal, policy: Policy, user: User, width: int) -> list[str]:
+    try:
+        usage = quota.usage(policy, user)
+    except HostError:
+        return []
+    space, files = room.lines(out, usage)
+    warned = room.warnings(usage)
+    told = [space, files] if "files" in warned else [space]
+    for sentence, colour in warned.values():
+        told += [out.style(line, colour) for line in _wrapped(sentence, width, " " * 8)]
+    return told
+
+
+def _of_keeping(policy: Policy, user: User, held: Sequence[Running], width: int) -> list[str]:
+    """Say what outlives a container, as it is mounted; where they differ, for each."""
+    shares = tuple(policy.share_path(share) for share in policy.shares_for(user))
+    kept = {(one.kept, one.read_only): "" for one in held} or {
+        ((WORKSPACE, *shares), (policy.data_root,)): ""
+    }
+    if len(kept) > 1:
+        kept = {(one.kept, one.read_only): f" (in {one.project})" for one in held}
+    told = []
+    for (own, read_only), which in kept.items():
+        told.append(_listed("kept", own, which, width))
+        if read_only:
+            told.append(_listed("shared", read_only, " (read only)" + which, width))
+    told += _wrapped(
+        "all else in a container, when you retire it; ask: workspace where PATH", width, "lost    "
+    )
+    return told
+
+
+def _listed(label: str, paths: Iterable[str], which: str, width: int) -> str:
+    shown = (f"{WORKSPACE} (here: ~/workspace)" if path == WORKSPACE else path for path in paths)
+    return fit(f"{label:<8}{names.printable(', '.join(shown))}{names.printable(which)}", width)
+
+
+def _wrapped(text: str, width: int, label: str) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Greet the lab user who logs in; say nothing to anybody else. Returns 0."""
+    del argv
+    uid = os.getuid()
+    with suppress(NotFound, HostError):
+        policy = load(PUBLIC_POLICY_PATH)
+        out = Terminal(sys.stdout, os.environ, lossy=True)
+        for line in lines(out, policy, policy.user_by_uid(uid), running(uid)):
+            out.line(line)
+    return 0
