@@ -10,7 +10,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import cli_container, cli_image, cli_inside, cli_project, cli_status, cli_why, cli_workspace, names
+from . import (
+    cli_container,
+    cli_doctor,
+    cli_image,
+    cli_inside,
+    cli_keeping,
+    cli_project,
+    cli_status,
+    cli_why,
+    cli_workspace,
+    names,
+)
 from .asuser import explain
 from .calls import Call, Command, name_argument
 from .errors import HostError, InvalidInput, LabError
@@ -31,6 +42,8 @@ _HELP_ON_CODES = "".join(["exit codes:\n", *(f"  {code}  {meaning}\n" for code, 
 COMMANDS: tuple[Command, ...] = (
     *cli_project.COMMANDS,
     *cli_status.COMMANDS,
+    *cli_keeping.COMMANDS,
+    *cli_doctor.COMMANDS,
     *cli_container.COMMANDS,
     *cli_inside.COMMANDS,
     *cli_why.COMMANDS,

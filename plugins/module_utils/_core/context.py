@@ -199,6 +199,20 @@ def _temporary_file() -> Iterator[BinaryIO]:
         ) from error
 
 
+def weigh(workspace: str, project: str) -> tuple[dict[str, tuple[int, int]], bool]:
+    """Return ({name right below the project: (bytes, files) of it that would be sent}, whether that is all).
+
+    To be called as the user, and to be cut off at the limit on the number of files. Raises as ``look`` does.
+    """
+    with _opened(workspace, project) as folder:
+        scale = _Scale(_Ignored(folder, _translator()))
+        try:
+            scale.folder(os.dup(folder), "", 0)
+        except Refused:
+            return scale.weights, False
+    return scale.weights, True
+
+
 # In the child, as the user
 
 
@@ -400,6 +414,19 @@ class _Walk:
 
     def found_file(self, parent: int, name: str, path: str) -> None:
         """Take a regular file. It was looked at before, so what changes while it is read shows later."""
+
+
+class _Scale(_Walk):
+    """Weighs what is to be sent, by the names right below the project, and digests nothing."""
+
+    def __init__(self, ignored: _Ignored) -> None:
+        super().__init__(ignored)
+        self.weights: dict[str, tuple[int, int]] = {}
+
+    def _saw(self, path: str, status: os.stat_result) -> None:
+        top = path.split("/", 1)[0]
+        size, files = self.weights.get(top, (0, 0))
+        self.weights[top] = (size + status.st_size, files + 1)
 
 
 class _Packer(_Walk):

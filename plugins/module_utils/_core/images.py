@@ -646,6 +646,31 @@ def _refuse_needed(version: Version, *, everything: bool) -> None:
         )
 
 
+def forget(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
+    """Remove all images of a project that has neither a folder nor a container any more.
+
+    What retired containers that are kept were made of stays. ``facts``: removed (references). Raises Refused.
+    """
+    work = _Work(engine, policy, user, project, {})
+    result = work.result()
+    with work.locked():
+        if workspaces.has_project(policy, user, project):
+            raise Refused(f"{project} has a folder, so its images stay.", f"project remove {project}")
+        name = "/" + names.container_name(project, user.uid)
+        if any(name in (listed.get("Names") or []) for listed in engine.containers()):
+            raise Refused(f"{project} has a container, so its images stay.", f"container retire {project}")
+        gone = [version for version in work.versions(with_use=True) if not version.in_use]
+        for version in gone:
+            if version.current:
+                engine.remove_image(f"{work.repository}:latest")
+        _remove(work, gone)
+        _remove_nameless(work)
+        imagestate.forget(user.uid, project)
+    result.changed, result.actions = bool(gone), [REMOVE] if gone else []
+    result.facts = {"removed": [version.reference for version in gone]}
+    return result
+
+
 def _removable(work: _Work, digest: str) -> tuple[Version, ...]:
     """Return what is too old once the image of this fingerprint is the current one."""
     found = work.versions(with_use=True)

@@ -114,6 +114,14 @@ def thin_out_packages(uid: int, project: str, images: Iterable[str]) -> None:
         set_packages(uid, project, fingerprint, None)
 
 
+def forget(uid: int, project: str) -> None:
+    """Forget all that is known of a project. Raises HostError."""
+    remember(uid, project, None)
+    set_pin(uid, project, None)
+    for fingerprint in _lists(uid, project):
+        set_packages(uid, project, fingerprint, None)
+
+
 def _lists(uid: int, project: str) -> list[str]:
     """Return the first 12 digits of the images whose packages are kept, the newest list first."""
     try:

@@ -8,6 +8,7 @@ component is opened by itself with O_NOFOLLOW, which refuses the same paths.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -23,6 +24,8 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RESOLVE = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
+# renameat2(2), <linux/fs.h>
+_RENAME_NOREPLACE = 1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -183,6 +186,25 @@ def _parent(directory: int, path: str) -> tuple[int, str]:
     if len(parts) == 1:
         return os.dup(directory), parts[0]
     return open_beneath(directory, "/".join(parts[:-1]), _DIRECTORY), parts[-1]
+
+
+def move(source: int, name: str, target: int, new_name: str) -> None:
+    """Rename ``name`` in the open directory ``source`` to ``new_name`` in ``target``; replace nothing.
+
+    Raises FileExistsError if anything has the new name, and OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    old, new = os.fsencode(name), os.fsencode(new_name)
+    with contextlib.suppress(AttributeError):  # a C library without renameat2(2)
+        if libc.renameat2(source, old, target, new, ctypes.c_uint(_RENAME_NOREPLACE)) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            raise OSError(number, os.strerror(number), name)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new_name, dir_fd=target, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -30,6 +30,31 @@ _DIRECTORIES = (
     "tests",
 )
 
+#: What a type has besides: the folder, and what it is for.
+_MORE: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "ml": (
+        ("configs", "settings of the runs, one file each"),
+        ("results/metrics", "numbers of the runs, to compare them"),
+    ),
+    "cv": (
+        ("data/raw/images", "images as they came"),
+        ("data/raw/annotations", "labels, boxes and masks"),
+        ("data/processed/splits", "which image is for training, validation or test"),
+        ("results/samples", "pictures that show what a model does"),
+    ),
+    "nlp": (
+        ("data/raw/corpora", "texts as they came"),
+        ("data/processed/tokens", "texts as the model reads them"),
+        ("models/tokenizers", "vocabularies, kept with the models that need them"),
+    ),
+    "stats": (
+        ("data/external", "reference data of others, with where it is from"),
+        ("results/tables", "tables for the paper"),
+        ("reports", "the paper, and notebooks that make it"),
+    ),
+    "custom": (),
+}
+
 _REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "ml": ("numpy", "pandas", "scikit-learn", "matplotlib"),
     "cv": ("numpy", "pillow", "opencv-python-headless", "matplotlib"),
@@ -50,6 +75,14 @@ RUN pip install --no-cache-dir -r /opt/project/requirements.txt
 ARG PROJECT={name}
 ENV PROJECT=${{PROJECT}} \\
     PYTHONUNBUFFERED=1
+
+# Caches that outlive the container, in the workspace, where they count for your quota:
+# ENV HF_HOME=/workspace/.cache/huggingface \\
+#     PIP_CACHE_DIR=/workspace/.cache/pip
+
+# Your own settings of the shell, from the file bashrc beside this one. The home is made with each container;
+# a link in it (ln -s /workspace/{name}/bashrc ~/.bashrc) goes with it, this does not:
+# COPY bashrc /etc/bash.bashrc
 """
 
 _REQUIREMENTS_HEADER = """\
@@ -85,7 +118,7 @@ _README = """\
 | `data/raw`, `data/processed` | data as it came, and what was made of it |
 | `notebooks`, `src`, `tests` | code |
 | `models`, `results/logs`, `results/plots` | what comes out |
-
+{more}
 `project launch {name}` starts the container and opens a shell in `/workspace/{name}`. Everything below
 `/workspace` is kept. The rest of the container (home, /tmp, packages installed by hand) is gone after
 `container retire {name}`, though for some days `container undo {name}` brings it back; what shall stay goes
@@ -120,11 +153,12 @@ def _files(name: str, kind: str, base: str) -> dict[str, str]:
     requirements = _REQUIREMENTS_HEADER.format(name=name) + "".join(
         f"{line}\n" for line in _REQUIREMENTS[kind]
     )
+    more = "".join(f"| `{folder}` | {what} |\n" for folder, what in _MORE[kind])
     return {
         "Dockerfile": _DOCKERFILE.format(name=name, base=base),
         "requirements.txt": requirements,
         "pyproject.toml": _PYPROJECT.format(name=name),
-        "README.md": _README.format(name=name),
+        "README.md": _README.format(name=name, more=more),
         ".gitignore": _GITIGNORE,
         ".dockerignore": _DOCKERIGNORE,
         "src/__init__.py": "",
@@ -143,7 +177,7 @@ def layout(name: str, *, kind: str, base: str, files: Mapping[str, str]) -> tupl
         )
     image_reference(base, "base image")
     contents = {**_files(name, kind, base), **files}
-    directories = set(_DIRECTORIES)
+    directories = {*_DIRECTORIES, *(folder for folder, _what in _MORE[kind])}
     for path in contents:
         parts = path.split("/")
         if any(part in ("", ".", "..") for part in parts) or not path.isprintable():

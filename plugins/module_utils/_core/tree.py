@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""How much the directories of a tree hold. To be run as the user whose tree it is."""
+"""How much the directories of a tree hold, and their removal. To be run as the user whose tree it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+
+from . import safefs
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Survey:
     complete: bool
 
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _BLOCK = 512  # bytes; the unit of st_blocks (stat(3type))
 
 
@@ -101,3 +104,52 @@ def survey(root: str, *, count: int = 5, depth: int = 2, seconds: float = 3.0) -
     ranked = sorted(walk.sizes.items(), key=lambda pair: (-pair[1][0], pair[0]))
     largest = tuple(Directory(path, size, files) for path, (size, files) in ranked[:count])
     return Survey(largest, complete=not walk.waiting)
+
+
+def remove(parent: int, name: str) -> None:
+    """Remove the directory ``name`` in the open directory ``parent`` with all below it; follow no link.
+
+    Directories that their owner may not write are made writable first. Raises OSError or LabError, and may
+    then be called again.
+    """
+    waiting = [name]
+    while waiting:
+        path = waiting[-1]
+        descriptor = _writable(parent, path)
+        try:
+            below = _unlink_all(descriptor)
+        finally:
+            os.close(descriptor)
+        if below:
+            waiting += [f"{path}/{each}" for each in below]
+            continue
+        waiting.pop()
+        above, _slash, last = path.rpartition("/")
+        holder = safefs.open_beneath(parent, above, _DIRECTORY) if above else os.dup(parent)
+        try:
+            os.rmdir(last, dir_fd=holder)
+        finally:
+            os.close(holder)
+
+
+def _unlink_all(directory: int) -> list[str]:
+    """Remove everything in an open directory but the directories; return their names."""
+    below = []
+    for name in os.listdir(directory):
+        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            below.append(name)
+        else:
+            os.unlink(name, dir_fd=directory)
+    return below
+
+
+def _writable(parent: int, path: str) -> int:
+    """Open a directory that is to be emptied."""
+    handle = safefs.open_beneath(parent, path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        if stat.S_IMODE(os.fstat(handle).st_mode) & 0o700 != 0o700:
+            # fchmod(2) takes no descriptor of O_PATH; its link in /proc leads to this very directory.
+            os.chmod(f"/proc/self/fd/{handle}", 0o700)
+    finally:
+        os.close(handle)
+    return safefs.open_beneath(parent, path, _DIRECTORY)

@@ -170,6 +170,13 @@ def _project_list(request: Request) -> dict[str, Any]:
     return {"projects": listed, "note": note}
 
 
+def _project_forget(request: Request) -> dict[str, Any]:
+    from .images import forget
+
+    with connected() as engine:
+        return answer(forget(engine, request.policy, request.user, request.project))
+
+
 def _container_list(request: Request) -> dict[str, Any]:
     from .containers import listing
 
@@ -260,6 +267,7 @@ VERBS: dict[str, Verb] = {
         True, _project_launch, True, settings(command=job_command, cpus=cores, memory=memory, rebuild=yes)
     ),
     "project-list": Verb(False, _project_list),
+    "project-forget": Verb(True, _project_forget, needs_mounts=True),
     "container-list": Verb(False, _container_list),
     "container-stop": Verb(True, _container_stop),
     "container-retire": Verb(True, _container_retire),

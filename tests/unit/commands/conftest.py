@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A small server to serve: its policy, with this process' own account as one of its users."""
+"""A small server to serve: its policy, with this process' own account as one of its users; its commands."""
 
 from __future__ import annotations
 

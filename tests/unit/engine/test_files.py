@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     asuser,
+    fingerprint,
     locks,
     safefs,
     scaffold,
@@ -265,6 +266,30 @@ def test_scaffold_types(tmp_path, kind):
     scaffold.init_project(str(tmp_path), "p", kind=kind, base="lab/python")
     project = tomllib.loads((tmp_path / "p/pyproject.toml").read_text())
     assert project["project"]["name"] == "p"
+
+
+def test_scaffold_types_differ_where_their_work_does(tmp_path):
+    folders = {}
+    for kind in scaffold.TYPES:
+        created = scaffold.init_project(str(tmp_path), kind, kind=kind, base="lab/python")
+        folders[kind] = {path.partition("/")[2] for path in created if (tmp_path / path).is_dir()}
+        readme = (tmp_path / kind / "README.md").read_text()
+        assert all(f"`{folder}`" in readme for folder in folders[kind] - folders.get("custom", folders[kind]))
+    assert all(folders["custom"] < folders[kind] for kind in ("ml", "cv", "nlp", "stats"))
+    assert len({frozenset(each) for each in folders.values()}) == len(scaffold.TYPES)
+    assert "data/raw/images" in folders["cv"] and "reports" in folders["stats"]
+
+
+def test_the_examples_in_a_new_dockerfile_can_be_used(tmp_path):
+    scaffold.init_project(str(tmp_path), "net", kind="ml", base="lab/python")
+    text = (tmp_path / "net/Dockerfile").read_text()
+    words = [item.word for item in fingerprint.instructions(text)]
+    assert words == ["FROM", "COPY", "RUN", "ARG", "ENV"]
+    used = "\n".join(
+        line[2:] if line[:6] in ("# ENV ", "#     ", "# COPY") else line for line in text.split("\n")
+    )
+    assert [item.word for item in fingerprint.instructions(used)] == [*words, "ENV", "COPY"]
+    assert max(len(line) for line in text.splitlines()) <= 110
 
 
 def test_scaffold_broken_off_goes_on(tmp_path):

@@ -398,6 +398,29 @@ def test_what_containers_were_made_of_stays(build, policy, alice):
     assert not images.prune(engine, policy, alice, "net").changed
 
 
+def test_a_project_that_is_gone_is_forgotten(build, policy, alice, monkeypatch):
+    engine = Model()
+    for text in ("one", "two", "three"):
+        build(engine, text)
+    images.rollback(engine, policy, alice, "net")
+    there = {"folder": True}
+    monkeypatch.setattr(images.workspaces, "has_project", lambda *_which: there["folder"])
+    with pytest.raises(Refused, match="has a folder"):
+        images.forget(engine, policy, alice, "net")
+    there["folder"] = False
+    engine.used = ["id-1"]
+    with pytest.raises(Refused, match="has a container"):
+        images.forget(engine, policy, alice, "net")
+    assert len(images.history(engine, alice, "net")) == 3
+    engine.used, engine.strays = [], {"net._.2001.retired-1": ""}
+    gone = [version.reference for version in images.history(engine, alice, "net")]
+    assert images.forget(engine, policy, alice, "net").facts == {"removed": gone}
+    assert not any(image["RepoTags"] for image in engine.built)
+    assert imagestate.pin(2001, "net") is None and imagestate.known(2001, "net") is None
+    assert imagestate.newest_packages(2001, "net") is None
+    assert not images.forget(engine, policy, alice, "net").changed
+
+
 def test_names_that_are_not_ours_are_left_alone(build, policy, alice):
     engine = Model()
     one = replace(policy, images_keep=1)
