@@ -109,7 +109,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     if program not in _GROUPS:
         raise InvalidInput(f"{names.printable(program)} is not a command of lab.server.")
     parser = _Parser(prog=program, description=_GROUPS[program], allow_abbrev=False)
-    verbs = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in COMMANDS:
         if command.words[0] == program:
             _fill(
