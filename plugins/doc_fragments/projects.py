@@ -104,7 +104,7 @@ options:
           - It makes no build needed. What no list has yet comes in the version that the requirements say.
           - "During the build the lock is the file C(/run/lab-server/lock.txt), which the variables
             C(PIP_CONSTRAINT) and C(UV_CONSTRAINT) name. It stays in the image, and no container shows it.
-            In the build context it takes the name C(.lab-server-lock.txt)."
+            In the build context it takes the name C(.lab-server-lock.txt), which C(COPY .) takes along."
           - A build fails if the requirements ask for another version than the lock has.
         type: bool
         default: false

@@ -203,15 +203,15 @@ def test_what_is_done_to_a_container_is_written_down(launched, engine, policy, a
 def test_why_a_container_could_not_be_started_by_the_boot(launched, engine, policy, bob, tiny, project_of):
     project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
     containers.launch(engine, policy, bob, "net")
-    containers.stop(engine, bob, "net")
-    containers.states.clear_stopped("net._.2002")
-    info = next(one for one in containers.listing(engine, policy, bob))
     closed = replace(policy, shares=tuple(share for share in policy.shares if share.name != "vision"))
+    assert containers.withdraw(engine, closed, check=True) and len(happened(bob, "net")) == 1
+    assert containers.withdraw(engine, closed, check=False)
+    info = next(one for one in containers.listing(engine, policy, bob))
     for _try in range(2):
         with pytest.raises(Refused):
             containers.start_existing(engine, closed, info)
-    assert happened(bob, "net")[-2:] == [("stopped", "user"), ("not-started", "boot")]
-    assert "vision" in events.read(2002, "net")[-1].reason
+    assert happened(bob, "net") == [("made", "user"), ("stopped", "it"), ("not-started", "boot")]
+    assert all("vision" in event.reason for event in events.read(2002, "net")[1:])
 
 
 def test_the_end_of_a_container_by_itself_is_known_from_docker(launched, engine, alice, asked, docker):
@@ -220,6 +220,18 @@ def test_the_end_of_a_container_by_itself_is_known_from_docker(launched, engine,
     assert (told["state"]["running"], told["state"]["exit_code"]) == (False, 137)
     assert abs(told["state"]["finished"] - time.time()) < 60
     assert [event["what"] for event in told["events"]] == ["made"]
+
+
+def test_a_process_that_needs_too_much_memory_is_seen_while_its_container_runs(
+    launched, engine, alice, asked, docker
+):
+    assert not asked("container-why", alice, "thesis")["state"]["out_of_memory"]
+    command = ["sh", "-c", "x=aaaaaaaa; while true; do x=$x$x; done"]
+    arguments = containers.shell_arguments(alice, "thesis", command=command, tty=False)
+    with pytest.raises(AssertionError):
+        docker(*arguments[1:])
+    told = asked("container-why", alice, "thesis")["state"]
+    assert (told["running"], told["out_of_memory"]) == (True, True)
 
 
 def test_a_disk_that_is_full_stops_no_deed(launched, engine, policy, alice, root):

@@ -251,11 +251,16 @@ def test_lists_of_apt_are_always_asked_for_and_there_when_nobody_answers(cache: 
     world.put(APT, lists, Answer(b"two"))
     assert cache.get(lists, Host=APT).body == b"two"
     assert cache.get(named, Host=APT).kept == "HIT"
+    assert cache.get("/debian/./InRelease", Host=APT).status == 404
     world.stop_servers()
     time.sleep(2.2)
-    for path in (lists, "/debian/pool/a_1.0%2bb1~2_all.deb"):
+    for path, status in (
+        (lists, 200),
+        ("/debian/pool/a_1.0%2bb1~2_all.deb", 200),
+        ("/debian/./InRelease", 404),
+    ):
         answer = cache.get(path, Host=APT)
-        assert (answer.status, answer.kept) == (200, "STALE")
+        assert (answer.status, answer.kept) == (status, "STALE")
 
 
 def test_tls_passes_to_the_hosts_of_apt_alone(cache: Cache, world: World) -> None:

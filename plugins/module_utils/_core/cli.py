@@ -51,7 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     *cli_workspace.COMMANDS,
 )
 
-_GROUPS = {
+GROUPS = {
     "project": "Your projects: folders of ~/workspace, each with a container of its own.",
     "container": "Your containers: one for each project that was launched.",
     "image": "The images of your projects: what their containers are made of.",
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
 def programs() -> list[str]:
     """Return the names of all programs: each group, and each command written with a hyphen."""
-    return sorted({*_GROUPS, *("-".join(command.words) for command in COMMANDS)})
+    return sorted({*GROUPS, *("-".join(command.words) for command in COMMANDS)})
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -106,9 +106,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
             parser = _Parser(prog=program, description=_wrapped(command.description), allow_abbrev=False)
             _fill(parser, command)
             return parser
-    if program not in _GROUPS:
+    if program not in GROUPS:
         raise InvalidInput(f"{names.printable(program)} is not a command of lab.server.")
-    parser = _Parser(prog=program, description=_GROUPS[program], allow_abbrev=False)
+    parser = _Parser(prog=program, description=GROUPS[program], allow_abbrev=False)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in COMMANDS:
         if command.words[0] == program:

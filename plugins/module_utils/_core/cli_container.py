@@ -57,6 +57,8 @@ def _previewed(call: Call, done: str, lost: str) -> int:
 def _container_start(call: Call) -> int:
     call.user()
     name = call.options.name
+    if call.options.dry_run:
+        return _start_previewed(call)
     facts = ask("container-start", name)
     if call.json:
         call.answer(facts)
@@ -64,6 +66,20 @@ def _container_start(call: Call) -> int:
         call.out.line(f"The container of {name} runs again. Enter it: container attach {name}")
     else:
         call.out.line(f"The container of {name} was running already.")
+    return 0
+
+
+def _start_previewed(call: Call) -> int:
+    """Say whether a start would start something, from the list of containers."""
+    name = call.options.name
+    found = [one for one in ask("container-list").get("containers", []) if one.get("project") == name]
+    changed = any(state(one) == "stopped" for one in found)
+    if call.json:
+        call.answer({"changed": changed, "containers": found, "dry_run": True})
+    elif not found:
+        call.out.line(f"Nothing to do: there is no container of {name}. Make one: project launch {name}")
+    else:
+        call.out.line(f"The container of {name} {'would be started' if changed else 'runs already'}.")
     return 0
 
 
@@ -183,6 +199,7 @@ COMMANDS: tuple[Command, ...] = (
         "project launch NAME.",
         "container start my-thesis",
         _container_start,
+        dry_run=True,
     ),
     Command(
         ("container", "stop"),

@@ -8,6 +8,7 @@ The output of a job is a file of the user's own, and is read here, as the user.
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from .terminal import table
 
 _LINES = 50
 _MOST_BYTES = 16 << 20  # of the end of a log that are looked at for its last lines
+_LONGEST = 1 << 16  # characters of a line that is followed
 _PAUSE = 0.5  # seconds between two looks at a log that is followed
 _LOOK_AGAIN = 10.0  # seconds without a new line, after which the server is asked whether the job still runs
 
@@ -32,6 +34,8 @@ _LOOK_AGAIN = 10.0  # seconds without a new line, after which the server is aske
 
 def _container_attach(call: Call) -> int:
     call.user()
+    if call.out.interactive:
+        call.out.line("Type 'exit' to leave; the container goes on running.")
     hand_over(ATTACH, call.options.name)
     return 0
 
@@ -70,7 +74,7 @@ def _container_logs(call: Call) -> int:
             "It is a file of your project; was it moved?",
         ) from error
     with file:
-        lines = _last_lines(file, count)
+        lines = _last_lines(file, count, whole=call.options.follow)
         if call.json or not call.options.follow:
             return _say_output(call, said, lines, job)
         call.out.line(call.out.style(f"{place}: {_told_of(job)}; Ctrl-C ends watching alone", "faint"))
@@ -85,7 +89,8 @@ def _say_output(call: Call, said: list[str], lines: list[str], job: Mapping[str,
         call.answer({"job": job, "lines": lines, "container": said})
         return 0
     if job is not None:
-        call.out.line(call.out.style(f"~/workspace/{name}/{job.get('log')}: {_told_of(job)}", "faint"))
+        log = names.printable(str(job.get("log")))
+        call.out.line(call.out.style(f"~/workspace/{name}/{log}: {_told_of(job)}", "faint"))
         for line in lines:
             call.out.line(_plain(line))
     if said:
@@ -111,16 +116,20 @@ def _open(workspace: str, project: str, log: str) -> BinaryIO:
         os.close(root)
 
 
-def _last_lines(file: BinaryIO, count: int) -> list[str]:
-    """Return the last lines of a file, and leave it at its end."""
+def _last_lines(file: BinaryIO, count: int, *, whole: bool) -> list[str]:
+    """Return the last lines of a file, and leave it where they end; if ``whole``, those that have an end."""
     size = os.fstat(file.fileno()).st_size
     found = b""
     while len(found) < min(size, _MOST_BYTES) and found.count(b"\n") <= count:
         step = min(1 << 16, size - len(found))
         file.seek(size - len(found) - step)
         found = file.read(step) + found
-    file.seek(size)
-    return found.decode("utf-8", "replace").rstrip("\n").split("\n")[-count:] if found and count else []
+    read = len(found)
+    if whole:
+        found = found[: found.rfind(b"\n") + 1]
+    file.seek(size - (read - len(found)))
+    lines = found.decode("utf-8", "replace").rstrip("\n").split("\n")
+    return lines[-count:] if found and count else []
 
 
 def _plain(line: str) -> str:
@@ -137,14 +146,16 @@ def _follow(call: Call, file: BinaryIO, job: Mapping[str, Any]) -> int:
 
 def _coming(call: Call, file: BinaryIO, *, running: bool) -> Iterator[str]:
     rest, quiet = "", time.monotonic()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        new = file.read(1 << 16).decode("utf-8", "replace")
+        new = decoder.decode(file.read(1 << 16))
         if new:
             *lines, rest = (rest + new).split("\n")
             quiet = time.monotonic()
             yield from lines
             if any(JOB_END.fullmatch(line) for line in lines[-1:]) and not rest:
                 return
+            rest = _end_of(rest)
             if rest and call.out.updating:
                 call.out.status(_plain(rest))  # a bar of progress: a line that has no end yet
             continue
@@ -159,6 +170,12 @@ def _coming(call: Call, file: BinaryIO, *, running: bool) -> Iterator[str]:
         time.sleep(_PAUSE)
     if rest:
         yield rest
+
+
+def _end_of(line: str) -> str:
+    """Return what shows of a line that has no end yet: the last state of a bar of progress."""
+    shown = line.rstrip("\r").rsplit("\r", 1)[-1][-_LONGEST:]
+    return shown + "\r" if line.endswith("\r") else shown
 
 
 # What is used
@@ -235,8 +252,8 @@ COMMANDS: tuple[Command, ...] = (
         ("container", "exec"),
         "run one command in a running container",
         "Run a command in the project's running container, in /workspace/NAME, with your input and output, "
-        "and end with its exit code. Where there is a terminal, the command has it too. It ends when you log "
-        "out; for one that goes on: project launch NAME --command ...",
+        "and end with its exit code. Where there is a terminal, the command has it too. For one that is to "
+        "go on when you log out, and whose output is kept: project launch NAME --command ...",
         "container exec my-thesis -- python src/train.py --epochs 3",
         _container_exec,
         json=False,

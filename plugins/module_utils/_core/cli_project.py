@@ -71,7 +71,8 @@ def _project_launch(call: Call) -> int:
     _warn_of_room(call, user)
     job = facts.get("job")
     if isinstance(job, dict):
-        call.out.line(f"The job is begun; it goes on when you log out. Its output: {job.get('log')}")
+        log = names.printable(str(job.get("log")))
+        call.out.line(f"The job is begun; it goes on when you log out. Its output: {log}")
         call.out.line(f"  watch it: container logs {name} --follow")
         call.out.line(f"  how it stands and ended: container list, container why {name}")
         return 0

@@ -421,18 +421,8 @@ def _change(engine: Engine, policy: Policy, item: _Item) -> None:
         starting = START in item.planned.actions
         told = _telling(item.spec.name, events.IT) if starting else contextlib.nullcontext()
         with _locked(item.spec.name), told:
-            # Its user may have made another one meanwhile, and asked for something else.
-            there = next(map(actual_of, engine.containers(item.spec.name)), None)
-            _apply(
-                engine,
-                policy,
-                item.user,
-                _decided(policy, item.user, item.wanted, there),
-                item.wanted.state,
-                item.result,
-                events.IT,
-                waits=item.wanted.waits,
-            )
+            state = item.wanted.state
+            _apply(engine, policy, item.user, item.spec, state, item.result, events.IT, item.wanted)
 
 
 def _check_room(user: User, held: int) -> None:
@@ -471,14 +461,20 @@ def _apply(
     state: str,
     result: ItemResult,
     by: str,
-    *,
-    waits: bool = False,
+    wanted: Wanted | None = None,
 ) -> None:
-    """Look again, plan, and carry the plan out, for whom ``by`` says. The caller holds the lock."""
+    """Look again, plan, and carry the plan out, for whom ``by`` says. The caller holds the lock.
+
+    With ``wanted`` the spec is decided anew: its user may have made another one meanwhile, and asked for
+    something else.
+    """
     healed = _heal(engine, spec.name)
     # Retired ones have other names, which a look at this one alone does not show.
     snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
     actual = snapshot.containers.get(spec.name)
+    if wanted is not None:
+        spec = _decided(policy, user, wanted, actual)
+    waits = wanted is not None and wanted.waits
     planned = _planned(snapshot, states.stopped_names(), spec, state, waits=waits)
     if START in planned.actions:
         _check_sources(spec)

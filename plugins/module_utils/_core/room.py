@@ -33,8 +33,8 @@ def _line(out: Terminal, label: str, used: int, limit: int, show: Callable[[int]
     figures = f"{round(share * 100):>3} %  {show(used)} of {show(limit)}"
     # On a narrow terminal the bar makes room for the figures.
     left = min(24, out.width - len(figures) - _AROUND)
-    bar = out.style(gauge(share, left), colour) + " " if left >= _NARROWEST else ""
-    return f"{label:<7} {bar}{figures}"
+    shown = out.style(gauge(share, left), colour) + " " if left >= _NARROWEST else ""
+    return f"{label:<7} {shown}{figures}"
 
 
 def warnings(usage: Usage) -> dict[str, tuple[str, str]]:

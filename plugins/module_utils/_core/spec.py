@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from . import VERSION, names
-from . import WORKSPACE as WORKSPACE
+from . import WORKSPACE as _WORKSPACE
 from .errors import InvalidInput, Refused
 from .policy import CONTAINER_HOME, HOST_HOME, LOWEST_PORT, Policy, User
 from .sizes import format_size
@@ -31,6 +31,7 @@ LABEL_VERSION = "lab.server.version"
 #: What the user asked for when the container was made: apart from the spec, which is what it got.
 LABEL_WISHES = "lab.server.wishes"
 
+WORKSPACE = _WORKSPACE
 NETWORK = "lab"
 BRIDGE = "lab0"
 _FORMAT = 1

@@ -175,6 +175,8 @@ def _why(request: Request) -> dict[str, Any]:
 
 def docker_state(inspected: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what Docker says of the life of a container; times are in seconds since 1970."""
+    from .stats import oom_kills
+
     told = inspected.get("State")
     if not isinstance(told, dict):
         return None
@@ -182,7 +184,7 @@ def docker_state(inspected: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "running": bool(told.get("Running")),
         "exit_code": told.get("ExitCode"),
-        "out_of_memory": bool(told.get("OOMKilled")),
+        "out_of_memory": bool(told.get("OOMKilled")) or oom_kills(int(told.get("Pid") or 0)) > 0,
         "error": names.printable(str(told.get("Error") or ""))[:300],
         "started": _seconds(told.get("StartedAt")),
         "finished": _seconds(told.get("FinishedAt")),

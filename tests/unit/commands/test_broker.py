@@ -38,6 +38,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from ansible_collections.lab.server.plugins.module_utils._core.protocol import EXEC
+from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -314,6 +315,24 @@ def test_a_launch_is_the_callers_and_tells_its_progress(server: Server) -> None:
 def test_the_verb_is_the_deed(server: Server, verb: str, name: str) -> None:
     assert server.call(2002, verb, "x")[0] == 0
     assert server.calls == [(name, "bob", "x")]
+
+
+def test_a_launch_asks_for_what_it_was_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+
+    def batch(_engine: object, _policy: object, user: Any, project: str, command: str) -> dict[str, Any]:
+        begun.append((user.name, project, command))
+        return {"log": "logs/x.log"}
+
+    monkeypatch.setattr(containers, "batch", batch)
+    words = ["cpus=0.5", "memory=64m", "rebuild=yes", "command=sleep 9"]
+    code, events = server.call(2001, "project-launch", "thesis", *words)
+    assert code == 0 and events[-1]["data"]["job"] == {"log": "logs/x.log"}
+    assert server.asked == [{"own": OwnWishes(0.5, 64 << 20), "rebuild": True}]
+    assert begun == [("alice", "thesis", "sleep 9")]
+    assert "sleep" not in json.dumps(server.audit)
+    server.call(2001, "project-launch", "thesis")
+    assert server.asked[1] == {"own": OwnWishes(), "rebuild": False} and len(begun) == 1
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,18 @@ def test_a_command_needs_its_dashes(run: Run, became: list[list[str]], words: li
     assert code == 2 and out == "" and len(err.splitlines()) == 2 and not became
 
 
+def test_start_starts_what_is_there(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(changed=True, containers=[{"project": "thesis", "status": "exited"}]))
+    assert "runs again" in run("container", "start", "thesis")[1]
+    assert "would be started" in run("container", "start", "thesis", "--dry-run")[1]
+    assert "there is no container" in run("container", "start", "none", "--dry-run")[1]
+    assert json.loads(run("container", "start", "thesis", "--dry-run", "--json")[1])["changed"] is True
+    verbs = [line.split("lab-broker ")[1] for line in asked.read_text().splitlines()]
+    assert verbs == ["container-start thesis", *["container-list"] * 3]
+    broker(result(changed=False))
+    assert "running already" in run("container", "start", "thesis")[1]
+
+
 def job(**changes: Any) -> dict[str, Any]:
     """Return a job as the broker tells it."""
     return {
@@ -144,6 +156,15 @@ def test_follow_ends_with_the_job(
     assert out.splitlines()[1:] == ["one", "two", "three", "", "--- exit code 3 ---"]
 
 
+def test_follow_keeps_no_more_of_a_bar_of_progress_than_shows() -> None:
+    line = ""
+    for number in range(1000):
+        line = cli_inside._end_of(line + f"{number} %\r")
+    assert line == "999 %\r"
+    assert cli_inside._end_of("10 %\r20 %") == "20 %"
+    assert len(cli_inside._end_of("x" * 100_000)) == 1 << 16
+
+
 def test_follow_ends_though_the_job_was_cut_off(
     run: Run, broker: Callable[..., Path], log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +204,27 @@ def test_what_is_used_is_measured_between_two_looks() -> None:
     old = {"memory_stats": {"usage": 100, "stats": {"total_inactive_file": 30}}}
     assert stats.measured(after, old, 0.5) == {"cpus": 0.0, "memory": 70, "pids": 0}
     assert stats.measured({}, {"memory_stats": None}, 0) == {"cpus": 0.0, "memory": 0, "pids": 0}
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "text", "kills"),
+    [
+        ("0::/lab.slice/x.scope", "lab.slice/x.scope/memory.events", "low 0\noom 2\noom_kill 2\n", 2),
+        ("0::/x", "x/memory.events", "oom 0\noom_kill 0\n", 0),
+        ("4:memory:/lab/x", "memory/lab/x/memory.oom_control", "under_oom 0\noom_kill 1\n", 1),
+        ("0::/x", "x/memory.events", "what is this", 0),
+        ("0::/x", "x/other", "", 0),
+        ("nothing", "x/other", "", 0),
+    ],
+)
+def test_processes_that_were_ended_for_memory_are_counted(
+    tmp_path: Path, line: str, file: str, text: str, kills: int
+) -> None:
+    for path, content in (("proc/7/cgroup", f"1:name=systemd:/x\n{line}\n"), (f"cgroup/{file}", text)):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(content)
+    assert stats.oom_kills(7, str(tmp_path / "proc"), str(tmp_path / "cgroup")) == kills
+    assert stats.oom_kills(8, str(tmp_path / "proc"), str(tmp_path / "cgroup")) == 0
 
 
 def test_a_job_says_where_its_output_is(

@@ -125,6 +125,42 @@ def test_programs_that_are_gone_are_removed_and_those_of_others_stay(tmp_path: P
     assert (programs / "project").stat().st_mode & 0o7777 == 0o755
 
 
+@pytest.mark.parametrize(
+    "directory",
+    [
+        *("usr/local/share/man/man1", "usr/local/share/bash-completion/completions"),
+        *("usr/local/share/zsh/site-functions", "etc/profile.d"),
+    ],
+)
+def test_manual_completion_and_profile_are_kept_so_and_others_files_stay(
+    tmp_path: Path, lab: Policy, directory: str
+) -> None:
+    root, folder = str(tmp_path), tmp_path / directory
+    install.reconcile(lab, check=False, root=root)
+    ours = sorted(folder.iterdir())[0]
+    text = ours.read_text()
+    assert ours.stat().st_mode & 0o7777 == 0o644
+    (folder / "old").write_text(text)
+    (folder / "mine").write_text("mine\n")
+    ours.write_text(text + "more\n")
+    planned = install.reconcile(lab, check=True, root=root)
+    assert ours.read_text() == text + "more\n" and (folder / "old").exists()
+    done = install.reconcile(lab, check=False, root=root)
+    assert [item.as_dict() for item in done] == [item.as_dict() for item in planned]
+    (item,) = [item for item in done if item.changed]
+    assert item.actions == [f"write /{directory}/{ours.name}", f"remove /{directory}/old"]
+    assert item.diff["before"][f"/{directory}/{ours.name}"].endswith("more\n")
+    assert ours.read_text() == text and (folder / "mine").exists() and not (folder / "old").exists()
+
+
+def test_another_base_image_changes_the_completion_alone(tmp_path: Path, lab: Policy) -> None:
+    root = str(tmp_path)
+    install.reconcile(lab, check=False, root=root)
+    more = replace(lab, base_images=(replace(lab.base_images[0], name="lab/torch"),), projects=())
+    changed = [item.name for item in install.reconcile(more, check=False, root=root) if item.changed]
+    assert changed == ["completion", "policy.json", "public.json"]
+
+
 def test_every_program_starts_from_the_installed_library(tmp_path: Path, lab: Policy) -> None:
     install.reconcile(lab, check=False, root=str(tmp_path))
     current = tmp_path / "usr/local/lib/lab-server/current"

@@ -7,14 +7,18 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import archive, keeping, safefs, tree
+from ansible_collections.lab.server.plugins.module_utils._core import archive, asuser, keeping, safefs, tree
+from ansible_collections.lab.server.plugins.module_utils._core.asuser import Identity
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     HostError,
     InvalidInput,
@@ -439,3 +443,70 @@ def test_a_half_that_cannot_be_put_right_is_told(workspace: Path, monkeypatch: p
 
     monkeypatch.setattr(tree, "remove", refuse)
     assert "could not be put right: It is so." in " ".join(keeping.heal(str(workspace)))
+
+
+# ---- as an ordinary user ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordinary() -> Iterator[tuple[Path, Identity]]:
+    """Return a workspace that belongs to somebody who is not root, with folders that may not be written."""
+    who = Identity(61001, 61001) if os.geteuid() == 0 else Identity(os.getuid(), os.getgid())
+    place = Path(tempfile.mkdtemp(prefix="lab-server-test-"))
+    place.chmod(0o755)
+    (place / "work").mkdir()
+    build(place / "work/thesis", TREE)
+    for folder, _folders, files in os.walk(place / "work"):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            if os.geteuid() == 0:
+                os.chown(path, who.uid, who.gid, follow_symlinks=False)
+    for path in ("thesis/a/deep", "thesis/a", "thesis"):
+        (place / "work" / path).chmod(0o555)
+    yield place / "work", who
+    subprocess.run(["chmod", "-R", "u+rwx", str(place)], check=True)
+    shutil.rmtree(place)
+
+
+def test_folders_that_may_not_be_written_are_put_away_and_brought_back(
+    ordinary: tuple[Path, Identity],
+) -> None:
+    workspace, who = ordinary
+    before = seen(workspace / "thesis")
+    asuser.run_as_user(who, lambda: put_away(workspace) and None)
+    assert not (workspace / "thesis").exists()
+    asuser.run_as_user(who, lambda: bring_back(workspace))
+    assert seen(workspace / "thesis") == before
+
+    def remove() -> None:
+        with keeping.project(str(workspace), "thesis") as work:
+            keeping.to_trash(work)
+        keeping.empty_trash(str(workspace), keeping.trashed(str(workspace), "thesis"))
+
+    asuser.run_as_user(who, remove)
+    assert os.listdir(workspace / ".trash") == [] and not keeping.halves(str(workspace))
+
+
+def test_what_cannot_be_read_keeps_the_folder(ordinary: tuple[Path, Identity]) -> None:
+    workspace, who = ordinary
+    (workspace / "thesis/b").chmod(0)
+
+    def work() -> list[object]:
+        with keeping.project(str(workspace), "thesis") as opened:
+            archived = keeping.put_away(opened)
+            return [archived.complete, list(archived.blocked)]
+
+    assert asuser.run_as_user(who, work) == [False, ["b: it cannot be read"]]
+    assert (workspace / "thesis/b").exists() and not keeping.halves(str(workspace))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of somebody else can be made by root alone")
+def test_what_belongs_to_somebody_else_keeps_the_folder(ordinary: tuple[Path, Identity]) -> None:
+    workspace, who = ordinary
+    os.chown(workspace / "thesis/a/deep", 61002, 61002)
+
+    def work() -> list[object]:
+        with keeping.project(str(workspace), "thesis") as opened:
+            archived = keeping.put_away(opened)
+            return [archived.complete, list(archived.look.foreign)]
+
+    assert asuser.run_as_user(who, work) == [False, ["a/deep"]]

@@ -1,0 +1,166 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What IT's run makes of containers that users made: what was asked for stays, and what was done is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils import _core
+from ansible_collections.lab.server.plugins.module_utils._core import containers, events, homes, locks, names
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
+from ansible_collections.lab.server.plugins.module_utils._core import state as states
+from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
+from ansible_collections.lab.server.plugins.module_utils._core.errors import Refused
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
+from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes, Wishes
+from docker_model import Model
+
+LIMITS = {"containers": 3, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
+QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+NAME = "thesis._.2001"
+CURRENT = "sha256:" + "c" * 64
+SMALL = OwnWishes(cpus=0.5, memory=64 << 20)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """Return the policy of a server with one user, whose folders are the test's own."""
+    (tmp_path / "workspaces/alice").mkdir(parents=True)
+    (tmp_path / "data/vision").mkdir(parents=True)
+    monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(tmp_path / "workspaces"))
+    for module in (states, _core):
+        monkeypatch.setattr(module, "STATE_DIRECTORY", str(tmp_path / "state"))
+    for module in (locks, _core):
+        monkeypatch.setattr(module, "RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(homes, "prepare", lambda *_words: None)
+    monkeypatch.setattr(containers, "check_storage", lambda _policy: None)
+    made, _keys = policies.from_inventory(
+        {
+            "lab_data_root": str(tmp_path / "data"),
+            "lab_groups": [{"name": "vision", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
+            "lab_users": [{"name": "alice", "uid": 2001, "group": "vision"}],
+            "lab_shares": [{"name": "vision", "access": "group", "group": "vision"}],
+        }
+    )
+    return made
+
+
+@pytest.fixture
+def docker() -> Model:
+    """Return an engine with an image of the project and no container."""
+    model = Model()
+    repository = names.image_repository(2001, "thesis")
+    labels = {specs.LABEL_OWNER: "2001", specs.LABEL_PROJECT: "thesis", "lab.server.fingerprint": "c" * 64}
+    tags = [f"{repository}:latest", f"{repository}:{'c' * 12}"]
+    model.pictures.append({"Id": CURRENT, "RepoTags": tags, "Labels": labels, "Created": 1})
+    return model
+
+
+def put(model: Model, lab: Policy, own: OwnWishes = SMALL, name: str = NAME, state: str = "running") -> None:
+    """Put a container there that its user asked for."""
+    spec = specs.decide(lab, lab.user("alice"), "thesis", Wishes(), own)
+    model.add(name, state, CURRENT, specs.labels(spec))
+
+
+def reconcile(model: Model, lab: Policy, **wanted: Any) -> list[str]:
+    """Let IT's run make the container as wanted; the promise must be the deed. Return what was done."""
+    one = replace(Wanted("alice", "thesis"), **wanted)
+    promise = containers.reconcile(model, lab, [one], check=True)[0]
+    deed = containers.reconcile(model, lab, [one], check=False)[0]
+    assert not deed.failed, deed.message
+    assert deed.actions == promise.actions
+    return deed.actions
+
+
+def happened() -> list[tuple[str, str]]:
+    return [(event.what, event.by) for event in events.read(2001, "thesis")]
+
+
+def asked(model: Model, lab: Policy) -> OwnWishes:
+    """Return what the container that is there was asked for."""
+    return OwnWishes.of(containers.observe(model).containers[NAME].spec)
+
+
+def test_a_container_that_its_user_asked_for_is_left_as_it_is(docker: Model, lab: Policy) -> None:
+    put(docker, lab)
+    assert reconcile(docker, lab) == []
+    assert happened() == []
+    there = containers.observe(docker).containers[NAME]
+    assert containers.drift(lab, lab.user("alice"), "thesis", there) == {}
+
+
+def test_what_was_asked_for_outlives_a_newer_image(docker: Model, lab: Policy) -> None:
+    put(docker, lab)
+    next(iter(docker.rows.values())).image = "sha256:old"
+    assert reconcile(docker, lab) == ["remove", "create", "start"]
+    assert asked(docker, lab) == SMALL and happened() == [("replaced", "it")]
+    assert "newer" in events.read(2001, "thesis")[0].reason
+    # IT's word wins where there is one.
+    assert reconcile(docker, lab, memory=128 << 20) == ["remove", "create", "start"]
+    assert asked(docker, lab) == OwnWishes(cpus=0.5)
+
+
+def test_what_was_asked_for_outlives_a_replacement_that_was_broken_off(docker: Model, lab: Policy) -> None:
+    put(docker, lab, name=f"{NAME}.previous")
+    containers.reconcile(docker, lab, [Wanted("alice", "thesis")], check=False)
+    assert asked(docker, lab) == SMALL and docker.lost == []
+
+
+def test_a_limit_that_was_lowered_is_drift_and_no_refusal(docker: Model, lab: Policy) -> None:
+    put(docker, lab)
+    user = lab.user("alice")
+    low = replace(user, limits=replace(user.limits, memory=32 << 20))
+    lowered = replace(lab, users=(low,))
+    changed = containers.drift(lowered, low, "thesis", containers.observe(docker).containers[NAME])
+    assert changed["memory"] == ("64M", "32M")
+    assert reconcile(docker, lowered) == ["remove", "create", "start"]
+    # Raised again, what was asked for is there again.
+    assert reconcile(docker, lab) == ["remove", "create", "start"]
+    assert asked(docker, lab) == SMALL
+
+
+def test_each_deed_is_written_down(docker: Model, lab: Policy) -> None:
+    user = lab.user("alice")
+    reconcile(docker, lab)
+    containers.stop(docker, user, "thesis")
+    containers.stop(docker, user, "thesis")
+    containers.start(docker, lab, user, "thesis")
+    containers.start(docker, lab, user, "thesis")
+    reconcile(docker, lab, state="stopped")
+    states.clear_stopped(NAME)
+    (info,) = containers.listing(docker, lab, user)
+    containers.start_existing(docker, lab, info)
+    containers.retire(docker, lab, user, "thesis")
+    containers.undo(docker, lab, user, "thesis")
+    closed = replace(lab, shares=())
+    containers.withdraw(docker, closed, check=False)
+    for _try in range(2):
+        with pytest.raises(Refused):
+            containers.start_existing(docker, closed, info)
+    reconcile(docker, lab, state="absent")
+    assert happened() == [
+        ("made", "it"),
+        ("stopped", "user"),
+        ("started", "user"),
+        ("stopped", "it"),
+        ("started", "boot"),
+        ("retired", "user"),
+        ("restored", "user"),
+        ("stopped", "it"),
+        ("not-started", "boot"),
+        ("removed", "it"),
+    ]
+    assert events.read(2001, "thesis")[7].reason == "alice may no longer use " + f"{lab.data_root}/vision"
+
+
+def test_what_was_only_looked_at_is_not_written_down(docker: Model, lab: Policy) -> None:
+    put(docker, lab)
+    for state in ("stopped", "retired", "absent", "started"):
+        containers.reconcile(docker, lab, [Wanted("alice", "thesis", state=state)], check=True)
+    containers.withdraw(docker, replace(lab, shares=()), check=True)
+    assert happened() == []
