@@ -25,7 +25,8 @@ def test_the_page_is_that_of_the_parsers() -> None:
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: "-".join(command.words))
 def test_every_example_is_a_command_line_that_is_understood(command: Command) -> None:
     words = shlex.split(command.example)
-    program, *rest = words
+    # What comes after a pipe is on another computer.
+    program, *rest = words[: words.index("|")] if "|" in words else words
     if program not in cli.GROUPS:
         assert program == "-".join(command.words)
     assert cli._parse(program, rest).run is command.run
