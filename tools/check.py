@@ -35,6 +35,8 @@ MOLECULE_ACTION = re.compile(r"\[[\w-]+ > (\w+)\] (?:\x1b\[\d+m)*Executed: (\w+)
 
 _print_lock = threading.Lock()
 _running: dict[subprocess.Popen[bytes], Step] = {}
+_stopped = threading.Event()
+"""Set when all is to end: what a lane has not begun yet is not begun any more."""
 
 
 def tell(text: str) -> None:
@@ -264,7 +266,8 @@ def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count
 
     def lane(steps: Sequence[Step]) -> None:
         for step in steps:
-            results.append(run(step, stream=stream))
+            if not _stopped.is_set():
+                results.append(run(step, stream=stream))
 
     threads = [threading.Thread(target=lane, args=(steps,)) for steps in lanes]
     for thread in threads:
@@ -277,6 +280,7 @@ def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count
 
 
 def _stop(*_: object) -> None:
+    _stopped.set()
     for process, step in tuple(_running.items()):
         _end(process)
         _clean_up(step)
