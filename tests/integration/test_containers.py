@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 import time
@@ -848,7 +849,8 @@ def test_a_persistent_home_outlives_the_container(built, engine, policy, alice, 
     ):
         status = path.lstat()
         assert (status.st_uid, status.st_mode & 0o7777) == (owner, mode), path
-    assert sorted(os.listdir(home)) == [".bashrc", ".profile", "workspace"]
+    assert sorted(os.listdir(home)) == [".bashrc", ".local", ".profile", "workspace"]
+    assert sorted(os.listdir(home / ".local/bin")) == ["image-install", "workspace"]
     assert {path.lstat().st_uid for path in home.iterdir()} == {2001}
     inside(alice, "thesis", "mkdir -p ~/.local; echo mine > ~/.local/made; echo > /tmp/notes")
     assert inside(alice, "thesis", "ls ~/workspace/").split() == ["thesis"]
@@ -863,7 +865,8 @@ def test_nothing_of_roots_is_written_through_a_kept_home(built, engine, policy, 
     containers.reconcile(engine, policy, wanted, check=False)
     home = homes_root / ".homes/alice/thesis"
     victim = root / "srv/admin"
-    for name in (".profile", ".bashrc", "workspace", ".ssh"):
+    shutil.rmtree(home / ".local")
+    for name in (".profile", ".bashrc", "workspace", ".ssh", ".local"):
         if os.path.lexists(home / name):
             (home / name).unlink()
         (home / name).symlink_to(victim / name.strip("."))

@@ -176,8 +176,10 @@ def test_project_images(engine: Any, stage: Stage, policy: Policy, alice: Any) -
     _run(stage, "project_images", ("alice", "my-thesis"))
     word.write_text("two\n")
     next_second()
-    built, back, _pruned = run_examples("project_images", stage)
+    built, locked, back, _pruned = run_examples("project_images", stage)
     assert built["changed"] and back["changed"]
+    # A lock makes no build needed.
+    assert not locked["changed"]
 
 
 def test_project_containers(engine: Any, stage: Stage, bob: Any, inside: Any) -> None:

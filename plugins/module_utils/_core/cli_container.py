@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from . import names
 from .calls import Call, Command, age, ask, remark_on, state, told
 from .errors import NotFound
 from .sizes import format_size
-from .terminal import fit, table
+from .terminal import fit, moment, table
 
 _STOP_LOSES = "What runs in it would end; its files would stay."
 _RETIRE_LOSES = "Your workspace would stay as it is."
@@ -165,8 +164,7 @@ def _say_until(call: Call, facts: Mapping[str, Any]) -> bool:
     until = facts.get("undo_until")
     if not isinstance(until, int):
         return False
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
-    call.out.line(f"  until {when} you can have it back: container undo {call.options.name}")
+    call.out.line(f"  until {moment(until)} you can have it back: container undo {call.options.name}")
     return True
 
 

@@ -20,7 +20,7 @@ from .calls import Call, Command, ask, hand_over, name_argument, on_job, state, 
 from .errors import InvalidInput, NotFound
 from .protocol import ATTACH, EXEC, JOB_END
 from .sizes import format_size
-from .terminal import table
+from .terminal import moment, table
 
 _LINES = 50
 _MOST_BYTES = 16 << 20  # of the end of a log that are looked at for its last lines
@@ -103,9 +103,7 @@ def _say_output(call: Call, said: list[str], lines: list[str], job: Mapping[str,
 
 
 def _told_of(job: Mapping[str, Any]) -> str:
-    started = job.get("started")
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if isinstance(started, int) else "?"
-    return f"{on_job(job)}, begun {when}"
+    return f"{on_job(job)}, begun {moment(job.get('started'))}"
 
 
 def _open(workspace: str, project: str, log: str) -> BinaryIO:

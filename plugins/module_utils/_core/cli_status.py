@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import posixpath
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from . import names
 from .calls import Call, Command, age, ask, on_job, state, told
 from .errors import LabError
 from .sizes import format_size
-from .terminal import gauge
+from .terminal import gauge, moment
 
 
 def _project_status(call: Call) -> int:
@@ -70,8 +69,7 @@ def _lines(name: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("kept", f"{kept}; the rest goes with the container"))
     until = data.get("undo_until")
     if isinstance(until, int):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
-        found.append(("retired", f"one can be had back until {when}: container undo {name}"))
+        found.append(("retired", f"one can be had back until {moment(until)}: container undo {name}"))
     return [*found, *_quota(data.get("usage"))]
 
 

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import names
 from .calls import Call, Command, ask, on_job
 from .sizes import format_size
-from .terminal import duration
+from .terminal import duration, moment
 
 _BY = {
     "user": "you",
@@ -61,12 +60,6 @@ def _events(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _when(seconds: Any) -> str:
-    if not isinstance(seconds, int):
-        return "at an unknown time"
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
 def _said(event: Mapping[str, Any]) -> str:
     by = _BY.get(str(event.get("by")), "somebody")
     text = _DID.get(str(event.get("what")), str(event.get("what"))).format(by=by)
@@ -81,7 +74,7 @@ def history(events: Sequence[Mapping[str, Any]], *, everything: bool = False) ->
         if isinstance(jump, int) and jump:
             way = "forward" if jump > 0 else "back"
             lines.append(f"{'':18}(the server's clock was put {way} by {duration(abs(jump))})")
-        lines.append(f"{_when(event.get('time')):<16}  {_said(event)}")
+        lines.append(f"{moment(event.get('time')):<16}  {_said(event)}")
     left_out = 0 if everything else max(0, len(events) - _SHOWN)
     return ([f"{left_out} earlier ones: --all"] if left_out else []) + lines
 
@@ -96,7 +89,7 @@ def verdict(data: Mapping[str, Any]) -> list[str]:
     job = data.get("job")
     about_job = [f"{on_job(job).capitalize()}: container logs {name}"] if job else []
     if state.get("running"):
-        lines = [f"The container of {name} runs since {_when(state.get('started'))}."]
+        lines = [f"The container of {name} runs since {moment(state.get('started'))}."]
         return lines + _memory(state) + about_job
     lines = [f"The container of {name} does not run.", *_why_down(data, state, last)]
     if data.get("stay_down"):
@@ -114,12 +107,12 @@ def _memory(state: Mapping[str, Any]) -> list[str]:
 
 def _why_down(data: Mapping[str, Any], state: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
     if last is not None and last.get("what") in ("stopped", "not-started"):
-        return [f"On {_when(last.get('time'))} it was {_said(last)}.".replace("was could", "could")]
+        return [f"On {moment(last.get('time'))} it was {_said(last)}.".replace("was could", "could")]
     if data.get("rebooted"):
         return ["It went down with the server, which was started anew since."]
     code = state.get("exit_code")
     meaning = f" ({_ENDS[code]})" if code in _ENDS else ""
-    lines = [f"It ended by itself, {_when(state.get('finished'))}, with exit code {code}{meaning}."]
+    lines = [f"It ended by itself, {moment(state.get('finished'))}, with exit code {code}{meaning}."]
     if state.get("error"):
         lines.append(f"Docker says: {state['error']}.")
     return lines + _memory(state)
@@ -128,10 +121,10 @@ def _why_down(data: Mapping[str, Any], state: Mapping[str, Any], last: Mapping[s
 def _gone(name: str, data: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
     lines = [f"There is no container of {name}."]
     if last is not None:
-        lines.append(f"The last one was {_said(last)}, {_when(last.get('time'))}.")
+        lines.append(f"The last one was {_said(last)}, {moment(last.get('time'))}.")
     until = data.get("undo_until")
     if isinstance(until, int):
-        lines.append(f"Until {_when(until)} you can have it back: container undo {name}")
+        lines.append(f"Until {moment(until)} you can have it back: container undo {name}")
     return [*lines, f"Start a new one: project launch {name}"]
 
 

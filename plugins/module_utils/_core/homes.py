@@ -48,6 +48,11 @@ def programs() -> dict[str, str]:
     }
 
 
+def own_files() -> list[str]:
+    """Return all that lab.server puts into a new home, by its path in it."""
+    return [*first_files(kept=False), *programs(), "workspace"]
+
+
 def install_source() -> str:
     """Return the text of the program ``image-install``, from wherever the library was loaded."""
     return inspect.getsource(image_install)

@@ -23,6 +23,7 @@ from .errors import HostError, LabError, Refused
 from .policy import Policy, User
 from .protocol import JOB_END, job_command
 from .spec import WORKSPACE
+from .terminal import moment
 
 #: Where its output goes, in the folder of the project; the first that is there.
 FOLDERS = ("results/logs", "logs")
@@ -130,8 +131,7 @@ def look(engine: Engine, policy: Policy, user: User, project: str) -> Job | None
             _write(user.uid, project, over)
             how = "it was cut off" if over.exit_code is None else f"exit code {over.exit_code}"
             # The event is that it was seen; when it was may be long before.
-            then = time.strftime("%Y-%m-%d %H:%M", time.localtime(over.ended))
-            events.record(user.uid, project, events.JOB_ENDED, events.ITSELF, f"{how}, {then}")
+            events.record(user.uid, project, events.JOB_ENDED, events.ITSELF, f"{how}, {moment(over.ended)}")
         return over
 
 

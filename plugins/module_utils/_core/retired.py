@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import events, locks, names, state
+from . import events, homes, locks, names, state
 from .engine import ADDED, DELETED, Engine
 from .errors import EngineError, InvalidInput, NotFound, Refused
 from .plan import Actual, actual_of
@@ -37,7 +37,6 @@ _RECORD = "retired.json"
 _PACKAGE = re.compile(
     r"/(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info"
 )
-_OWN_FILES = (".profile", ".bashrc", "workspace")
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _ours(spec: ContainerSpec | None) -> frozenset[str]:
     paths |= {"/dev", "/proc", "/sys", "/home/.workspaces"}
     if spec is not None:
         paths |= {spec.home, spec.data_root, *spec.shares, posixpath.join("/home/.workspaces", spec.user)}
-        paths |= {posixpath.join(spec.home, name) for name in _OWN_FILES}
+        paths |= {posixpath.join(spec.home, name) for name in homes.own_files()}
     return frozenset(paths)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
@@ -40,6 +41,13 @@ def duration(seconds: float) -> str:
         if value >= 2 * size or (unit != "min" and value >= size):
             return f"{value // size} {unit}"
     return f"{value} s"
+
+
+def moment(seconds: object) -> str:
+    """Return a time (seconds since 1970) for people: ``2026-11-26 01:31``."""
+    if not isinstance(seconds, (int, float)):
+        return "at an unknown time"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80) -> list[str]:

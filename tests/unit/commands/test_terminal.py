@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import terminal
@@ -88,3 +89,8 @@ def test_a_line_that_updates_never_wraps() -> None:
     shown.width = 20
     shown.status("x" * 100)
     assert len(screen.getvalue().rpartition("K")[2]) == 19
+
+
+def test_a_moment_is_for_people() -> None:
+    assert re.fullmatch(r"2027-01-1[45] [0-9]{2}:[0-9]{2}", terminal.moment(1_800_000_000))
+    assert terminal.moment(None) == "at an unknown time"

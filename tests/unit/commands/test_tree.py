@@ -46,6 +46,17 @@ def test_time_is_bounded(tmp_path: Path) -> None:
     assert found.largest == () and not found.complete
 
 
+def test_a_whole_tree_is_counted_once_and_no_link_is_followed(tmp_path: Path) -> None:
+    for path in ("a", "x/b", "x/y/z/c"):
+        fill(tmp_path / "tree" / path, 5000)
+    fill(tmp_path / "outside", 50_000)
+    (tmp_path / "tree/link").symlink_to(tmp_path)
+    os.link(tmp_path / "tree/a", tmp_path / "tree/x/again")
+    found, complete = tree.total(str(tmp_path / "tree"))
+    assert complete and found.files == 4 and 15_000 <= found.size < 50_000
+    assert not tree.total(str(tmp_path / "tree"), seconds=-1)[1]
+
+
 def test_a_tree_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
         tree.survey(str(tmp_path / "none"))
