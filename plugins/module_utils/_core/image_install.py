@@ -162,15 +162,19 @@ def is_built_from(folder: str) -> bool:
         return False
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line (without the program); return the exit code."""
     words = [word for word in arguments if not word.startswith("--")]
     options = set(arguments) - set(words)
     if "--help" in options:
-        print(_USAGE, end="")
+        sys.stdout.write(_USAGE)
         return 0
     if options - {"--dry-run", "--report"}:
-        print(f"image-install: it has no such option.\n{_USAGE}", end="", file=sys.stderr)
+        sys.stderr.write(f"image-install: it has no such option.\n{_USAGE}")
         return 2
     # The host name of a project's container is the project.
     folder = os.path.join(WORKSPACE, socket.gethostname())
@@ -182,22 +186,23 @@ def main(arguments: Sequence[str]) -> int:
         found = versions(wanted)
         record(folder, found)
     except Problem as problem:
-        print(f"image-install: {problem}", file=sys.stderr)
+        sys.stderr.write(f"image-install: {problem}\n")
         return 1
     built = is_built_from(folder)
     if "--report" in options:
-        print(REPORT + json.dumps({"packages": found, "dockerfile": built}))
+        _say(REPORT + json.dumps({"packages": found, "dockerfile": built}))
         return 0
     for requirement, version in found.items():
-        print(f"{requirement}: {version} is installed, and recorded in {folder}/requirements.txt")
-    print("The image has it from its next build on; until then a new container does not.")
+        _say(f"{requirement}: {version} is installed, and recorded in {folder}/requirements.txt")
+    _say("The image has it from its next build on; until then a new container does not.")
     if not built:
-        print("Note: the Dockerfile of the project does not mention requirements.txt; let it install it.")
+        _say("Note: the Dockerfile of the project does not mention requirements.txt; let it install it.")
     return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        CODE = main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(130)
+        CODE = 130
+    raise SystemExit(CODE)
