@@ -30,8 +30,10 @@ def test_the_doctor_sees_the_mount_of_a_running_container(engine, policy, alice,
     assert look(alice, place) is None
 
 
-def test_a_project_that_is_gone_is_forgotten(engine, policy, alice, thesis):
+def test_a_project_that_is_gone_is_forgotten(engine, policy, alice, thesis, inside):
     containers.launch(engine, policy, alice, "thesis")
+    # One that holds nothing would not be kept for undo.
+    inside(alice, "thesis", "touch ~/mine")
     thesis.write("word", "two\n")
     images.build(engine, policy, alice, "thesis")
     assert len(images.history(engine, alice, "thesis")) == 2

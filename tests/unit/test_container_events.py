@@ -10,12 +10,21 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
-from ansible_collections.lab.server.plugins.module_utils._core import containers, events, homes, locks, names
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    containers,
+    events,
+    homes,
+    images,
+    locks,
+    names,
+    workspaces,
+)
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core import state as states
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
 from ansible_collections.lab.server.plugins.module_utils._core.errors import Refused
+from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes, Wishes
 from docker_model import Model
@@ -164,3 +173,73 @@ def test_what_was_only_looked_at_is_not_written_down(docker: Model, lab: Policy)
         containers.reconcile(docker, lab, [Wanted("alice", "thesis", state=state)], check=True)
     containers.withdraw(docker, replace(lab, shares=()), check=True)
     assert happened() == []
+
+
+# A user's own launch
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return whether each build was to be anew; none of them builds anything."""
+    asked_for: list[bool] = []
+
+    def build(*_words: object, rebuild: bool = False, **_options: object) -> ItemResult:
+        asked_for.append(rebuild)
+        return ItemResult("alice/thesis")
+
+    monkeypatch.setattr(images, "build", build)
+    monkeypatch.setattr(workspaces, "check_project", lambda *_words: None)
+    return asked_for
+
+
+def test_a_launch_makes_what_is_asked_for_and_says_where_it_cannot(
+    docker: Model, lab: Policy, builds: list[bool]
+) -> None:
+    user = lab.user("alice")
+    made = containers.launch(docker, lab, user, "thesis", own=SMALL)
+    assert made.facts["limits"] == {"cpus": 0.5, "memory": 64 << 20} and made.facts["notes"] == []
+    assert asked(docker, lab) == SMALL and happened() == [("made", "user")]
+    # To ask for nothing, or for the same, is to have what there is.
+    for own in (OwnWishes(), SMALL, OwnWishes(cpus=0.5)):
+        again = containers.launch(docker, lab, user, "thesis", own=own)
+        assert (again.changed, again.facts["status"], again.facts["notes"]) == (False, "running", [])
+    (note,) = containers.launch(docker, lab, user, "thesis", own=OwnWishes(1.5, 1 << 30)).facts["notes"]
+    assert "0.5 cpus, not 1.5 and 64M of memory, not 1G" in note
+    assert note.endswith("container retire thesis, then project launch thesis --cpus 1.5 --memory 1G.")
+    for own in (OwnWishes(cpus=2.5), OwnWishes(memory=2 << 30)):
+        with pytest.raises(Refused, match="more than the limit"):
+            containers.launch(docker, lab, user, "thesis", own=own)
+    assert builds == [False] and len(docker.rows) == 1
+
+
+def test_a_launch_builds_anew_for_a_container_that_is_there_too(
+    docker: Model, lab: Policy, builds: list[bool]
+) -> None:
+    user = lab.user("alice")
+    containers.launch(docker, lab, user, "thesis", rebuild=True)
+    containers.launch(docker, lab, user, "thesis", rebuild=True)
+    containers.stop(docker, user, "thesis")
+    assert containers.launch(docker, lab, user, "thesis").facts["status"] == "started"
+    assert builds == [True, True]
+    assert happened() == [("made", "user"), ("stopped", "user"), ("started", "user")]
+
+
+def test_what_it_declared_cannot_be_asked_for_otherwise(
+    docker: Model, lab: Policy, builds: list[bool]
+) -> None:
+    made, _keys = policies.from_inventory(
+        {
+            "lab_groups": [{"name": "vision", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
+            "lab_users": [{"name": "alice", "uid": 2001, "group": "vision"}],
+            "lab_base_images": [{"name": "lab/python", "archive": "python.tar"}],
+            "lab_projects": [{"user": "alice", "name": "thesis", "memory": "128m"}],
+        }
+    )
+    policy = replace(lab, projects=made.projects)
+    with pytest.raises(Refused, match="IT declared 128M for thesis"):
+        containers.launch(docker, policy, policy.user("alice"), "thesis", own=SMALL)
+    own = OwnWishes(cpus=0.5)
+    launched = containers.launch(docker, policy, policy.user("alice"), "thesis", own=own)
+    assert launched.facts["limits"] == {"cpus": 0.5, "memory": 128 << 20}
+    # IT's run of the playbook leaves what it did not declare as it is.
+    assert reconcile(docker, policy, memory=128 << 20) == [] and asked(docker, policy) == own
