@@ -19,6 +19,9 @@ Try as alice:
   project launch my-thesis                    a shell in the container of her project
   container list                              what runs of hers
   workspace usage                             her quota and her largest folders
+  image-install my-thesis six                 a package at once, and in every image to come
+  project doctor                              what is wrong, and what to do
+  man project                                 all of the commands
 
 Without make: {ssh}
 """
