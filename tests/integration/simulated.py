@@ -32,8 +32,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "package_cache"
-#: Where the simulated servers are: on loopback, where nothing else is.
-ADDRESS = "127.88.0.77"
+# On loopback, of this run alone: two may be at work on one computer.
+_PREFIX = f"127.{88 + os.getpid() // 256 % 64}.{os.getpid() % 256}"
+#: Where the simulated servers are, where the cache is, and who may ask it.
+ADDRESS, CACHE, NETWORK = f"{_PREFIX}.77", f"{_PREFIX}.1", f"{_PREFIX}.0/24"
 DNS_PORT = 5388
 INDEX, FILES, APT, OTHER = (f"{name}.example.org" for name in ("index", "files", "packages", "other"))
 JSON = "application/vnd.pypi.simple.v1+json"

@@ -21,7 +21,21 @@ from pathlib import Path
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import images
 from ansible_collections.lab.server.plugins.module_utils._core.policy import PackageCache, Policy, User
-from simulated import APT, FILES, INDEX, JSON, OTHER, ROOT, Answer, Cache, World, wheel
+from simulated import (
+    ADDRESS,
+    APT,
+    CACHE,
+    FILES,
+    INDEX,
+    JSON,
+    NETWORK,
+    OTHER,
+    ROOT,
+    Answer,
+    Cache,
+    World,
+    wheel,
+)
 
 PAGE = "/simple/labone/"
 UV = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
@@ -49,7 +63,7 @@ def world(_world: World) -> World:
 
 @pytest.fixture
 def cache(world: World) -> Iterator[Cache]:
-    made = Cache("127.88.0.1", "127.88.0.0/16", world.certificate)
+    made = Cache(CACHE, NETWORK, world.certificate)
     yield made
     made.close()
 
@@ -62,7 +76,8 @@ def test_links_lead_to_the_cache(cache: Cache) -> None:
             assert (page.status, page.kept, page.headers["Content-Type"]) == (200, kept, kind)
             assert FILES.encode() not in page.body
         link = (
-            page.body.split(b"http://127.88.0.1/_files/0/", 1)[1].split(b"-1.0")[0] + b"-1.0-py3-none-any.whl"
+            page.body.split(f"http://{CACHE}/_files/0/".encode(), 1)[1].split(b"-1.0")[0]
+            + b"-1.0-py3-none-any.whl"
         )
         got = cache.get("/_files/0/" + link.decode())
         assert got.body == wheel("labone", "labtwo")[1], file
@@ -121,7 +136,7 @@ def test_it_starts_while_no_name_is_known(cache: Cache, world: World) -> None:
 def test_an_index_that_another_plays_is_not_believed(world: World, tmp_path: Path) -> None:
     trusted = tmp_path / "other"
     trusted.mkdir()
-    made = Cache("127.88.0.1", "127.88.0.0/16", World.certify(trusted / "world.pem"))
+    made = Cache(CACHE, NETWORK, World.certify(trusted / "world.pem"))
     try:
         assert made.get(PAGE).status == 502
         assert world.seen == []
@@ -163,7 +178,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("host", ["", OTHER, APT, f"{INDEX}:80", "127.88.0.77", "a b"])
+@pytest.mark.parametrize("host", ["", OTHER, APT, f"{INDEX}:80", pytest.param(ADDRESS, id="address"), "a b"])
 def test_nobody_makes_it_fetch_what_was_not_declared(cache: Cache, world: World, host: str) -> None:
     for path in HOSTILE:
         cache.get(path, **({"Host": host} if host else {}))
@@ -292,9 +307,9 @@ def test_files_of_the_indexs_own_server_are_linked_without_its_name(world: World
     world.put(INDEX, "/simple/a/", Answer(page.encode(), "text/html"))
     for path in ("/pool/a-1.0.whl", "/pool/b-1.0%2Bcu1.whl"):
         world.put(INDEX, path, Answer(path.encode()))
-    made = Cache("127.88.0.1", "127.88.0.0/16", world.certificate, package_cache_files=[f"https://{INDEX}/"])
+    made = Cache(CACHE, NETWORK, world.certificate, package_cache_files=[f"https://{INDEX}/"])
     try:
-        assert b'"http://127.88.0.1/pool/b-1.0+cu1.whl"' in made.get("/simple/a/").body
+        assert f'"http://{CACHE}/pool/b-1.0+cu1.whl"'.encode() in made.get("/simple/a/").body
         for path in ("/pool/a-1.0.whl", "/pool/b-1.0%2Bcu1.whl"):
             assert made.get(path).body == path.encode()
             assert made.get(path).kept == "HIT"
@@ -303,7 +318,7 @@ def test_files_of_the_indexs_own_server_are_linked_without_its_name(world: World
 
 
 def test_it_keeps_no_more_than_it_may(world: World) -> None:
-    made = Cache("127.88.0.1", "127.88.0.0/16", world.certificate, package_cache_size="3m")
+    made = Cache(CACHE, NETWORK, world.certificate, package_cache_size="3m")
     try:
         for number in range(8):
             world.put(FILES, f"/packages/{number}.whl", Answer(os.urandom(1 << 20)))
