@@ -1082,7 +1082,7 @@ def install(
             progress(line)
 
     flags = ["--dry-run"] if dry_run else ["--report"]
-    command = ["python3", "-c", homes.install_source(), *flags, *packages]
+    command = ["python3", "-c", homes.INSTALL_SOURCE, *flags, *packages]
     code = engine.execute(actual.id, command, user=f"{user.uid}:{user.gid}", listen=listen)
     if code in (126, 127):  # sh(1): it cannot be run, or is not there
         raise EngineError(

@@ -10,8 +10,8 @@ user, and never put there by Docker, which would write through the user's own li
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
+import pkgutil
 import posixpath
 import stat
 
@@ -21,6 +21,12 @@ from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
 from .spec import WORKSPACE, ContainerSpec
 
 _ROOT_MODE, _MODE = 0o711, 0o700
+
+# Imported, so that Ansible puts it into the zip file that it makes of a module.
+_INSTALL_FILE = f"{image_install.__name__.rpartition('.')[2]}.py"
+#: The text of the program image-install. Read now, from a folder or that zip file: a child that has become
+#: the user may read neither.
+INSTALL_SOURCE = (pkgutil.get_data(__package__ or "", _INSTALL_FILE) or b"").decode()
 
 _LOST = " The home is gone when the container is retired; /workspace is kept."
 _PROFILE = """\
@@ -43,7 +49,7 @@ def first_files(*, kept: bool) -> dict[str, str]:
 def programs() -> dict[str, str]:
     """Return the programs that a new home has for the user, by their path in it; it is in PATH (spec.py)."""
     return {
-        ".local/bin/image-install": f"#!/usr/bin/env python3\n{install_source()}",
+        ".local/bin/image-install": f"#!/usr/bin/env python3\n{INSTALL_SOURCE}",
         ".local/bin/workspace": where_inside.program(),
     }
 
@@ -51,11 +57,6 @@ def programs() -> dict[str, str]:
 def own_files() -> list[str]:
     """Return all that lab.server puts into a new home, by its path in it."""
     return [*first_files(kept=False), *programs(), "workspace"]
-
-
-def install_source() -> str:
-    """Return the text of the program ``image-install``, from wherever the library was loaded."""
-    return inspect.getsource(image_install)
 
 
 def prepare(policy: Policy, user: User, spec: ContainerSpec) -> None:

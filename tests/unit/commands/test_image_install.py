@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Callable
 
@@ -81,6 +82,20 @@ def test_recording_twice_changes_nothing_more(words: list[str], text: str) -> No
     except image_install.Problem:
         return
     assert image_install.recorded(once, packages) == once
+
+
+def test_a_library_in_a_zip_file_has_the_program_too(tmp_path: Path) -> None:
+    core = Path(homes.__file__).parent
+    archive = tmp_path / "library.zip"
+    with zipfile.ZipFile(archive, "w") as written:
+        for file in core.glob("*.py"):
+            written.write(file, f"package/_core/{file.name}")
+        written.writestr("package/__init__.py", "")
+    read = "import sys; from package._core import homes; sys.stdout.write(homes.INSTALL_SOURCE)"
+    done = subprocess.run(
+        [sys.executable, "-c", read], env={"PYTHONPATH": str(archive)}, capture_output=True, check=True
+    )
+    assert done.stdout.decode() == (core / "image_install.py").read_text() == homes.INSTALL_SOURCE
 
 
 # ---- the program, with a simulated pip -----------------------------------------------------------------
