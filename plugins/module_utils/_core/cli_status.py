@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import posixpath
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,13 @@ def _project_status(call: Call) -> int:
         return 0
     call.out.line(call.out.style(name, "strong"))
     for label, text in _lines(name, data):
-        call.out.line(f"  {label + ':':<11}{names.printable(text)}")
+        first, *more = textwrap.wrap(names.printable(text), max(20, call.out.width - 13)) or [""]
+        call.out.line(f"  {label + ':':<11}{first}")
+        for line in more:
+            call.out.line(f"{'':13}{line}")
     if data.get("drift"):
-        call.out.line(f"To follow the policy: container retire {name} && project launch {name}")
+        call.out.line("To follow the policy:")
+        call.out.line(f"  container retire {name} && project launch {name}")
     return 0
 
 

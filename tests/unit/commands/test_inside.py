@@ -301,6 +301,15 @@ def test_status_tells_all_that_there_is(
     assert json.loads(run("project", "status", "thesis", "--json")[1])["usage"]["project"] >= 100_000
 
 
+def test_status_of_a_long_name_fits(run: Run, broker: Callable[..., Path], tmp_path: Path) -> None:
+    name = "a-rather-long-name-1"
+    (tmp_path / name).mkdir()
+    broker(result(**STATUS))
+    out = run("project", "status", name)[1]
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert f"container undo {name}" in " ".join(out.split())
+
+
 def test_status_tells_what_it_can_without_docker(run: Run, broker: Callable[..., Path]) -> None:
     broker(result(project="thesis", folder=True, dockerfile=False, note="Docker is down."))
     code, out, _err = run("project", "status", "thesis")
