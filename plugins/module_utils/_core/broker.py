@@ -1,11 +1,11 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The one program that lab users run as root: ``sudo lab-broker VERB [NAME [PACKAGE...]]``.
+"""The one program that lab users run as root: ``sudo lab-broker VERB [NAME [WORD...]]``.
 
-It is told a verb of a fixed table, at most the name of a project, and for one verb names of packages: never a
-user, a path, or an option of anything. Who calls is what sudo says (SUDO_UID, sudo(8)), checked against the
-accounts and the policy. ``serve`` is the whole of it and knows nothing of sudo, so that another way in can
-replace it.
+It is told a verb of a fixed table, at most the name of a project, and what that verb takes beside it, each
+word checked: never a user, a path of the host, or an option of Docker's. A command is for the container.
+Who calls is what sudo says (SUDO_UID, sudo(8)), checked against the accounts and the policy. ``serve`` is the
+whole of it and knows nothing of sudo, so that another way in can replace it.
 
 The answer is one JSON object a line on the standard output: any number of ``{"event": "progress"}``, then one
 ``{"event": "result"}`` or ``{"event": "error"}``. The work is done by a process of its own session that does
