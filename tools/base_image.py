@@ -5,13 +5,15 @@
     base_image.py build python debian tiny      makes what is missing or stale, links it into .vm/images
     base_image.py path tiny                     the same for one, and prints where the archive lies
 
-``python`` (lab/python) is Debian 12 with Python and pip, ``debian`` (lab/debian) a bare Debian 13, ``tiny``
-(lab/tiny) a shell of 2 MB for the integration tests. No registry is needed.
+``debian`` (lab/debian) is a bare Debian 12, ``python`` (lab/python) the same with Python and pip: both have
+the layer of the first, which a server unpacks once. ``tiny`` (lab/tiny) is a shell of 2 MB for the
+integration tests. No registry is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import io
 import json
@@ -57,14 +59,15 @@ TINY_FOLDERS = {
 
 @dataclass(frozen=True)
 class Image:
-    """A base image: its reference, and how the tar of its only layer is made in a folder."""
+    """A base image: its reference, how the tar of its tree is made, and the image below it, if any."""
 
     reference: str
     recipe: dict[str, object]
     layer: Callable[[Path], None]
+    parent: str = ""
 
 
-def debian(reference: str, release: str, packages: list[str], hooks: list[str]) -> Image:
+def debian(reference: str, release: str, packages: list[str], hooks: list[str], parent: str = "") -> Image:
     """Return an image of Debian's smallest variant with ``packages``; in ``hooks``, $1 is its tree."""
     options = [
         "--variant=minbase",
@@ -88,7 +91,7 @@ def debian(reference: str, release: str, packages: list[str], hooks: list[str]) 
         run(as_root(*command))
         run(as_root("chown", f"{os.getuid()}:{os.getgid()}", str(target)))
 
-    return Image(reference, {"options": options, "release": release}, layer)
+    return Image(reference, {"options": options, "release": release}, layer, parent)
 
 
 def tiny_layer(work: Path) -> None:
@@ -116,6 +119,9 @@ def tiny_layer(work: Path) -> None:
             tar.addfile(link)
 
 
+# The package that merged /usr has done its work; it alone holds 50 MB of Perl.
+PURGE_PERL = 'chroot "$1" apt-get purge -qq -y usrmerge perl perl-modules-5.36 libperl5.36'
+
 IMAGES = {
     # Debian marks its Python as managed by apt; in a container it is there for pip.
     "python": debian(
@@ -123,13 +129,13 @@ IMAGES = {
         "bookworm",
         ["ca-certificates", "procps", "python3", "python3-pip", "python3-venv", "usr-is-merged"],
         [
-            # The package that merged /usr has done its work; it alone holds 50 MB of Perl.
-            'chroot "$1" apt-get purge -qq -y usrmerge perl perl-modules-5.36 libperl5.36',
+            PURGE_PERL,
             'rm -f "$1"/usr/lib/python3.*/EXTERNALLY-MANAGED',
             'ln -s python3 "$1/usr/bin/python"',
         ],
+        parent="debian",
     ),
-    "debian": debian("lab/debian", "trixie", ["ca-certificates"], []),
+    "debian": debian("lab/debian", "bookworm", ["ca-certificates", "usr-is-merged"], [PURGE_PERL]),
     "tiny": Image("lab/tiny", {"files": TINY_FILES, "folders": TINY_FOLDERS}, tiny_layer),
 }
 
@@ -146,45 +152,109 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def write_archive(reference: str, layer: Path, target: Path) -> None:
-    """Write the archive ``target`` of an image with the one layer in the tar ``layer``."""
-    with layer.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+def subtract(parent: Path, whole: Path, target: Path) -> None:
+    """Write to ``target`` the layer that makes the tree of the tar ``whole`` of that of the tar ``parent``.
+
+    What is gone is marked as the image specification says (OCI image-spec, layer.md: whiteouts).
+    """
+    with tarfile.open(parent) as below, tarfile.open(whole) as tree, tarfile.open(target, "w") as layer:
+        known = {_path(member): _identity(below, member) for member in below}
+        members = {_path(member): member for member in tree}
+        for path, member in members.items():
+            if known.get(path) != _identity(tree, member):
+                _copy(tree, member, layer)
+        for path in sorted(known.keys() - members.keys()):
+            folder_of, _, name = path.rpartition("/")
+            if not folder_of or folder_of in members:
+                layer.addfile(_member(f"{folder_of}/.wh.{name}".lstrip("/"), 0o644))
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    return os.path.normpath(member.name)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """Return the content of a regular file or of what a hard link leads to; None for anything else."""
+    content = tar.extractfile(member) if member.isreg() or member.islnk() else None
+    return content.read() if content else None
+
+
+def _identity(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[object, ...]:
+    """Return what makes two members the same; not the time of a folder, which any package changes."""
+    content = _content(tar, member)
+    shape = (member.type, member.linkname) if content is None else ()
+    return (*shape, member.mode, member.uid, member.gid, content and hashlib.sha256(content).hexdigest())
+
+
+def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, target: tarfile.TarFile) -> None:
+    """Add a member of one tar to another; a hard link as a file, since its other end may not be there."""
+    content = _content(tar, member)
+    if content is None:
+        target.addfile(member)
+        return
+    whole = copy.copy(member)
+    whole.type, whole.linkname, whole.size = tarfile.REGTYPE, "", len(content)
+    target.addfile(whole, io.BytesIO(content))
+
+
+def write_archive(reference: str, layers: list[Path], target: Path) -> None:
+    """Write the archive ``target`` of an image with the layers of these tars, the lowest first."""
+    digests = [_digest(layer) for layer in layers]
     created = "2023-11-14T22:13:20Z"
     configuration = {
         "architecture": "amd64",
         "os": "linux",
         "created": created,
         "config": {"Env": [f"PATH={SEARCH_PATH}", "LANG=C.UTF-8"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-        "history": [{"created": created, "created_by": "tools/base_image.py"}],
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},
+        "history": [{"created": created, "created_by": "tools/base_image.py"} for _ in digests],
     }
     text = json.dumps(configuration, sort_keys=True).encode()
     name = f"{hashlib.sha256(text).hexdigest()}.json"
-    manifest = [{"Config": name, "RepoTags": [f"{reference}:latest"], "Layers": [f"{digest}/layer.tar"]}]
+    places = [f"{digest}/layer.tar" for digest in digests]
+    manifest = [{"Config": name, "RepoTags": [f"{reference}:latest"], "Layers": places}]
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         _add(tar, name, text, 0o644)
-        tar.addfile(_member(digest, 0o755, tarfile.DIRTYPE))
-        member = _member(f"{digest}/layer.tar", 0o644)
-        member.size = layer.stat().st_size
-        with layer.open("rb") as content:
-            tar.addfile(member, content)
+        for layer, digest, place in zip(layers, digests, places):
+            tar.addfile(_member(digest, 0o755, tarfile.DIRTYPE))
+            member = _member(place, 0o644)
+            member.size = layer.stat().st_size
+            with layer.open("rb") as content:
+                tar.addfile(member, content)
         _add(tar, "manifest.json", json.dumps(manifest).encode(), 0o644)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def entry(name: str, *, force: bool = False) -> Path:
+    """Return the folder with the archive of an image and its own layer, made when missing or stale."""
+    image = IMAGES[name]
+    below = entry(image.parent) if image.parent else None
+
+    def make(work: Path) -> None:
+        image.layer(work)
+        layers = [work / "layer.tar"]
+        if below:
+            (work / "layer.tar").rename(work / "whole.tar")
+            subtract(below / "layer.tar", work / "whole.tar", work / "layer.tar")
+            layers.insert(0, below / "layer.tar")
+        write_archive(image.reference, layers, work / "image.tar")
+        for path in work.iterdir():
+            if path.name not in ("image.tar", "layer.tar"):
+                run(["rm", "-rf", str(path)])
+
+    recipe = {"version": 2, "reference": image.reference, "path": SEARCH_PATH, **image.recipe}
+    if below:
+        recipe["parent"] = _digest(below / "layer.tar")
+    return Entry(f"image-{name}", recipe).get(make, force=force)
 
 
 def archive(name: str, *, force: bool = False) -> Path:
     """Return the archive of an image, made when it is missing or stale, and link it into the checkout."""
-    image = IMAGES[name]
-
-    def make(work: Path) -> None:
-        image.layer(work)
-        write_archive(image.reference, work / "layer.tar", work / "image.tar")
-        for path in work.iterdir():
-            if path.name != "image.tar":
-                run(["rm", "-rf", str(path)])
-
-    recipe = {"version": 1, "reference": image.reference, "path": SEARCH_PATH, **image.recipe}
-    path = Entry(f"image-{name}", recipe).get(make, force=force) / "image.tar"
+    path = entry(name, force=force) / "image.tar"
     LINKS.mkdir(parents=True, exist_ok=True)
     link = LINKS / f"{name}.tar"
     fresh = LINKS / f".{name}.{os.getpid()}"
