@@ -152,6 +152,32 @@ def test_what_is_used_is_within_the_limits(launched, engine, alice, asked, insid
     assert one["cpus"] is None and one["status"] == "exited"
 
 
+def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked):
+    """Each verb that only tells is asked twice before the deed: it changes nothing, and tells the same."""
+
+    def promised_and_done(verb, check):
+        before = engine.containers(), engine.images()
+        promised = [asked(check, alice, "thesis") for _twice in range(2)]
+        assert promised[0] == promised[1] and (engine.containers(), engine.images()) == before
+        done = asked(verb, alice, "thesis")
+        assert {key: done.get(key) for key in promised[0]} == promised[0]
+        return done
+
+    launch = ("project-launch", "project-launch-check")
+    first = promised_and_done(*launch)
+    assert first["status"] == "created" and first["build"] == "there is none" and first["changed"]
+    assert promised_and_done(*launch)["status"] == "running"
+    asked("container-stop", alice, "thesis")
+    assert promised_and_done(*launch)["status"] == "started"
+    asked("container-retire", alice, "thesis")
+    assert promised_and_done("container-undo", "container-undo-check")["changed"]
+    thesis.write("word", "two\n")
+    assert promised_and_done("image-update", "image-update-check")["changed"]
+    assert not promised_and_done("image-update", "image-update-check")["changed"]
+    with pytest.raises(NotFound):
+        asked("container-undo-check", alice, "none")
+
+
 def test_status_tells_what_changed(launched, engine, policy, alice, thesis, asked):
     told = asked("project-status", alice, "thesis")
     assert told["container"]["status"] == "running" and told["kept"] == ["/workspace"]

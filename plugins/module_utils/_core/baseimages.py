@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from . import locks, names
+from . import fingerprint, locks, names
 from .engine import BuildRequest, Engine
 from .errors import EngineError, InvalidInput, LabError, NotFound
 from .items import ItemResult
@@ -160,20 +160,16 @@ def _make_base_image(
     if inspected is None:
         raise EngineError(f"The image {source} is gone again.", "Try again.")
     user = str((inspected.get("Config") or {}).get("User") or "")
-    files = _base_files(str(inspected["Id"]), user, certificates, wanted.environment)
+    labels = {
+        LABEL_KIND: "base",
+        LABEL_FINGERPRINT: digest,
+        LABEL_OWNER: "",
+        LABEL_PROJECT: "",
+        LABEL_BASE: "",
+    }
+    files = _base_files(str(inspected["Id"]), user, certificates, wanted.environment, labels)
     with _tar(files) as archive:
-        request = BuildRequest(
-            context=archive,
-            title=wanted.name,
-            labels={
-                LABEL_KIND: "base",
-                LABEL_FINGERPRINT: digest,
-                LABEL_OWNER: "",
-                LABEL_PROJECT: "",
-                LABEL_BASE: "",
-            },
-            build_args={},
-        )
+        request = BuildRequest(context=archive, title=wanted.name, build_args={})
         engine.tag(engine.build(request), wanted.name)
     if wanted.archive and wanted.temporary:
         os.unlink(wanted.archive)
@@ -247,7 +243,11 @@ def _base_fingerprint(
 
 
 def _base_files(
-    source: str, user: str, certificates: Mapping[str, bytes], environment: Sequence[tuple[str, str]]
+    source: str,
+    user: str,
+    certificates: Mapping[str, bytes],
+    environment: Sequence[tuple[str, str]],
+    labels: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Return the build context of the layer that makes a base image of a source, as paths and contents."""
     lines = [f"FROM {source}"]
@@ -264,12 +264,11 @@ def _base_files(
         ]
         for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"):
             values.setdefault(name, _BUNDLE)
-    # A JSON string is a quoted word of a Dockerfile, but for the variables.
-    for name, value in sorted(values.items()):
-        quoted = json.dumps(value, ensure_ascii=False).replace("$", "\\$")
-        lines.append(f"ENV {name}={quoted}")
+    if values:
+        lines.append(f"ENV {fingerprint.assignments(values)}")
     files = {f"certificates/{name}": content for name, content in certificates.items()}
-    return {"Dockerfile": "\n".join(lines).encode("utf-8") + b"\n", **files}
+    dockerfile = "".join(f"{line}\n" for line in lines) + fingerprint.labels(labels)
+    return {"Dockerfile": dockerfile.encode("utf-8"), **files}
 
 
 @contextlib.contextmanager

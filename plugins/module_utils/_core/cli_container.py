@@ -170,10 +170,12 @@ def _say_until(call: Call, facts: Mapping[str, Any]) -> bool:
 
 def _container_undo(call: Call) -> int:
     call.user()
-    name = call.options.name
-    facts = ask("container-undo", name)
+    name, dry_run = call.options.name, call.options.dry_run
+    facts = ask("container-undo-check" if dry_run else "container-undo", name)
     if call.json:
-        call.answer(facts)
+        call.answer({**facts, "dry_run": dry_run})
+    elif dry_run and facts.get("changed"):
+        call.out.line(f"The container of {name} would be brought back and started. Nothing was changed.")
     elif facts.get("changed"):
         call.out.line(f"The container of {name} is back and runs. Enter it: project launch {name}")
     else:
@@ -223,5 +225,6 @@ COMMANDS: tuple[Command, ...] = (
         "it. There must be no other container of the project meanwhile.",
         "container undo my-thesis",
         _container_undo,
+        dry_run=True,
     ),
 )

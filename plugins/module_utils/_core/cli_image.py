@@ -20,6 +20,8 @@ from .terminal import duration, table
 def _image_update(call: Call) -> int:
     call.user()
     name, started = call.options.name, time.monotonic()
+    if call.options.dry_run:
+        return _update_previewed(call)
     # The broker takes no options here: each way to build is a verb of its own.
     verb = ("image-rebuild" if call.options.rebuild else "image-update") + (
         "-locked" if call.options.locked else ""
@@ -41,6 +43,20 @@ def _image_update(call: Call) -> int:
     for note in told(facts, "notes"):
         call.out.line(call.out.style(f"  note: {note}", "warn"))
     _say_change(call, facts)
+    return 0
+
+
+def _update_previewed(call: Call) -> int:
+    """Say whether an image would be built, and why; ``--locked`` changes neither."""
+    name = call.options.name
+    facts = ask("image-rebuild-check" if call.options.rebuild else "image-update-check", name)
+    if call.json:
+        call.answer({**facts, "dry_run": True})
+    elif facts.get("changed"):
+        reason = names.printable(str(facts.get("reason")))
+        call.out.line(f"The image of {name} would be built: {reason}. Nothing was changed.")
+    else:
+        call.out.line(f"The image of {name} is up to date; nothing would be built.")
     return 0
 
 
@@ -288,6 +304,7 @@ COMMANDS: tuple[Command, ...] = (
         "versions that they have in the image of these files, or else in the current one.",
         "image update my-thesis --locked",
         _image_update,
+        dry_run=True,
         arguments=_update_arguments,
     ),
     Command(

@@ -18,7 +18,7 @@ from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import User
 from .protocol import ATTACH, cores, job_command, memory
 from .sizes import format_size
-from .terminal import duration, table
+from .terminal import duration, fit, table
 
 
 def _project_init(call: Call) -> int:
@@ -35,14 +35,21 @@ def _project_init(call: Call) -> int:
     workspace = call.policy().workspace(user)
     if not os.path.isdir(workspace):
         raise NotFound(f"Your workspace {workspace} is not there.", "Tell your admins.")
-    created = scaffold.init_project(workspace, name, kind=call.options.type, base=base, files={})
+    dry_run = call.options.dry_run
+    created = scaffold.init_project(
+        workspace, name, kind=call.options.type, base=base, files={}, check=dry_run
+    )
     if call.json:
-        call.answer(
-            {"changed": bool(created), "created": created, "project": name, "path": f"~/workspace/{name}"}
-        )
+        told_created = {"changed": bool(created), "created": created, "dry_run": dry_run}
+        call.answer({**told_created, "project": name, "path": f"~/workspace/{name}"})
         return 0
     if not created:
         call.out.line(f"~/workspace/{name} has everything already; nothing was changed.")
+        return 0
+    if dry_run:
+        call.out.line(f"These would be made in ~/workspace; nothing was made. ({len(created)})")
+        for path in created:
+            call.out.line(f"  {names.printable(path)}")
         return 0
     call.out.line(f"{call.out.style(name, 'strong')} is laid out in ~/workspace/{name} ({len(created)} new).")
     call.out.line("Nothing that was there has been changed. Next:")
@@ -62,6 +69,8 @@ def _warn_of_room(call: Call, user: User) -> None:
 def _project_launch(call: Call) -> int:
     user = call.user()
     name, started = call.options.name, time.monotonic()
+    if call.options.dry_run:
+        return _launch_previewed(call)
     facts = ask("project-launch", name, *_launch_words(call), progress=Progress(call.err))
     call.err.clear()
     if call.json:
@@ -84,6 +93,31 @@ def _project_launch(call: Call) -> int:
     return 0
 
 
+def _launch_previewed(call: Call) -> int:
+    """Say what a launch would do, from the plan that it would carry out."""
+    name = call.options.name
+    facts = ask("project-launch-check", name, *_launch_words(call), progress=Progress(call.err))
+    call.err.clear()
+    if call.json:
+        call.answer({**facts, "dry_run": True})
+        return 0
+    would = {"created": "would be started in a new container", "started": "would be started again"}.get(
+        str(facts.get("status")), "is running already"
+    )
+    call.out.line(f"{call.out.style(name, 'strong')} {would}. Nothing was changed.")
+    build = names.printable(str(facts.get("build") or ""))
+    if build:
+        call.out.line(fit(f"  image:     would be built: {build}", call.out.width))
+    elif facts.get("status") == "created":
+        call.out.line("  image:     is up to date")
+    _say_kept(call, facts)
+    if call.options.command:
+        call.out.line("  job:       the command would be begun in it")
+    for note in told(facts, "notes"):
+        call.out.line(call.out.style(f"  note: {note}", "warn"))
+    return 0
+
+
 def _launch_words(call: Call) -> list[str]:
     """Return what the broker is asked beside the project's name. Raises InvalidInput."""
     options = call.options
@@ -102,6 +136,18 @@ def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
         str(facts.get("status")), "is running already"
     )
     call.out.line(f"{call.out.style(name, 'good')} {verb} ({took}).")
+    _say_kept(call, facts)
+    brought = facts.get("brought")
+    if isinstance(brought, dict):
+        call.out.line(
+            f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
+        )
+    for note in told(facts, "notes"):
+        call.out.line(call.out.style(f"  note: {note}", "warn"))
+
+
+def _say_kept(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say what of a container is kept and what is lost, its limits, and its ports."""
     call.out.line(f"  kept:      {', '.join(told(facts, 'kept') or ['/workspace'])}")
     if told(facts, "read_only"):
         call.out.line(f"  read only: {', '.join(told(facts, 'read_only'))}")
@@ -111,14 +157,10 @@ def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
         call.out.line(f"  limits:    {limits.get('cpus')} cpus, {size} of memory")
     for port in facts.get("ports") or []:
         call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
-    call.out.line("  lost when you retire the container: everything else in it")
-    brought = facts.get("brought")
-    if isinstance(brought, dict):
-        call.out.line(
-            f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
-        )
-    for note in told(facts, "notes"):
-        call.out.line(call.out.style(f"  note: {note}", "warn"))
+    lost = ", ".join(told(facts, "lost"))
+    also = f" with {lost}," if lost else ""
+    line = f"  lost when you retire the container:{also} everything else in it"
+    call.out.line(fit(line, call.out.width))
 
 
 def _project_list(call: Call) -> int:
@@ -176,6 +218,7 @@ COMMANDS: tuple[Command, ...] = (
         "that is there already is never changed.",
         "project init my-thesis --type ml",
         _project_init,
+        dry_run=True,
         arguments=_init_arguments,
     ),
     Command(
@@ -187,6 +230,7 @@ COMMANDS: tuple[Command, ...] = (
         "cores and the memory that you ask for, up to your limits; one that is there keeps its own.",
         "project launch my-thesis",
         _project_launch,
+        dry_run=True,
         arguments=_launch_arguments,
     ),
     Command(

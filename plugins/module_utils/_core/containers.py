@@ -810,12 +810,15 @@ def launch(
     own: OwnWishes = NO_WISHES,
     rebuild: bool = False,
     progress: Callable[[str], None] = ignore,
+    check: bool = False,
 ) -> ItemResult:
     """Bring a user's project up: build its image if needed, make its container, or start the one there is.
 
     Never discards a container: ``own`` holds for one that is made now. ``rebuild`` builds the image in any
-    case. ``facts`` of the result: container, id, image, status ("created", "started" or "running"), notes
-    (sentences for people), kept, read_only (paths in the container), limits (cpus, memory). Raises LabError.
+    case. With ``check`` nothing is done, and the result tells what would be. ``facts`` of the result:
+    container, id, image, status ("created", "started" or "running"), build (why its image is built, "" where
+    it is not), notes (sentences for people), kept, read_only, lost (paths in the container, by its mounts),
+    limits (cpus, memory). Raises LabError.
     """
     declared = _declared(policy, user, project)
     specs.check_own(user, project, declared, own)
@@ -824,45 +827,41 @@ def launch(
     _check_sources(replace(spec, home_source=""))
     notes: list[str] = []
     extra: dict[str, Any] = {}
+    build = ""
     result = ItemResult(spec.name)
     with _locked(spec.name):
         workspaces.check_project(policy, user, project)
-        _heal(engine, spec.name)
+        if not check:
+            _heal(engine, spec.name)
         actual = observe(engine, spec.name).containers.get(spec.name)
         if actual is not None:
             refuse_foreign(actual)
-        if actual is None or actual.unfinished:
-            if actual is None:
-                _check_room(user, observe(engine).held(user.uid))
-            notes += _image_for(engine, policy, user, project, progress, rebuild=rebuild)
+        status = _launch_status(actual)
+        if actual is None:
+            _check_room(user, observe(engine).held(user.uid))
+        if status == "created" or rebuild:
+            build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
+            notes += told
+        if actual is not None and status != "created":
+            # What it was made with is what its user asked for then.
+            spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))
+        if check:
+            notes += _unlike(project, actual, own)
+            result.facts = {} if actual is None or status == "created" else fates_of(engine, actual)
+            return _would_launch(result, spec, actual, status, build, notes)
+        if status == "created":
             homes.prepare(policy, user, spec)
             extra = _bring(engine, policy, user, project)
             notes += extra.pop("notes", [])
             engine.ensure_network()
             _apply(engine, policy, user, spec, STARTED, result, events.USER)
-            status = "created"
-        else:
-            # What it was made with is what its user asked for then.
-            spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))
-            if rebuild:
-                notes += _image_for(engine, policy, user, project, progress, rebuild=True)
-            status = "running" if actual.live else "started"
-            if not actual.live:
-                _start_again(engine, policy, user, spec, actual)
-                events.record(user.uid, project, events.STARTED, events.USER)
-                result.changed, result.actions = True, [START]
+        elif actual is not None and status == "started":
+            _start_again(engine, policy, user, spec, actual)
+            events.record(user.uid, project, events.STARTED, events.USER)
+            result.changed, result.actions = True, [START]
         states.clear_stopped(spec.name)
         snapshot = observe(engine, spec.name)
-    now = snapshot.containers.get(spec.name)
-    if now is None:
-        raise NotFound(
-            f"The container {spec.name} is gone again.", "Somebody removed it; launch it once more."
-        )
-    if not now.live:
-        raise EngineError(
-            f"The container {spec.name} ended as soon as it was started.",
-            f"Correct the Dockerfile, then: container retire {project}, and launch again.",
-        )
+    now = _came_up(snapshot, spec)
     info = _info(policy, snapshot, now)
     if info.image_newer:
         notes.append(
@@ -877,20 +876,60 @@ def launch(
         "container": spec.name,
         "id": now.id,
         "image": info.image,
-        "status": status,
-        "notes": notes,
-        "kept": kept_paths(now.spec or spec),
-        "read_only": [spec.data_root],
-        "ports": _ports(now.spec or spec),
-        "limits": {"cpus": (now.spec or spec).cpus, "memory": (now.spec or spec).memory},
+        **_launch_facts(now.spec or spec, status, build, notes),
+        **fates_of(engine, now),
         **extra,
     }
     return result
 
 
-def _unlike(project: str, actual: Actual, own: OwnWishes) -> list[str]:
+def _came_up(snapshot: Snapshot, spec: ContainerSpec) -> Actual:
+    """Return the container that runs now; raise NotFound or EngineError if it does not."""
+    now = snapshot.containers.get(spec.name)
+    if now is None:
+        raise NotFound(
+            f"The container {spec.name} is gone again.", "Somebody removed it; launch it once more."
+        )
+    if not now.live:
+        raise EngineError(
+            f"The container {spec.name} ended as soon as it was started.",
+            f"Correct the Dockerfile, then: container retire {spec.project}, and launch again.",
+        )
+    return now
+
+
+def _launch_status(actual: Actual | None) -> str:
+    """Return what a launch makes of a container: "created", "started", or "running" where it runs."""
+    if actual is None or actual.unfinished:
+        return "created"
+    return "running" if actual.live else "started"
+
+
+def _would_launch(
+    result: ItemResult, spec: ContainerSpec, actual: Actual | None, status: str, build: str, notes: list[str]
+) -> ItemResult:
+    """Fill in what a launch would do; the container itself, and its image, are not there yet."""
+    result.actions = {"created": [CREATE, START], "started": [START]}.get(status, [])
+    result.changed = bool(result.actions or build)
+    made = actual.spec if actual is not None and status != "created" else None
+    facts = {"container": spec.name, **_launch_facts(made or spec, status, build, notes)}
+    result.facts = {**facts, **(result.facts or _promised_fates(spec))}
+    return result
+
+
+def _launch_facts(spec: ContainerSpec, status: str, build: str, notes: list[str]) -> dict[str, Any]:
+    return {
+        "status": status,
+        "build": build,
+        "notes": notes,
+        "ports": _ports(spec),
+        "limits": {"cpus": spec.cpus, "memory": spec.memory},
+    }
+
+
+def _unlike(project: str, actual: Actual | None, own: OwnWishes) -> list[str]:
     """Return a note where a container that was there has other limits than are asked for now."""
-    spec, asked, options = actual.spec, [], ""
+    spec, asked, options = actual.spec if actual is not None else None, [], ""
     if spec is not None and own.cpus is not None and own.cpus != spec.cpus:
         asked.append(f"{spec.cpus:g} cpus, not {own.cpus:g}")
         options += f" --cpus {own.cpus:g}"
@@ -954,9 +993,15 @@ def drift(policy: Policy, user: User, project: str, actual: Actual) -> dict[str,
     return differences(actual.spec, spec) or {"version": ("an older one", "this one")}
 
 
-def kept_paths(spec: ContainerSpec) -> list[str]:
-    """Return the paths in the container that outlive it."""
-    return [specs.WORKSPACE, *spec.shares, *([spec.home] if spec.home_source else [])]
+def _promised_fates(spec: ContainerSpec) -> dict[str, list[str]]:
+    """Return the same of a container that is not made yet; which volumes its image has is not known."""
+    found = specs.fates(specs.mounts(spec))
+    return {what: found[what] for what in ("kept", "read_only")}
+
+
+def fates_of(engine: Engine, actual: Actual) -> dict[str, list[str]]:
+    """Return which paths of a container are kept, read_only and lost with it, by the mounts that it has."""
+    return specs.fates(engine.inspect(actual.id).get("Mounts") or [])
 
 
 def _ports(spec: ContainerSpec) -> list[dict[str, int]]:
@@ -978,16 +1023,20 @@ def _image_for(
     project: str,
     progress: Callable[[str], None],
     *,
-    rebuild: bool = False,
-) -> list[str]:
-    """Build the project's image if needed; return notes. An older image serves where a build fails."""
+    rebuild: bool,
+    check: bool,
+) -> tuple[str, list[str]]:
+    """Build the project's image if needed; return why it was, and notes. If that fails, an older one serves.
+
+    With ``check``, return why it would be built, and build nothing.
+    """
     try:
-        done = images.build(engine, policy, user, project, progress=progress, rebuild=rebuild)
+        done = images.build(engine, policy, user, project, progress=progress, rebuild=rebuild, check=check)
     except LabError as error:
         if (user.uid, project) not in images.project_images(engine):
             raise
-        return [f"The image is the older one: {error}"]
-    return list(done.facts.get("notes", []))
+        return "", [f"The image is the older one: {error}"]
+    return done.reason if done.changed else "", list(done.facts.get("notes", []))
 
 
 def stop(engine: Engine, user: User, project: str) -> ItemResult:
@@ -1037,12 +1086,18 @@ def lost(engine: Engine, policy: Policy, user: User, project: str) -> dict[str, 
     return retired.promised(engine, policy, actual)
 
 
-def undo(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
-    """Bring the container back that was retired last, and start it. Raises NotFound, Refused."""
+def undo(engine: Engine, policy: Policy, user: User, project: str, *, check: bool = False) -> ItemResult:
+    """Bring the container back that was retired last, and start it; only plan it with ``check``.
+
+    Raises NotFound, Refused.
+    """
     spec = specs.decide(policy, user, project, _declared(policy, user, project))
     check_storage(policy)
     result = ItemResult(spec.name)
     with _locked(spec.name):
+        if check:
+            _fill(result, _planned(observe(engine), states.stopped_names(), spec, RESTORED, waits=False))
+            return result
         for kept in retired.kept(engine, container=spec.name)[:1]:
             homes.prepare(policy, user, kept.actual.spec or spec)
         engine.ensure_network()

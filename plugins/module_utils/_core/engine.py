@@ -56,7 +56,6 @@ class BuildRequest:
 
     context: BinaryIO
     title: str
-    labels: Mapping[str, str]
     build_args: Mapping[str, str]
     cgroup_parent: str = ""
     memory: int = 0
@@ -443,7 +442,6 @@ class Engine:
             # It dies with us, and dockerd then ends the build (setpriv(1), PR_SET_PDEATHSIG).
             arguments = ["/usr/bin/setpriv", "--pdeathsig", "KILL"]
             arguments += [DOCKER, "build", "--force-rm", "--iidfile", id_file]
-            arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
             arguments += [f"--build-arg={name}={value}" for name, value in sorted(request.build_args.items())]
             if request.fresh:
                 arguments.append("--no-cache")

@@ -244,6 +244,23 @@ def canonical(
     return "".join(f"{step.text}\n" for step in steps(dockerfile, build_args, environment, copies))
 
 
+def labels(values: Mapping[str, str]) -> str:
+    """Return the line that ends a Dockerfile with labels of ours, over any that the image has.
+
+    One line is one step: as an option of the builder, each label is a step with a container of its own.
+    """
+    return f"LABEL {assignments(values)}\n"
+
+
+def assignments(values: Mapping[str, str]) -> str:
+    """Return names and values as ENV and LABEL take them; nothing in a value is replaced any more."""
+    # A JSON string is a quoted word of a Dockerfile, but for the variables.
+    quoted = {
+        name: json.dumps(value, ensure_ascii=False).replace("$", "\\$") for name, value in values.items()
+    }
+    return " ".join(f"{name}={value}" for name, value in sorted(quoted.items()))
+
+
 def check_triggers(image: str, triggers: Iterable[object]) -> None:
     """Raise Refused when the ONBUILD instructions of an image could read another one."""
     for trigger in triggers:

@@ -748,20 +748,21 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         environment = {**environment, **freeze.ENVIRONMENT}
         files[freeze.LOCK_FILE] = "".join(f"{line}\n" for line in lock.lines)
     steps = fingerprint.steps(packed.dockerfile, work.arguments, environment, copies)
-    files[context.DOCKERFILE] = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
+    labels = {
+        LABEL_OWNER: str(user.uid),
+        LABEL_PROJECT: work.project,
+        LABEL_FINGERPRINT: digest,
+        LABEL_KIND: "project",
+        LABEL_BASE: _base(work, packed.dockerfile),
+    }
+    dockerfile = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
+    files[context.DOCKERFILE] = dockerfile + fingerprint.labels(labels)
     context.put_in(packed.archive, files)
     _remove_strays(work)
     started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     request = BuildRequest(
         context=packed.archive,
         title=work.project,
-        labels={
-            LABEL_OWNER: str(user.uid),
-            LABEL_PROJECT: work.project,
-            LABEL_FINGERPRINT: digest,
-            LABEL_KIND: "project",
-            LABEL_BASE: _base(work, packed.dockerfile),
-        },
         build_args=work.arguments,
         cgroup_parent=cgroup_parent(user.uid, facts.cgroup_driver),
         memory=user.limits.memory,

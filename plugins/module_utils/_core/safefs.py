@@ -164,6 +164,30 @@ def create_file(directory: int, path: str, data: bytes, mode: int = 0o644) -> bo
     return True
 
 
+def is_there(directory: int, path: str, folder: bool) -> bool:
+    """Say whether anything has the name ``path``; raise InvalidInput if it should be a folder and is none.
+
+    Where the folder that would hold it is missing, so is it.
+    """
+    try:
+        parent, name = _parent(directory, path)
+    except NotFound:
+        return False
+    try:
+        mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(parent)
+    if folder and not stat.S_ISDIR(mode):
+        raise _no_folder(path)
+    return True
+
+
+def _no_folder(path: str) -> InvalidInput:
+    return InvalidInput(f"{printable(path)} is there, but is not a folder.", "Move what is in its place.")
+
+
 def make_directory(directory: int, path: str, mode: int = 0o755) -> bool:
     """Create the directory ``path``; return False if it is there; raise InvalidInput if something else is."""
     parent, name = _parent(directory, path)
@@ -171,9 +195,7 @@ def make_directory(directory: int, path: str, mode: int = 0o755) -> bool:
         os.mkdir(name, mode, dir_fd=parent)
     except FileExistsError:
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise InvalidInput(
-                f"{printable(path)} is there, but is not a folder.", "Move what is in its place."
-            ) from None
+            raise _no_folder(path) from None
         return False
     finally:
         os.close(parent)

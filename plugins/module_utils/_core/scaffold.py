@@ -199,10 +199,17 @@ def exists(workspace: str, name: str) -> bool:
 
 
 def init_project(
-    workspace: str, name: str, *, kind: str = "custom", base: str = "", files: Mapping[str, str] | None = None
+    workspace: str,
+    name: str,
+    *,
+    kind: str = "custom",
+    base: str = "",
+    files: Mapping[str, str] | None = None,
+    check: bool = False,
 ) -> list[str]:
     """Create what is missing of the project's layout; return the created paths relative to the workspace.
 
+    With ``check`` they are only looked for, and what would be created is returned.
     A project that is not there at all is made under another name and renamed when it is whole, so an
     interrupted call leaves no half project. Raises InvalidInput, NotFound, or OSError (quota, disk full).
     """
@@ -215,15 +222,22 @@ def init_project(
         ) from error
     try:
         if _is_there(root, name):
-            return [f"{name}/{path}" for path in _fill(root, name, directories, contents)]
+            make = _missing if check else _fill
+            return [f"{name}/{path}" for path in make(root, name, directories, contents)]
+        if check:
+            return _whole(name, directories, contents)
         making = f".{name}.making"
         safefs.make_directory(root, making)
         _fill(root, making, directories, contents)
         # rename(2) replaces only an empty directory, so a project made meanwhile is not lost.
         os.rename(making, name, src_dir_fd=root, dst_dir_fd=root)
-        return sorted([name, *(f"{name}/{path}" for path in [*directories, *contents])])
+        return _whole(name, directories, contents)
     finally:
         os.close(root)
+
+
+def _whole(name: str, directories: list[str], contents: Mapping[str, str]) -> list[str]:
+    return sorted([name, *(f"{name}/{path}" for path in [*directories, *contents])])
 
 
 def _is_there(root: int, name: str) -> bool:
@@ -231,6 +245,16 @@ def _is_there(root: int, name: str) -> bool:
         os.stat(name, dir_fd=root, follow_symlinks=False)
         return True
     return False
+
+
+def _missing(root: int, name: str, directories: list[str], contents: Mapping[str, str]) -> list[str]:
+    """Return what ``_fill`` would create; raise what it would raise."""
+    project = safefs.open_beneath(root, name, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        wanted = {**dict.fromkeys(directories, True), **dict.fromkeys(contents, False)}
+        return sorted(path for path, folder in wanted.items() if not safefs.is_there(project, path, folder))
+    finally:
+        os.close(project)
 
 
 def _fill(root: int, name: str, directories: list[str], contents: Mapping[str, str]) -> list[str]:

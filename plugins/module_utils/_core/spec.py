@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -392,6 +392,24 @@ def mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def fates(mounted: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the paths of a container that are kept, read_only and lost, by its mounts; the workspace first.
+
+    Mounts are as ``mounts`` makes them or as Docker tells them of a container that is there ("Mounts" of
+    GET /containers/{id}/json). What is below none of them is in the container itself, or in memory, and lost
+    with it.
+    """
+    found: dict[str, list[str]] = {"kept": [], "read_only": [], "lost": []}
+    for mount in mounted:
+        path = str(mount.get("Target") or mount.get("Destination") or "")
+        writable = not mount.get("ReadOnly") if "Target" in mount else bool(mount.get("RW"))
+        if mount.get("Type") == "bind":
+            found["kept" if writable else "read_only"].append(path)
+        elif mount.get("Type") == "volume":
+            found["lost"].append(path)
+    return {what: sorted(paths, key=lambda path: (path != WORKSPACE, path)) for what, paths in found.items()}
 
 
 def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def with_job(engine: Any, request: Request, info: Any) -> dict[str, Any]:
     return {**container(info), "job": job.shown() if job and job.container == info.id else None}
 
 
-def _project_launch(request: Request) -> dict[str, Any]:
+def _project_launch(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import batch, launch
     from .spec import OwnWishes
 
@@ -139,9 +139,10 @@ def _project_launch(request: Request) -> dict[str, Any]:
             own=OwnWishes(options.get("cpus"), options.get("memory")),
             rebuild=options.get("rebuild", False),
             progress=request.progress,
+            check=check,
         )
         facts = answer(done)
-        command = options.get("command", "")
+        command = "" if check else options.get("command", "")
         return {**facts, "job": batch(engine, policy, user, project, command)} if command else facts
 
 
@@ -206,14 +207,16 @@ def _container_lost(request: Request) -> dict[str, Any]:
         return lost(engine, request.policy, request.user, request.project)
 
 
-def _container_undo(request: Request) -> dict[str, Any]:
+def _container_undo(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import undo
 
     with connected() as engine:
-        return answer(undo(engine, request.policy, request.user, request.project))
+        return answer(undo(engine, request.policy, request.user, request.project, check=check))
 
 
-def _image_update(request: Request, *, locked: bool = False, rebuild: bool = False) -> dict[str, Any]:
+def _image_update(
+    request: Request, *, locked: bool = False, rebuild: bool = False, check: bool = False
+) -> dict[str, Any]:
     from .images import build
 
     with connected() as engine:
@@ -225,8 +228,9 @@ def _image_update(request: Request, *, locked: bool = False, rebuild: bool = Fal
             progress=request.progress,
             locked=locked,
             rebuild=rebuild,
+            check=check,
         )
-        return {**answer(done), "in_use": runs_another(engine, request)}
+        return answer(done) if check else {**answer(done), "in_use": runs_another(engine, request)}
 
 
 def runs_another(engine: Any, request: Request) -> bool:
@@ -261,11 +265,12 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
         )
 
 
+_LAUNCH_WORDS = settings(command=job_command, cpus=cores, memory=memory, rebuild=yes)
+
 #: What it does with projects and containers, and what builds; ``broker.VERBS`` is all of it.
 VERBS: dict[str, Verb] = {
-    "project-launch": Verb(
-        True, _project_launch, True, settings(command=job_command, cpus=cores, memory=memory, rebuild=yes)
-    ),
+    "project-launch": Verb(True, _project_launch, True, _LAUNCH_WORDS),
+    "project-launch-check": Verb(True, partial(_project_launch, check=True), True, _LAUNCH_WORDS),
     "project-list": Verb(False, _project_list),
     "project-forget": Verb(True, _project_forget, needs_mounts=True),
     "container-list": Verb(False, _container_list),
@@ -273,10 +278,13 @@ VERBS: dict[str, Verb] = {
     "container-retire": Verb(True, _container_retire),
     "container-lost": Verb(True, _container_lost),
     "container-undo": Verb(True, _container_undo, needs_mounts=True),
+    "container-undo-check": Verb(True, partial(_container_undo, check=True), needs_mounts=True),
     "image-update": Verb(True, _image_update, needs_mounts=True),
     "image-update-locked": Verb(True, partial(_image_update, locked=True), needs_mounts=True),
     "image-rebuild": Verb(True, partial(_image_update, rebuild=True), needs_mounts=True),
     "image-rebuild-locked": Verb(True, partial(_image_update, locked=True, rebuild=True), needs_mounts=True),
+    "image-update-check": Verb(True, partial(_image_update, check=True), needs_mounts=True),
+    "image-rebuild-check": Verb(True, partial(_image_update, rebuild=True, check=True), needs_mounts=True),
     "image-install": Verb(True, _image_install, needs_mounts=True, further=packages),
     "image-install-check": Verb(True, _image_install_check, further=packages),
 }

@@ -103,6 +103,7 @@ def _status(request: Request) -> dict[str, Any]:
             info = next((i for i in containers.listing(engine, policy, user) if i.project == project), None)
             name = names.container_name(project, user.uid)
             actual = containers.observe(engine, name).containers.get(name) if info else None
+            paths = containers.fates_of(engine, actual) if actual is not None and actual.ours else {}
             history = images.history(engine, user, project)
             kept = retired.kept(engine, container=name)
     except EngineError as error:
@@ -120,7 +121,7 @@ def _status(request: Request) -> dict[str, Any]:
         kept=[],
     )
     if actual is not None and actual.ours:
-        told["kept"] = containers.kept_paths(actual.spec) if actual.spec else []
+        told["kept"] = paths.get("kept", [])
         told["drift"] = _drift(request, actual)
     return told
 

@@ -328,26 +328,33 @@ def test_a_launch_asks_for_what_it_was_told(server: Server, monkeypatch: pytest.
     words = ["cpus=0.5", "memory=64m", "rebuild=yes", "command=sleep 9"]
     code, events = server.call(2001, "project-launch", "thesis", *words)
     assert code == 0 and events[-1]["data"]["job"] == {"log": "logs/x.log"}
-    assert server.asked == [{"own": OwnWishes(0.5, 64 << 20), "rebuild": True}]
+    assert server.asked == [{"own": OwnWishes(0.5, 64 << 20), "rebuild": True, "check": False}]
     assert begun == [("alice", "thesis", "sleep 9")]
     assert "sleep" not in json.dumps(server.audit)
     server.call(2001, "project-launch", "thesis")
-    assert server.asked[1] == {"own": OwnWishes(), "rebuild": False} and len(begun) == 1
+    assert server.asked[1] == {"own": OwnWishes(), "rebuild": False, "check": False} and len(begun) == 1
+    # What only tells begins no job.
+    server.call(2001, "project-launch-check", "thesis", *words)
+    assert server.asked[2] == {**server.asked[0], "check": True} and len(begun) == 1
 
 
 @pytest.mark.parametrize(
-    ("verb", "locked", "rebuild"),
+    ("verb", "locked", "rebuild", "check"),
     [
-        ("image-update", False, False),
-        ("image-update-locked", True, False),
-        ("image-rebuild", False, True),
-        ("image-rebuild-locked", True, True),
+        ("image-update", False, False, False),
+        ("image-update-locked", True, False, False),
+        ("image-rebuild", False, True, False),
+        ("image-rebuild-locked", True, True, False),
+        ("image-update-check", False, False, True),
+        ("image-rebuild-check", False, True, True),
     ],
 )
-def test_each_way_to_build_is_a_verb(server: Server, verb: str, locked: bool, rebuild: bool) -> None:
+def test_each_way_to_build_is_a_verb(
+    server: Server, verb: str, locked: bool, rebuild: bool, check: bool
+) -> None:
     assert server.call(2001, verb, "thesis")[0] == 0
     assert server.calls == [("build", "alice", "thesis")]
-    assert server.asked == [{"locked": locked, "rebuild": rebuild}]
+    assert server.asked == [{"locked": locked, "rebuild": rebuild, "check": check}]
     server.mounts = ["/srv/data is not mounted."]
     assert server.call(2001, verb, "thesis")[0] == 1
 

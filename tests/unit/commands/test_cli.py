@@ -130,6 +130,27 @@ def test_init_lays_out_a_project_once(run: Run, tmp_path: Path) -> None:
     assert json.loads(out)["changed"] is False
 
 
+def test_a_preview_of_init_makes_nothing_and_tells_the_same(run: Run, tmp_path: Path) -> None:
+    def init(*words: str) -> Any:
+        return json.loads(run("project", "init", "net", "--json", *words)[1])
+
+    promised = init("--dry-run")
+    assert promised["changed"] and promised["dry_run"] and not (tmp_path / "net").exists()
+    code, out, _err = run("project", "init", "net", "--dry-run")
+    assert code == 0 and "  net/Dockerfile\n" in out and "nothing was made" in out
+    done = init()
+    assert done["created"] == promised["created"] and (tmp_path / "net/Dockerfile").is_file()
+    for path in ("net/README.md", "net/data/raw/.gitkeep", "net/data/raw"):
+        target = tmp_path / path
+        if target.is_dir():
+            target.rmdir()
+        elif target.exists():
+            target.unlink()
+    promised = init("--dry-run")
+    assert promised["changed"] and promised["created"] == init()["created"]
+    assert not init("--dry-run")["changed"]
+
+
 def test_init_offers_the_servers_images_alone(run: Run) -> None:
     code, _out, err = run("project", "init", "thesis", "--base", "lab/evil")
     assert code == 2 and "lab/python" in err
@@ -149,6 +170,48 @@ def test_launch_shows_the_steps_and_what_is_kept(run: Run, broker: Callable[...,
     assert "kept:      /workspace, /srv/data/vision" in out and "read only: /srv/data" in out
     assert "note: The image is newer." in out and "lost" in out
     assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_a_preview_of_launch_says_what_would_be(run: Run, broker: Callable[..., Path]) -> None:
+    facts = {"changed": True, "status": "created", "build": "there is none", "kept": ["/workspace"]}
+    asked = broker(result(**facts, read_only=["/srv/data"], limits={"cpus": 2, "memory": 1 << 30}))
+    code, out, err = run("project", "launch", "net", "--dry-run", "--cpus", "2", "--command", "make")
+    assert (code, err) == (0, "")
+    assert asked.read_text().split()[2:] == ["project-launch-check", "net", "cpus=2", "command=make"]
+    assert out.splitlines() == [
+        "net would be started in a new container. Nothing was changed.",
+        "  image:     would be built: there is none",
+        "  kept:      /workspace",
+        "  read only: /srv/data",
+        "  limits:    2 cpus, 1G of memory",
+        "  lost when you retire the container: everything else in it",
+        "  job:       the command would be begun in it",
+    ]
+    assert json.loads(run("project", "launch", "net", "--dry-run", "--json")[1])["dry_run"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "facts", "said"),
+    [
+        ("container undo", "container-undo-check", {"changed": True}, "would be brought back"),
+        ("container undo", "container-undo-check", {"changed": False}, "was brought back already"),
+        (
+            "image update",
+            "image-update-check",
+            {"changed": True, "reason": "there is none"},
+            "would be built: ",
+        ),
+        ("image update", "image-update-check", {"changed": False}, "nothing would be built"),
+        ("image update --rebuild", "image-rebuild-check", {"changed": True}, "would be built"),
+    ],
+)
+def test_a_preview_asks_the_broker_what_it_would_do(
+    run: Run, broker: Callable[..., Path], words: str, verb: str, facts: dict[str, Any], said: str
+) -> None:
+    asked = broker(result(**facts))
+    code, out, _err = run(*words.split()[:2], "net", *words.split()[2:], "--dry-run")
+    assert code == 0 and said in out and asked.read_text().split()[2:] == [verb, "net"]
+    assert json.loads(run(*words.split()[:2], "net", "--dry-run", "--json")[1])["dry_run"] is True
 
 
 def test_launch_warns_when_the_quota_is_nearly_used_up(

@@ -14,6 +14,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.fingerprint impor
     check_triggers,
     fingerprint,
     instructions,
+    labels,
     plain,
     sources,
     steps,
@@ -132,6 +133,11 @@ def test_the_builder_gets_what_was_read():
         "ARG B=lab/python\nFROM --platform=$P lab/python AS one\nRUN a   && b\n"
         "FROM one\nCOPY --from=one --chown=1:1 /a /b\nCMD\n"
     )
+
+
+def test_labels_are_one_line_whatever_their_values():
+    values = {"b": 'a "$HOME" \\', "a": ""}
+    assert labels(values) == 'LABEL a="" b="a \\"\\$HOME\\" \\\\"\n'
 
 
 def test_what_is_put_in_follows_each_from():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import io
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,6 +43,12 @@ BASE = "lab/python"
 REPOSITORY = "lab/2001/net"
 LIMITS = {"containers": 3, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+
+
+def labels_at_the_end(dockerfile: str) -> dict[str, str]:
+    """Return the labels that the last line of a Dockerfile sets."""
+    word, *pairs = shlex.split(dockerfile.splitlines()[-1])
+    return dict(pair.split("=", 1) for pair in pairs) if word == "LABEL" else {}
 
 
 class Model:
@@ -105,7 +112,13 @@ class Model:
         self.made += 1
         number = self.made
         self.built.append(
-            {"Id": f"id-{number}", "Created": number, "Size": 7, "RepoTags": [], "Labels": request.labels}
+            {
+                "Id": f"id-{number}",
+                "Created": number,
+                "Size": 7,
+                "RepoTags": [],
+                "Labels": labels_at_the_end(self.sent[context.DOCKERFILE]),
+            }
         )
         return f"id-{number}"
 
@@ -485,7 +498,7 @@ def test_a_locked_build_keeps_the_versions_of_the_current_image(build, alice):
     }
     assert "notes" not in locked.facts
     assert engine.sent[".lab-server-lock.txt"] == "numpy==1.1\n"
-    assert engine.sent["Dockerfile"] == (
+    assert engine.sent["Dockerfile"].rpartition("LABEL ")[0] == (
         f"FROM {BASE}\nCOPY .lab-server-lock.txt /run/lab-server/lock.txt\n"
         "ARG PIP_CONSTRAINT=/run/lab-server/lock.txt\nARG UV_CONSTRAINT=/run/lab-server/lock.txt\n"
         "COPY a /a\nRUN true\n"
@@ -950,7 +963,13 @@ def test_an_index_that_is_set_is_left(
 ) -> None:
     monkeypatch.setattr(packagecache, "answers", lambda _cache: True)
     written: list[str] = []
-    monkeypatch.setattr(context, "put_in", lambda _archive, files: written.append(files["Dockerfile"]))
+    put_in = context.put_in
+
+    def noted(archive: Any, files: dict[str, str]) -> None:
+        written.append(files["Dockerfile"])
+        put_in(archive, files)
+
+    monkeypatch.setattr(context, "put_in", noted)
     engine = Model()
     files.dockerfile += setting if setting.startswith("ENV") else ""
     if setting == "base":

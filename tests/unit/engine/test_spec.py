@@ -195,6 +195,20 @@ def test_a_kept_home_is_mounted_and_the_hosts_keys_are_hidden(policy):
         specs.decide(policy, alice, "thesis", Wishes(home="/etc"))
 
 
+def test_what_is_kept_is_told_from_the_mounts(policy):
+    spec = specs.decide(policy, policy.user("alice"), "net", Wishes(home="persistent"))
+    wanted = specs.mounts(spec)
+    made = [
+        *({"Type": one["Type"], "Destination": one["Target"], "RW": not one["ReadOnly"]} for one in wanted),
+        {"Type": "volume", "Destination": "/data", "RW": True},
+        {"Type": "tmpfs", "Destination": "/scratch", "RW": True},
+    ]
+    promised = specs.fates(wanted)
+    assert promised["kept"][0] == "/workspace" and spec.home in promised["kept"]
+    assert promised["read_only"] == [spec.data_root] and promised["lost"] == []
+    assert specs.fates(made) == {**promised, "lost": ["/data"]}
+
+
 def test_what_is_no_longer_given_is_named(spec):
     from dataclasses import replace
 
