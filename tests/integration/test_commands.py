@@ -152,13 +152,17 @@ def test_what_is_used_is_within_the_limits(launched, engine, alice, asked, insid
     assert one["cpus"] is None and one["status"] == "exited"
 
 
-def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked):
+def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, inside):
     """Each verb that only tells is asked twice before the deed: it changes nothing, and tells the same."""
 
+    def there():
+        made = [(one["Id"], one["Names"], one["State"]) for one in engine.containers()]
+        return made, [(one["Id"], one["RepoTags"]) for one in engine.images()]
+
     def promised_and_done(verb, check):
-        before = engine.containers(), engine.images()
+        before = there()
         promised = [asked(check, alice, "thesis") for _twice in range(2)]
-        assert promised[0] == promised[1] and (engine.containers(), engine.images()) == before
+        assert promised[0] == promised[1] and there() == before
         done = asked(verb, alice, "thesis")
         assert {key: done.get(key) for key in promised[0]} == promised[0]
         return done
@@ -169,6 +173,7 @@ def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked):
     assert promised_and_done(*launch)["status"] == "running"
     asked("container-stop", alice, "thesis")
     assert promised_and_done(*launch)["status"] == "started"
+    inside(alice, "thesis", "echo > /tmp/mine")
     asked("container-retire", alice, "thesis")
     assert promised_and_done("container-undo", "container-undo-check")["changed"]
     thesis.write("word", "two\n")

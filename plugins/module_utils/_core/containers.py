@@ -858,7 +858,7 @@ def launch(
         elif actual is not None and status == "started":
             _start_again(engine, policy, user, spec, actual)
             events.record(user.uid, project, events.STARTED, events.USER)
-            result.changed, result.actions = True, [START]
+            result.changed, result.actions, result.reason = True, [START], "it did not run"
         states.clear_stopped(spec.name)
         snapshot = observe(engine, spec.name)
     now = _came_up(snapshot, spec)
@@ -909,7 +909,10 @@ def _would_launch(
     result: ItemResult, spec: ContainerSpec, actual: Actual | None, status: str, build: str, notes: list[str]
 ) -> ItemResult:
     """Fill in what a launch would do; the container itself, and its image, are not there yet."""
-    result.actions = {"created": [CREATE, START], "started": [START]}.get(status, [])
+    if status == "created":
+        _fill(result, plan(STARTED, spec, None, actual))
+    elif status == "started":
+        result.actions, result.reason = [START], "it did not run"
     result.changed = bool(result.actions or build)
     made = actual.spec if actual is not None and status != "created" else None
     facts = {"container": spec.name, **_launch_facts(made or spec, status, build, notes)}
