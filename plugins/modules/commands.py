@@ -141,6 +141,7 @@ def _carried() -> None:
         items,
         jobs,
         journal,
+        jupyter,
         keeping,
         locks,
         manual,

@@ -16,9 +16,11 @@ from . import names, scaffold
 from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import User
-from .protocol import ATTACH, cores, job_command, memory
+from .protocol import ATTACH, JUPYTER_LOG, cores, job_command, memory
 from .sizes import format_size
 from .terminal import duration, fit, table
+
+_JUPYTER_SECONDS = 90.0  # that it may take to start, on a slow computer
 
 
 def _project_init(call: Call) -> int:
@@ -73,11 +75,15 @@ def _project_launch(call: Call) -> int:
         return _launch_previewed(call)
     facts = ask("project-launch", name, *_launch_words(call), progress=Progress(call.err))
     call.err.clear()
+    if call.options.jupyter:
+        facts = {**facts, "jupyter": _jupyter(call, user)}
     if call.json:
         call.answer(facts)
         return 0
     _say_launched(call, facts, duration(time.monotonic() - started))
     _warn_of_room(call, user)
+    if call.options.jupyter:
+        return _say_jupyter(call, facts["jupyter"])
     job = facts.get("job")
     if isinstance(job, dict):
         log = names.printable(str(job.get("log")))
@@ -90,6 +96,52 @@ def _project_launch(call: Call) -> int:
         return 0
     call.out.line("Type 'exit' to leave; the container goes on running.")
     hand_over(ATTACH, name)
+    return 0
+
+
+def _jupyter(call: Call, user: User) -> dict[str, Any]:
+    """Have Jupyter run in the container, wait until it answers, and return where it is reached."""
+    told_port = ask("project-jupyter", call.options.name)
+    port, token = int(told_port.get("port") or 0), str(told_port.get("token"))
+    call.err.status("Jupyter starts ...")
+    ready = _answers(port)
+    call.err.clear()
+    return {
+        "port": port,
+        "ready": ready,
+        "tunnel": f"ssh -N -L {port}:127.0.0.1:{port} {user.name}@{os.uname().nodename}",
+        "url": f"http://127.0.0.1:{port}/lab?token={token}",
+    }
+
+
+def _answers(port: int) -> bool:
+    """Wait until a web server answers at a port of this computer; say whether it does."""
+    from http.client import HTTPConnection, HTTPException
+
+    end = time.monotonic() + _JUPYTER_SECONDS
+    while time.monotonic() < end:
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        with suppress(OSError, HTTPException):
+            connection.request("GET", "/api")
+            if connection.getresponse().status < 500:
+                return True
+        connection.close()
+        time.sleep(0.3)
+    return False
+
+
+def _say_jupyter(call: Call, where: Mapping[str, Any]) -> int:
+    """Say how to reach Jupyter; exit code 1 while it does not answer."""
+    name = call.options.name
+    if not where["ready"]:
+        call.out.line(call.out.style("Jupyter does not answer yet. What it says:", "warn"))
+        call.out.line(f"  container exec {name} -- cat {JUPYTER_LOG}")
+        return 1
+    call.out.line("Jupyter runs in it. On your own computer, leave this running:")
+    call.out.line(f"  {where['tunnel']}")
+    call.out.line("and open this there; whoever has the address can run programs as you:")
+    call.out.line(f"  {where['url']}")
+    call.out.line(f"It ends with the container: container stop {name}")
     return 0
 
 
@@ -126,7 +178,7 @@ def _launch_words(call: Call) -> list[str]:
         if asked[key] is not None:
             check(asked[key])
     words = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    return [*words, *(["rebuild=yes"] if options.rebuild else [])]
+    return [*words, *(f"{flag}=yes" for flag in ("rebuild", "jupyter") if getattr(options, flag))]
 
 
 def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
@@ -201,6 +253,11 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", metavar="N", help="so many cores for a new container (your limit)")
     parser.add_argument(
         "--memory", metavar="SIZE", help="so much memory for a new container, such as 8g (your limit)"
+    )
+    parser.add_argument(
+        "--jupyter",
+        action="store_true",
+        help="run Jupyter in it, and say how to reach it from your own computer",
     )
     parser.add_argument("--rebuild", action="store_true", help="build the image though nothing changed")
     parser.add_argument(

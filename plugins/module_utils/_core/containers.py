@@ -22,7 +22,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
-from . import brought, events, homes, image_install, images, jobs, locks, names, retired, storage, workspaces
+from . import (
+    brought,
+    events,
+    homes,
+    image_install,
+    images,
+    jobs,
+    jupyter,
+    locks,
+    names,
+    retired,
+    storage,
+    workspaces,
+)
 from . import spec as specs
 from . import state as states
 from .engine import DOCKER, Engine, ignore
@@ -809,16 +822,17 @@ def launch(
     *,
     own: OwnWishes = NO_WISHES,
     rebuild: bool = False,
+    with_jupyter: bool = False,
     progress: Callable[[str], None] = ignore,
     check: bool = False,
 ) -> ItemResult:
     """Bring a user's project up: build its image if needed, make its container, or start the one there is.
 
-    Never discards a container: ``own`` holds for one that is made now. ``rebuild`` builds the image in any
-    case. With ``check`` nothing is done, and the result tells what would be. ``facts`` of the result:
-    container, id, image, status ("created", "started" or "running"), build (why its image is built, "" where
-    it is not), notes (sentences for people), kept, read_only, lost (paths in the container, by its mounts),
-    limits (cpus, memory). Raises LabError.
+    Never discards a container: ``own`` holds for one that is made now, and so does the port for Jupyter that
+    it gets by ``with_jupyter``. ``rebuild`` builds the image in any case. With ``check`` nothing is done, and
+    the result tells what would be. ``facts`` of the result: container, id, image, status ("created",
+    "started" or "running"), build (why its image is built, "" where it is not), notes (sentences for people),
+    kept, read_only, lost (paths in the container, by its mounts), limits (cpus, memory). Raises LabError.
     """
     declared = _declared(policy, user, project)
     specs.check_own(user, project, declared, own)
@@ -845,6 +859,8 @@ def launch(
         if actual is not None and status != "created":
             # What it was made with is what its user asked for then.
             spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))
+        if with_jupyter:
+            spec = _with_port(engine, spec, actual if status != "created" else None)
         if check:
             notes += _unlike(project, actual, own)
             result.facts = {} if actual is None or status == "created" else fates_of(engine, actual)
@@ -881,6 +897,46 @@ def launch(
         **extra,
     }
     return result
+
+
+def _with_port(engine: Engine, spec: ContainerSpec, there: Actual | None) -> ContainerSpec:
+    """Return a spec that has a port of the server for Jupyter, where it had none.
+
+    Raises Refused where the container is there already and was made without.
+    """
+    if there is not None:
+        _port_of(there, spec.project)
+        return spec
+    if jupyter.port_of(spec):
+        return spec
+    others = [actual.spec for actual in observe(engine).containers.values() if actual.ours and actual.spec]
+    port = jupyter.choose_port(spec.name, [host for one in others for _inner, host in one.ports])
+    return replace(spec, ports=tuple(sorted((*spec.ports, (specs.JUPYTER_PORT, port)))), wished_port=port)
+
+
+def run_jupyter(engine: Engine, user: User, project: str) -> dict[str, Any]:
+    """Have Jupyter run in a user's running container; return its port of the server, and its token.
+
+    Raises NotFound when no container runs, Refused for one that was made without a port for it, EngineError.
+    """
+    name = names.container_name(project, user.uid)
+    with _locked(name):
+        actual = _mine(engine, name)
+        if actual is None or not actual.live:
+            raise NotFound(f"No container of {project} runs.", f"Start it: project launch {project}.")
+        port = _port_of(actual, project)
+        return {"port": port, "token": jupyter.start(engine, user, project, actual.id)}
+
+
+def _port_of(actual: Actual, project: str) -> int:
+    """Return the port of the server for Jupyter that a container has; raise Refused where it has none."""
+    port = jupyter.port_of(actual.spec)
+    if not port:
+        raise Refused(
+            f"The container of {project} was made without a port for Jupyter.",
+            f"Make it anew: container retire {project}, then project launch {project} --jupyter",
+        )
+    return port
 
 
 def _came_up(snapshot: Snapshot, spec: ContainerSpec) -> Actual:

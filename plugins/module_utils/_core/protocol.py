@@ -18,6 +18,9 @@ ATTACH = "attach"
 #: The verb that runs a command in the container, with the caller's input and output.
 EXEC = "container-exec"
 
+#: What Jupyter writes, in the container.
+JUPYTER_LOG = "/tmp/jupyter.log"  # noqa: S108  # there, /tmp is its user's alone
+
 #: The last line of the output of a job that ended.
 JOB_END = re.compile(r"--- exit code ([0-9]{1,3}) ---")
 _LONGEST_COMMAND = 4096  # characters

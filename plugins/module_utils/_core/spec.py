@@ -39,6 +39,8 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DOCKER_MEMORY_MINIMUM = 6 << 20
 _STOP_SECONDS = 10
 _VOLUMES_LIMIT = 16
+#: Where Jupyter listens in a container.
+JUPYTER_PORT = 8888
 #: Ports of containers are reached from the host itself and from nowhere else.
 HOST_ADDRESS = "127.0.0.1"
 # Fields that came after the first release, and their values before that.
@@ -70,6 +72,7 @@ class ContainerSpec:
     #: What its user asked for. Not a part of what it is: it counts in no comparison, and has its own label.
     wished_cpus: float | None = field(default=None, compare=False)
     wished_memory: int | None = field(default=None, compare=False)
+    wished_port: int | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -134,11 +137,13 @@ def parse_wishes(text: str) -> dict[str, Any]:
     """Return the fields of a spec that a label of wishes holds; nothing for one that is none of ours."""
     try:
         data = json.loads(text)
-        cpus, memory = data.get("cpus"), data.get("memory")
+        cpus, memory, port = data.get("cpus"), data.get("memory"), data.get("port")
     except (ValueError, AttributeError):
         return {}
-    sound = isinstance(cpus, (float, type(None))) and isinstance(memory, (int, type(None)))
-    return {"wished_cpus": cpus, "wished_memory": memory} if sound and not isinstance(memory, bool) else {}
+    whole = all(number is None or type(number) is int for number in (memory, port))
+    if not whole or not isinstance(cpus, (float, type(None))):
+        return {}
+    return {"wished_cpus": cpus, "wished_memory": memory, "wished_port": port}
 
 
 @dataclass(frozen=True)
@@ -160,11 +165,13 @@ class OwnWishes:
 
     cpus: float | None = None
     memory: int | None = None
+    #: The port of the server for Jupyter; the broker chooses it, never the user.
+    port: int | None = None
 
     @classmethod
     def of(cls, spec: ContainerSpec | None) -> OwnWishes:
         """Return what was asked for when a container was made."""
-        return cls(spec.wished_cpus, spec.wished_memory) if spec else cls()
+        return cls(spec.wished_cpus, spec.wished_memory, spec.wished_port) if spec else cls()
 
 
 #: Nothing is asked for.
@@ -214,7 +221,10 @@ def decide(
             "cpus and pids: too small for any process.", "Ask for at least 0.01 cpus and 1 pid."
         )
     shares = policy.shares_for(user)
-    check_ports(wishes.ports)
+    # Where IT gave the port of Jupyter itself, that one is it.
+    own_port = None if JUPYTER_PORT in dict(wishes.ports) else own.port
+    ports = (*wishes.ports, *(((JUPYTER_PORT, own_port),) if own_port else ()))
+    check_ports(ports)
     return ContainerSpec(
         project=names.project_name(project),
         user=user.name,
@@ -231,9 +241,10 @@ def decide(
         environment=tuple(sorted({**dict(policy.environment), **dict(wishes.environment)}.items())),
         home_mode=wishes.home,
         home_source=policy.home_source(user, names.project_name(project), wishes.home),
-        ports=tuple(sorted(wishes.ports)),
+        ports=tuple(sorted(ports)),
         wished_cpus=own_cpus,
         wished_memory=own_memory,
+        wished_port=own_port,
     )
 
 
@@ -338,7 +349,10 @@ def labels(spec: ContainerSpec) -> dict[str, str]:
         LABEL_SPEC: spec.canonical(),
         LABEL_VERSION: VERSION,
         # Always there: an image could have one of its own.
-        LABEL_WISHES: json.dumps({"cpus": spec.wished_cpus, "memory": spec.wished_memory}, sort_keys=True),
+        LABEL_WISHES: json.dumps(
+            {"cpus": spec.wished_cpus, "memory": spec.wished_memory, "port": spec.wished_port},
+            sort_keys=True,
+        ),
     }
 
 

@@ -138,12 +138,20 @@ def _project_launch(request: Request, *, check: bool = False) -> dict[str, Any]:
             project,
             own=OwnWishes(options.get("cpus"), options.get("memory")),
             rebuild=options.get("rebuild", False),
+            with_jupyter=options.get("jupyter", False),
             progress=request.progress,
             check=check,
         )
         facts = answer(done)
         command = "" if check else options.get("command", "")
         return {**facts, "job": batch(engine, policy, user, project, command)} if command else facts
+
+
+def _project_jupyter(request: Request) -> dict[str, Any]:
+    from .containers import run_jupyter
+
+    with connected() as engine:
+        return run_jupyter(engine, request.user, request.project)
 
 
 def _project_list(request: Request) -> dict[str, Any]:
@@ -265,12 +273,13 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
         )
 
 
-_LAUNCH_WORDS = settings(command=job_command, cpus=cores, memory=memory, rebuild=yes)
+_LAUNCH_WORDS = settings(command=job_command, cpus=cores, memory=memory, rebuild=yes, jupyter=yes)
 
 #: What it does with projects and containers, and what builds; ``broker.VERBS`` is all of it.
 VERBS: dict[str, Verb] = {
     "project-launch": Verb(True, _project_launch, True, _LAUNCH_WORDS),
     "project-launch-check": Verb(True, partial(_project_launch, check=True), True, _LAUNCH_WORDS),
+    "project-jupyter": Verb(True, _project_jupyter),
     "project-list": Verb(False, _project_list),
     "project-forget": Verb(True, _project_forget, needs_mounts=True),
     "container-list": Verb(False, _container_list),

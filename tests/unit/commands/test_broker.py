@@ -325,14 +325,15 @@ def test_a_launch_asks_for_what_it_was_told(server: Server, monkeypatch: pytest.
         return {"log": "logs/x.log"}
 
     monkeypatch.setattr(containers, "batch", batch)
+    plain = {"own": OwnWishes(), "rebuild": False, "with_jupyter": False, "check": False}
     words = ["cpus=0.5", "memory=64m", "rebuild=yes", "command=sleep 9"]
     code, events = server.call(2001, "project-launch", "thesis", *words)
     assert code == 0 and events[-1]["data"]["job"] == {"log": "logs/x.log"}
-    assert server.asked == [{"own": OwnWishes(0.5, 64 << 20), "rebuild": True, "check": False}]
+    assert server.asked == [{**plain, "own": OwnWishes(0.5, 64 << 20), "rebuild": True}]
     assert begun == [("alice", "thesis", "sleep 9")]
     assert "sleep" not in json.dumps(server.audit)
     server.call(2001, "project-launch", "thesis")
-    assert server.asked[1] == {"own": OwnWishes(), "rebuild": False, "check": False} and len(begun) == 1
+    assert server.asked[1] == plain and len(begun) == 1
     # What only tells begins no job.
     server.call(2001, "project-launch-check", "thesis", *words)
     assert server.asked[2] == {**server.asked[0], "check": True} and len(begun) == 1

@@ -214,6 +214,28 @@ def test_a_preview_asks_the_broker_what_it_would_do(
     assert json.loads(run(*words.split()[:2], "net", "--dry-run", "--json")[1])["dry_run"] is True
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_launch_says_how_to_reach_jupyter(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    asked = broker(result(status="created", kept=["/workspace"], port=20007, token="a1b2"))
+    waited: list[int] = []
+    monkeypatch.setattr(cli_project, "_answers", lambda port: waited.append(port) or answers)
+    code, out, _err = run("project", "launch", "net", "--jupyter")
+    assert [line.split()[2:] for line in asked.read_text().splitlines()] == [
+        ["project-launch", "net", "jupyter=yes"],
+        ["project-jupyter", "net"],
+    ]
+    assert waited == [20007] and code == (0 if answers else 1)
+    if answers:
+        assert "  ssh -N -L 20007:127.0.0.1:20007 alice@" in out
+        assert "  http://127.0.0.1:20007/lab?token=a1b2\n" in out
+    else:
+        assert "container exec net -- cat /tmp/jupyter.log" in out and "a1b2" not in out
+    told = json.loads(run("project", "launch", "net", "--jupyter", "--json")[1])["jupyter"]
+    assert told["port"] == 20007 and told["ready"] is answers and told["url"].endswith("?token=a1b2")
+
+
 def test_launch_warns_when_the_quota_is_nearly_used_up(
     run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def offer(home: Path) -> Offer:
         ("project launch `", []),
         ("project launch *", []),
         ("project launch --de", ["--detach"]),
-        ("project launch thesis --j", ["--json"]),
+        ("project launch thesis --js", ["--json"]),
         ("project launch -- --j", []),
         ("project-launch th", ["thesis", "thesis-2"]),
         ("project init x --type ", ["ml", "cv", "nlp", "stats", "custom"]),

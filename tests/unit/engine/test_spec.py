@@ -195,6 +195,24 @@ def test_a_kept_home_is_mounted_and_the_hosts_keys_are_hidden(policy):
         specs.decide(policy, alice, "thesis", Wishes(home="/etc"))
 
 
+def test_the_port_of_jupyter_is_the_users_own_wish(policy, alice):
+    own = OwnWishes(port=20001)
+    spec = specs.decide(policy, alice, "thesis", own=own)
+    assert spec.ports == ((8888, 20001),) and OwnWishes.of(spec) == own
+    labels = specs.labels(spec)
+    assert specs.parse_wishes(labels[specs.LABEL_WISHES])["wished_port"] == 20001
+    # Where IT gave that port itself, its own holds.
+    declared = specs.decide(policy, alice, "thesis", Wishes(ports=((8888, 9000),)), own)
+    assert declared.ports == ((8888, 9000),) and declared.wished_port is None
+    # A container that was made before there was this wish is not another one now.
+    assert specs.parse_wishes('{"cpus": null, "memory": 5}') == {
+        "wished_cpus": None,
+        "wished_memory": 5,
+        "wished_port": None,
+    }
+    assert specs.parse_wishes('{"port": true}') == specs.parse_wishes('{"port": "1"}') == {}
+
+
 def test_what_is_kept_is_told_from_the_mounts(policy):
     spec = specs.decide(policy, policy.user("alice"), "net", Wishes(home="persistent"))
     wanted = specs.mounts(spec)
