@@ -3,8 +3,9 @@
 """Measure the site playbook on a fresh virtual machine, and print a table for docs/performance.md.
 
 First run and run that changes nothing with the example inventory; then the run that changes nothing with 10
-and with 200 users, whose ratio is to stay below 1.25. ``--machine NAME`` measures the latter two on a machine
-that is provisioned already, and keeps it.
+and with 200 users, whose ratio is to stay below 1.25; then the quotas of 1,000 users. ``--machine NAME``
+measures all but the first two on a machine that is provisioned already, and keeps it; with ``--quotas`` the
+last alone.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache import ToolError, run, say
+from vm import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, LARGE = 10, 200
+QUOTAS, LOOP = 1000, 100
+"""Users whose quotas are set at once, and calls of setquota(8) from which its loop is extrapolated."""
+SCRATCH, UNCHANGED = 2.0, 0.5
+"""Seconds that the one and the other may take for all of them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,23 @@ def measure(name: str, runs: Sequence[tuple[str, Mapping[str, object]]]) -> bool
     return ratio <= 1.25 and not small.changed and not large.changed
 
 
+def quotas(name: str) -> bool:
+    """Set and find quotas on the machine ``name``, print the table, and return whether it is as promised."""
+    program = (ROOT / "tests" / "benchmarks" / "limits.py").read_bytes()
+    command = [*Machine(name).ssh_command(), f"python3 -I - {QUOTAS} {LOOP}"]
+    done = subprocess.run(command, input=program, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise ToolError(f"The quotas failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
+    took = json.loads(done.stdout)
+    if took["changed"] != QUOTAS or took["drifted"]:
+        raise ToolError(f"{took['changed']} quotas were set, and {took['drifted']} were set once more.")
+    print(f"| quotas of {QUOTAS} users | seconds | promised |\n|---|---|---|")
+    print(f"| from scratch, one batch | {took['scratch']:.2f} | {SCRATCH:g} at most |")
+    print(f"| found unchanged, one batch | {took['unchanged']:.2f} | {UNCHANGED:g} at most |")
+    print(f"| a loop of setquota(8), extrapolated from {LOOP} | {took['loop']:.2f} | |\n")
+    return bool(took["scratch"] <= SCRATCH and took["unchanged"] <= UNCHANGED)
+
+
 def measure_fresh(distro: str) -> bool:
     """Measure on a machine of its own, made for it and removed afterwards."""
     name = f"bench-{distro}"
@@ -95,7 +118,8 @@ def measure_fresh(distro: str) -> bool:
     run([*tool, "destroy", name])
     run([*tool, "up", name, "--distro", distro], quiet=False)
     try:
-        return measure(name, [*EXAMPLE, *USERS])
+        # Both are measured, whatever the first says.
+        return all([measure(name, [*EXAMPLE, *USERS]), quotas(name)])
     finally:
         run([*tool, "destroy", name])
 
@@ -105,10 +129,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the site playbook on a fresh virtual machine.")
     parser.add_argument("--distro", default="debian-12")
     parser.add_argument("--machine", help="a machine that is provisioned already, and is kept")
+    parser.add_argument("--quotas", action="store_true", help="of that machine the quotas alone")
     arguments = parser.parse_args()
     try:
+        if arguments.quotas and not arguments.machine:
+            parser.error("--quotas needs --machine")
         if arguments.machine:
-            return 0 if measure(arguments.machine, USERS) else 1
+            plays = True if arguments.quotas else measure(arguments.machine, USERS)
+            return 0 if all([plays, quotas(arguments.machine)]) else 1
         return 0 if measure_fresh(arguments.distro) else 1
     except ToolError as error:
         say(f"bench.py: {error}")

@@ -4,8 +4,8 @@
 
 Side by side in one run, on the same engine: containers that are as declared, ours against a loop of
 community.docker's docker_container and against the bare calls; containers made and started; an image that
-did not change; memory. It needs root, and works in a mount namespace of its own, where the folders of a
-server are there and empty; the engine is the tests' own (engine.py).
+did not change; memory; small files into a workspace. It needs root, and works in a mount namespace of its
+own, where the folders of a server are there and empty; the engine is the tests' own (engine.py).
 """
 
 from __future__ import annotations
@@ -462,6 +462,60 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
+def small_files(lab: Lab, report: Report, number: int) -> None:
+    """Small files into the workspace: in a container, against the same folder on the host."""
+    import docker  # a third-party library, which only this needs here
+
+    user = lab.policy["users"][0]
+    folder = Path("/home/.workspaces") / user["name"] / "small"
+    identity = f"{user['uid']}:{user['uid']}"
+    client = docker.APIClient(base_url=lab.url, version="auto", timeout=600)
+    # As a launch mounts it: the whole workspace, for its user, under the default filter of system calls.
+    host = client.create_host_config(binds=[f"{folder.parent}:/workspace"], cap_drop=["ALL"])
+    made = client.create_container(BASE, ["/bin/sleep", "3600"], user=identity, host_config=host)["Id"]
+
+    def written(files: int, *, inside: bool) -> float:
+        """Write so many files by the same program on either side; return the seconds."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        os.chown(folder, user["uid"], user["uid"])
+        os.sync()
+        place = "/workspace/small" if inside else str(folder)
+        loop = f"n=0; while [ $n -lt {files} ]; do echo 0123456789 > {place}/$n; n=$((n+1)); done"
+        started = time.perf_counter()
+        if inside:
+            execution = client.exec_create(made, ["/bin/busybox", "sh", "-c", loop], user=identity)["Id"]
+            client.exec_start(execution)
+        else:
+            command = ["/bin/busybox", "sh", "-c", loop]
+            subprocess.run(command, check=True, user=user["uid"], group=user["uid"], extra_groups=[])
+        took = time.perf_counter() - started
+        there = len(os.listdir(folder))
+        if there != files:
+            raise ToolError(f"Only {there} of {files} files were written.")
+        return took
+
+    def middle_of(files: int) -> tuple[float, float]:
+        """Return the medians in the container and on the host, by turns."""
+        times = [(written(files, inside=True), written(files, inside=False)) for _turn in range(2 * TURNS)]
+        return median(one for one, _other in times), median(other for _one, other in times)
+
+    try:
+        client.start(made)
+        started_inside, started_outside = middle_of(0)
+        inside, outside = middle_of(number)
+    finally:
+        client.remove_container(made, force=True)
+        client.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    # What it takes to start the program is the engine's, and not that of files.
+    inside, outside = inside - started_inside, outside - started_outside
+    report.add(f"{number} small files into the workspace, in a container", seconds(inside))
+    report.add(f"{number} small files into the workspace, on the host", seconds(outside))
+    text = f"{number} small files into the workspace: in a container against the host"
+    report.promises.append(Promise(text, inside / outside, 1.15, ""))
+
+
 def numbers(text: str) -> list[int]:
     """Return the numbers of a list such as 10,100,500."""
     return [int(part) for part in text.split(",") if part]
@@ -474,19 +528,22 @@ def main() -> int:
     parser.add_argument("--loop", type=numbers, default=[10, 50], help="of these, for the loop")
     parser.add_argument("--create", type=int, default=50, help="containers that are made; 0: none")
     parser.add_argument("--files", type=int, default=10_000, help="of the context; 0: no image")
+    parser.add_argument("--small", type=int, default=10_000, help="small files into a workspace; 0: none")
     parser.add_argument("--megabytes", type=int, default=1000, help="of the context")
     given = parser.parse_args()
     # A stop from outside still puts everything away: SystemExit passes through the blocks below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.path.insert(0, str(ROOT / ".ansible" / "collections"))
     os.environ["PYTHONPATH"] = sys.path[0]
-    most = max([*given.sizes, *given.loop, given.create])
+    most = max([*given.sizes, *given.loop, given.create, 1])
     report = Report()
     try:
         with staged(), running() as url:
             lab = Lab(url, most)
             command = [engine.docker(), "--host", url, "import", "-", BASE]
             subprocess.run(command, input=root_file_system(), check=True, stdout=subprocess.DEVNULL)
+            if given.small:
+                small_files(lab, report, given.small)
             if given.files:
                 image(lab, report, 20, 1)
                 image(lab, report, given.files, given.megabytes)

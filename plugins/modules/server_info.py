@@ -26,7 +26,7 @@ extends_documentation_fragment:
 options:
   sizes:
     description:
-      - Whether to measure what each container holds beyond its image.
+      - Whether to measure what each container holds beyond its image, and the images of each user.
       - Docker walks through all of it, which can take long.
     type: bool
     default: false
@@ -50,6 +50,11 @@ EXAMPLES = r"""
   lab.server.server_info:
     packages: true
   register: with_packages
+
+- name: More must not be promised than there is
+  ansible.builtin.assert:
+    that: info.server.storage.capacity | selectattr('level', 'in', ['full', 'overcommitted']) | length == 0
+    fail_msg: "{{ info.server.storage.capacity | map(attribute='sentence') | join(' ') }}"
 
 - name: Users who have filled nine tenths of their quota are shown
   ansible.builtin.debug:
@@ -134,6 +139,15 @@ server:
         usage_problem:
           description: Why the usage is not known; empty if it is.
           type: str
+          returned: always
+        layers:
+          description: >-
+            What belongs to the user on Docker's file system, as under C(usage); none if it has no quotas.
+          type: dict
+          returned: always
+        images_size:
+          description: What the user's images hold, each layer once, without base images, if O(sizes).
+          type: int
           returned: always
         containers:
           description: The names of the user's containers.
@@ -490,6 +504,55 @@ server:
             inodes_free:
               description: How many more.
               type: int
+              returned: always
+        capacity:
+          description: What was promised of each of them by quotas and sizes, against its size.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            role:
+              description: What it is for.
+              type: str
+              returned: always
+            mount:
+              description: Where it is to be mounted.
+              type: str
+              returned: always
+            size:
+              description: Its size; 0 where it is not mounted.
+              type: int
+              returned: always
+            available:
+              description: Bytes that are free for others than root.
+              type: int
+              returned: always
+            used_percent:
+              description: Per cent in use.
+              type: int
+              returned: always
+            promised:
+              description: Bytes that quotas and sizes let be used, together.
+              type: int
+              returned: always
+            ratio:
+              description: These through the size.
+              type: float
+              returned: always
+            unbounded:
+              description: What has no limit, and so is not in C(promised).
+              type: list
+              elements: str
+              returned: always
+            level:
+              description: >-
+                V(full) or V(filling) by C(lab_watermarks), V(overcommitted) by C(lab_overcommit),
+                V(unbounded), V(ok), or V(unknown) where it is not mounted.
+              type: str
+              returned: always
+            sentence:
+              description: The same in words.
+              type: str
               returned: always
     gpus:
       description: The GPUs. Empty in this version.

@@ -14,6 +14,7 @@ author: lab.server contributors (@lab-server)
 description:
   - Makes the folders of shares below a data root that only root can change.
   - Only the folders themselves are set; what is in them belongs to those who made it.
+  - A share with a size has a project quota; all that is in it is given to that project when it gets one.
 extends_documentation_fragment:
   - lab.server.attributes
 options:
@@ -47,6 +48,12 @@ options:
         description: The group that writes.
         type: str
         default: ""
+      size:
+        description:
+          - How many bytes its files may hold together, or with C(k), C(m), C(g) or C(t); V(0) is no limit.
+          - A size below what is there is set with a warning; nothing is deleted.
+        type: str
+        default: "0"
 """
 
 EXAMPLES = r"""
@@ -89,6 +96,11 @@ results:
       description: The keys C(before) and C(after) with what differed.
       type: dict
       returned: always
+    notes:
+      description: Sentences that are told as warnings, as where more is there than a new size lets.
+      type: list
+      elements: str
+      returned: when there are any
     failed:
       description: Whether the item failed. The others are carried out all the same.
       type: bool
@@ -114,6 +126,7 @@ _SHARE = {
     "name": {"type": "str", "required": True},
     "access": {"type": "str", "choices": ["read-only", "group", "admin"], "required": True},
     "group": {"type": "str", "default": ""},
+    "size": {"type": "str", "default": "0"},
 }
 
 

@@ -136,6 +136,12 @@ class Kernel:
         elif command == 0x800007:  # Q_GETQUOTA
             known = record.read_bytes() if record.exists() else b""
             buffer.raw = known.ljust(len(buffer.raw), b"\0")
+        elif command == 0x800006:  # Q_SETINFO
+            (self.folder / "grace").write_bytes(buffer.raw)
+        elif command == 0x800005:  # Q_GETINFO: seven days each, to begin with
+            grace = self.folder / "grace"
+            week = struct.pack("=2Q2I", 604800, 604800, 0, 0)
+            buffer.raw = grace.read_bytes() if grace.exists() else week
         elif command == 0x5805:  # Q_XGETQSTAT: user and project quotas are counted and enforced
             struct.pack_into("=bxH", buffer, 0, 1, 0b110011)
         else:

@@ -195,6 +195,8 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
             Step({"users": [{"name": "alice", "uid": 2001, "quota": QUOTA}]}),
             Step({"users": [{"name": "alice", "uid": 2001, "quota": {**QUOTA, "hard": "20m"}}]}),
             Step({"users": [{"name": "alice", "uid": 2001, "quota": {}}], "project": False}),
+            Step({"users": [], "grace_days": 3, "default": {}, "overcommit": 1.5}),
+            Step({"users": [], "grace_days": 3, "default": {"hard": "1g"}}, changes=False, fails=True),
             Step(
                 {"users": [{"name": "alice", "uid": 2001, "quota": {**QUOTA, "hard": "1m"}}]},
                 changes=False,

@@ -17,14 +17,18 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     asuser,
     baseimages,
+    collecting,
     containers,
     context,
     freeze,
     images,
+    imagesizes,
     report,
     taken,
+    watermarks,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.baseimages import WantedBaseImage
+from ansible_collections.lab.server.plugins.module_utils._core.diskrules import DiskRules
 from ansible_collections.lab.server.plugins.module_utils._core.engine import DOCKER
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
@@ -354,6 +358,91 @@ def test_a_full_disk_keeps_the_old_image(engine, policy, alice, thesis, root):
         subprocess.run(["umount", str(root / "state/tmp")], check=True)
     assert engine.inspect_image("lab/2001/thesis")["Id"] == before
     assert os.listdir(root / "state/tmp") == []
+
+
+def test_above_its_limit_an_image_is_refused_before_a_name_moves(engine, policy, alice, thesis, docker, tiny):
+    thesis.write("Dockerfile", f"FROM {tiny}\nRUN dd if=/dev/zero of=/one bs=1024 count=3072\n")
+    images.build(engine, policy, alice, "thesis")
+    held = imagesizes.held(engine, policy, alice)
+    # The base image is nobody's own, and what was written is.
+    assert 3 << 20 <= held.size < 4 << 20
+    bounded = replace(alice, limits=replace(alice.limits, images_size=5 << 20))
+    before = engine.inspect_image("lab/2001/thesis")["Id"]
+    there = set(docker("images", "-aq").split())
+    thesis.write("Dockerfile", f"FROM {tiny}\nRUN dd if=/dev/zero of=/two bs=1024 count=4096\n")
+    with pytest.raises(Refused, match=r"would hold 7M together, and may hold 5M: the new one was not kept"):
+        images.build(engine, policy, bounded, "thesis")
+    assert engine.inspect_image("lab/2001/thesis")["Id"] == before
+    assert set(docker("images", "-aq").split()) == there
+    # Of two images that share a step, the step counts once.
+    shared = f"FROM {tiny}\nRUN dd if=/dev/zero of=/one bs=1024 count=3072\nRUN touch /more\n"
+    thesis.write("Dockerfile", shared)
+    assert images.build(engine, policy, bounded, "thesis").changed
+    assert imagesizes.held(engine, policy, bounded).size < 4 << 20
+    assert (
+        imagesizes.by_owner(engine, policy, engine.images())[2001]
+        == imagesizes.held(engine, policy, alice).size
+    )
+    # A base image that has another name by now is nobody's own all the same.
+    unnamed = replace(policy, base_images=())
+    assert imagesizes.held(engine, unnamed, bounded).size < 4 << 20
+    full = replace(alice, limits=replace(alice.limits, images_size=2 << 20))
+    thesis.write("word", "two\n")
+    thesis.write("Dockerfile", f"FROM {tiny}\nCOPY word /word\n")
+    with pytest.raises(
+        Refused, match=r"nothing was built\. Older images that can go: image remove thesis --to"
+    ):
+        images.build(engine, policy, full, "thesis")
+
+
+def test_a_disk_above_its_watermark_begins_nothing(engine, policy, alice, thesis, root):
+    images.build(engine, policy, alice, "thesis")
+    full = replace(policy, docker_root=str(root), disks=DiskRules(warn=0, refuse=0, contact="the desk"))
+    # What needs nothing new is no build.
+    assert not images.build(engine, full, alice, "thesis").changed
+    thesis.write("word", "two\n")
+    with pytest.raises(Refused, match=r"from 0 % on nothing new is begun\..* Ask the desk"):
+        images.build(engine, full, alice, "thesis")
+    with pytest.raises(Refused, match="from 0 % on nothing new is begun"):
+        containers.launch(engine, full, alice, "thesis")
+    warned = replace(full, disks=DiskRules(warn=0, refuse=100, contact="the desk"))
+    assert any(
+        "Ask the desk for more" in note
+        for note in images.build(engine, warned, alice, "thesis").facts["notes"]
+    )
+
+
+def test_a_build_that_has_to_end_keeps_the_old_image_and_names_the_line(
+    engine, policy, alice, thesis, tiny, monkeypatch
+):
+    images.build(engine, policy, alice, "thesis")
+    before = engine.inspect_image("lab/2001/thesis")["Id"]
+    thesis.write("Dockerfile", f"FROM {tiny}\nRUN sleep 120\n")
+    monkeypatch.setattr(watermarks, "watch", lambda _policy: "it was stopped, as the disk was full")
+    with pytest.raises(
+        EngineError, match=r"line 2 of its Dockerfile \(RUN sleep 120\) failed: it was stopped"
+    ):
+        images.build(engine, policy, alice, "thesis")
+    assert engine.inspect_image("lab/2001/thesis")["Id"] == before
+    assert engine.containers() == []
+
+
+def test_what_builds_left_is_collected(engine, policy, alice, thesis, docker, tiny):
+    for word in ("one", "two", "three"):
+        thesis.write("word", word)
+        images.build(engine, replace(policy, images_keep=9), alice, "thesis")
+    few = replace(policy, images_keep=2)
+    # As a build leaves it that was killed.
+    classic = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    docker("build", "-q", "-", input=f"FROM {tiny}\nRUN touch /left\n".encode(), env=classic)
+    now = time.time()
+    told = collecting.collect(engine, few, now, check=True)
+    assert len(told.gone) == 1 and told.problems == ()
+    assert collecting.collect(engine, few, now, check=False) == told
+    assert len(images.history(engine, alice, "thesis")) == 2
+    later = collecting.collect(engine, few, now + 2 * 86400, check=False)
+    assert later.gone and not engine.nameless()
+    assert len(images.history(engine, alice, "thesis")) == 2
 
 
 # Older images

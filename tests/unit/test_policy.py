@@ -300,6 +300,28 @@ BAD_INPUT = [
     ("lab_retire_keep", -1, r"^lab_retire_keep: expected a whole number from 0"),
     ("lab_retire_size", "much", r"^lab_retire_size: 'much' is not a size"),
     ("lab_images_keep", 0, r"^lab_images_keep: expected a whole number from 1"),
+    ("lab_watermarks", 95, r"^lab_watermarks: expected a mapping"),
+    ("lab_watermarks", {"warn": 96}, r"^lab_watermarks\.warn: 96 is above refuse, which is 95"),
+    ("lab_watermarks", {"refuse": 101}, r"^lab_watermarks\.refuse: expected a whole number from 1 to 100"),
+    ("lab_watermarks", {"contact": "a\nb"}, r"^lab_watermarks\.contact: a ':' or a control character"),
+    ("lab_watermarks", {"stop": 1}, r"^lab_watermarks\.stop: unknown key. Use one of: contact, refuse, warn"),
+    ("lab_quota_grace", 0, r"^lab_quota_grace: expected a whole number from 1 to 365"),
+    ("lab_quota_default", {"hard": "1g"}, r"^lab_quota_default: ext4 has no default for unknown uids"),
+    ("lab_quota_default", {"hard": "x"}, r"^lab_quota_default\.hard: 'x' is not a size"),
+    (
+        "lab_quota_default",
+        {"soft": "2g", "hard": "1g"},
+        r"^lab_quota_default\.soft: the soft limit 2G is above",
+    ),
+    ("lab_quota_default", {"size": "1g"}, r"^lab_quota_default\.size: unknown key"),
+    ("lab_overcommit", "much", r"^lab_overcommit: expected a number from 0.1 to 1000"),
+    ("lab_build_minutes", 0, r"^lab_build_minutes: expected a whole number from 1 to 1440"),
+    ("lab_groups/0/limits/layers_size", 10, r"limits\.layers_size: 10 bytes hold nothing"),
+    ("lab_groups/0/limits/layers_files", "1", r"limits\.layers_files: expected a whole number"),
+    ("lab_groups/0/limits/images_size", -1, r"limits\.images_size: '-1' is not a size"),
+    ("lab_groups/0/limits/data_size", 1, r"limits\.data_size: 1 bytes hold nothing"),
+    ("lab_shares/0/size", 100, r"^lab_shares\[0\] \(datasets\)\.size: 100 bytes hold nothing"),
+    ("lab_shares/0/size", "big", r"^lab_shares\[0\] \(datasets\)\.size: 'big' is not a size"),
     ("lab_package_cache", True, r"^lab_package_cache: expected a mapping"),
     ("lab_package_cache/index", None, r"^lab_package_cache\.index is missing"),
     ("lab_package_cache/index", 1, r"^lab_package_cache\.index: '1' is no plain URL of a folder"),
@@ -401,6 +423,40 @@ def test_what_is_kept_has_defaults_and_survives() -> None:
     for key in ("retire_keep", "retire_size", "images_keep", "news"):
         del plain[key]
     assert policy.parse(plain).images_keep == 3
+
+
+def test_what_is_said_of_disks_has_defaults_and_survives() -> None:
+    checked, _keys = policy.from_inventory(inventory())
+    disks = checked.disks
+    assert (disks.warn, disks.refuse, disks.grace_days, disks.overcommit) == (85, 95, 7, 1.5)
+    assert (disks.build_minutes, disks.default, disks.ask) == (240, None, "your admins")
+    variables = {**inventory(), "lab_watermarks": {"warn": 50, "contact": "it@example.org"}}
+    variables.update(lab_quota_grace=2, lab_overcommit=3, lab_build_minutes=30)
+    variables["lab_quota_default"] = {"hard": "1g"}
+    variables["lab_filesystems"]["home"]["fstype"] = "xfs"
+    variables["lab_groups"][1]["quota"]["hard"] = "5g"
+    variables["lab_groups"][0]["limits"].update(layers_size="5g", layers_files=100, images_size="9g")
+    variables["lab_users"][0]["limits"] = {"data_size": "2t"}
+    variables["lab_shares"][1]["size"] = "100g"
+    checked, _keys = policy.from_inventory(variables)
+    assert checked.disks.default == policy.Quota(0, 1 << 30, 0, 0)
+    assert (checked.disks.warn, checked.disks.refuse, checked.disks.ask) == (50, 95, "it@example.org")
+    alice = checked.users[0].limits
+    assert (alice.layers_size, alice.layers_files, alice.images_size) == (5 << 30, 100, 9 << 30)
+    assert alice.data_size == 2 << 40 and checked.shares[1].size == 100 << 30
+    plain = json.loads(json.dumps(policy.dump(checked)))
+    assert policy.parse(plain) == checked
+    # The policy of a server that was written before there were these.
+    for key in ("watermarks", "quota_grace", "quota_default", "overcommit", "build_minutes"):
+        del plain[key]
+    assert policy.parse(plain).disks == policy.DiskRules()
+
+
+def test_a_default_of_xfs_takes_the_place_of_no_limit() -> None:
+    variables = {**inventory(), "lab_quota_default": {"soft": "1g", "hard": "2g"}}
+    variables["lab_filesystems"]["home"]["fstype"] = "xfs"
+    with pytest.raises(InvalidInput, match=r"^lab_quota_default\.soft: carol has no limit of that kind"):
+        policy.from_inventory(variables)
 
 
 def test_the_package_cache_is_off_unless_it_is_declared() -> None:

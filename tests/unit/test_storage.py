@@ -81,6 +81,16 @@ def test_what_can_be_brought_up_has_no_problem(actual: storage.Actual) -> None:
             replace(READY, device=None, enforced=frozenset()),
             "No user quotas are enforced",
         ),
+        (
+            replace(HOME, device=""),
+            replace(READY, device=None, enforced=frozenset(), features=frozenset({"quota"})),
+            "ext4 without project, so it cannot hold quotas. Run: umount /home && e2fsck",
+        ),
+        (
+            replace(HOME, device=""),
+            replace(READY, device=None, enforced=frozenset(), mount=replace(MOUNT, fstype="nfs4")),
+            "lies on another server",
+        ),
     ],
 )
 def test_a_problem_is_one_sentence_with_the_fix(

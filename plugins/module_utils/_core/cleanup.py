@@ -2,6 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The program of ``lab-server-cleanup.service``: what was kept for a while goes when its time is over.
 
+That are retired containers, and images that nobody uses (``collecting``).
+
 With ``--check`` it says what would go, and removes nothing.
 """
 
@@ -14,6 +16,7 @@ from contextlib import closing
 
 from . import journal
 from .boot import say
+from .collecting import collect
 from .engine import Engine
 from .errors import LabError
 from .policy import load
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = load()
         with closing(Engine.connect()) as engine:
             gone = clean_up(engine, policy, time.time(), check=check)
+            collected = collect(engine, policy, time.time(), check=check)
     except (LabError, OSError) as error:
         say(str(error))
         return 1
@@ -40,5 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             journal.record(
                 uid=0, user="root", verb="cleanup", container=one.actual.name, owner=one.uid, outcome="done"
             )
-    say(f"{len(gone)} retired container(s) {'would be ' if check else ''}removed.")
+    for image in collected.gone:
+        say(f"{'would go' if check else 'gone'}: the image {image}")
+        if not check:
+            journal.record(uid=0, user="root", verb="cleanup", image=image, outcome="done")
+    for problem in collected.problems:
+        say(problem)
+    would = "would be " if check else ""
+    say(f"{len(gone)} retired container(s) and {len(collected.gone)} image(s) {would}removed.")
     return 0

@@ -138,7 +138,13 @@ def _image_list(call: Call) -> int:
         return 0
     _say_table(call, ["PROJECT", "IMAGE", "AGE", "SIZE", "REMARK"], rows)
     call.out.line("Layers that images share are in the size of each of them.")
+    call.out.line(f"Together, each layer once and without base images: {_together(data)}.")
     return 0
+
+
+def _together(data: Mapping[str, Any]) -> str:
+    size, limit = int(data.get("together") or 0), int(data.get("limit") or 0)
+    return f"{format_size(size)} of {format_size(limit)}" if limit else format_size(size)
 
 
 def _image_history(call: Call) -> int:

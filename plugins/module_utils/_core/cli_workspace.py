@@ -7,11 +7,13 @@ from __future__ import annotations
 import argparse
 import posixpath
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from . import cleaning, names
-from .calls import Call, Command
-from .errors import HostError, InvalidInput
+from .calls import Call, Command, ask
+from .errors import HostError, InvalidInput, LabError
 from .policy import PERSISTENT_HOME
 from .protocol import EXIT_CODES, INTERRUPTED
 from .sizes import format_size
@@ -31,9 +33,11 @@ def _workspace_usage(call: Call) -> int:
             f"Your workspace {workspace} cannot be read: {error.strerror}.", "Tell your admins."
         ) from error
     limits = usage.quota
+    beside = _beside(call)
     if call.json:
         call.answer(
             {
+                **beside,
                 "used": usage.used,
                 "soft": limits.soft,
                 "hard": limits.hard,
@@ -50,9 +54,11 @@ def _workspace_usage(call: Call) -> int:
     for line in room.lines(call.out, usage):
         call.out.line(line)
     call.out.line("Your home and your workspace count together.")
-    if limits.soft and usage.used > limits.soft:
-        over = f"You are above the soft limit of {format_size(limits.soft)}: make room before the grace ends."
+    over = room.over(usage, time.time())
+    if over:
         call.out.line(call.out.style(over, "warn"))
+    for line in room.beside(call.out, beside):
+        call.out.line(line)
     if found.largest:
         call.out.line()
         rows = [[format_size(one.size), str(one.files), f"~/workspace/{one.path}"] for one in found.largest]
@@ -61,6 +67,29 @@ def _workspace_usage(call: Call) -> int:
     if not found.complete:
         call.out.line("There was not time to look at everything; there may be larger ones.")
     return 0
+
+
+def _beside(call: Call) -> dict[str, int | None]:
+    """Return what the user holds on Docker's file system, and may; None where that is not known now."""
+    from . import quota
+
+    user = call.user()
+    found: dict[str, int | None] = {"layers": None, "images": None}
+    with suppress(LabError):
+        # It is the homes' own where Docker has no file system, and was told already.
+        docker, home = (
+            quota.device_of(path) for path in (call.policy().docker_root, call.policy().home_root)
+        )
+        if docker != home and quota.enforced(docker):
+            found["layers"] = quota.read(docker, quota.USER, user.uid).used
+    with suppress(LabError):
+        together = ask("image-list").get("together")
+        found["images"] = together if isinstance(together, int) else None
+    return {
+        **found,
+        "layers_limit": user.limits.layers_size,
+        "images_limit": user.limits.images_size,
+    }
 
 
 def _workspace_where(call: Call) -> int:

@@ -34,6 +34,7 @@ from . import (
     names,
     retired,
     storage,
+    watermarks,
     workspaces,
 )
 from . import spec as specs
@@ -853,9 +854,12 @@ def launch(
         status = _launch_status(actual)
         if actual is None:
             _check_room(user, observe(engine).held(user.uid))
+        if status == "created":
+            notes += watermarks.check(policy)
         if status == "created" or rebuild:
             build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
-            notes += told
+            # Both say it where the disk fills.
+            notes = list(dict.fromkeys([*notes, *told]))
         if actual is not None and status != "created":
             # What it was made with is what its user asked for then.
             spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))

@@ -35,6 +35,7 @@ from .spec import BRIDGE, NETWORK, EngineFacts
 DEFAULT_URL = "unix:///var/run/docker.sock"
 DOCKER = "/usr/bin/docker"
 _BUILD_SECONDS = 4 * 3600
+_WATCH_SECONDS = 2.0
 _REMOVAL_SECONDS = 60
 _LINE_LIMIT = 16_000
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
@@ -48,6 +49,11 @@ MODIFIED, ADDED, DELETED = range(3)
 
 def ignore(_line: str) -> None:
     """Take a line of progress and do nothing with it."""
+
+
+def content() -> str:
+    """Find nothing for which a build had to end."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class BuildRequest:
     """Names the folder of the build; no two builds of one name may run at once."""
     fresh: bool = False
     """Whether every step is done again, though it was done before with the same files."""
+    seconds: float = _BUILD_SECONDS
+    """After how many it is stopped."""
+    watch: Callable[[], str] = content
+    """Asked again and again while it runs; why it has to end, without a full stop, or ''."""
 
 
 class BuildFailed(EngineError):
@@ -367,6 +377,17 @@ class Engine:
         except NotFound:
             return None
 
+    def history(self, image: str) -> list[dict[str, Any]]:
+        """Return the steps of an image, the newest first, each with Id and Size; raise NotFound."""
+        with self._asked("describe the image"):
+            return [dict(step) for step in self._client.history(image)]
+
+    def nameless(self) -> list[dict[str, Any]]:
+        """Return Docker's listing of images that have no name, and on which no other one stands."""
+        with self._asked("list the images"):
+            listed = self._client.images(filters={"dangling": True})
+        return [dict(item) for item in listed]
+
     def pull(
         self, reference: str, progress: Callable[[str], None] = ignore, *, anonymous: bool = False
     ) -> None:
@@ -463,10 +484,14 @@ class Engine:
                 "DOCKER_BUILDKIT": "0",
             }
             reader = _BuildReader(progress)
-            code = _run(arguments, environment, request.context, reader)
+            watchdog = _Watchdog(request.seconds, request.watch)
+            code = _run(arguments, environment, request.context, reader, watchdog)
+            if watchdog.reason:
+                # It comes first: what the builder said then is that it was killed.
+                reader.last = watchdog.reason
             with contextlib.suppress(OSError), open(id_file, encoding="ascii") as file:
                 built = file.read().strip()
-                if code == 0 and built:
+                if code == 0 and built and not watchdog.reason:
                     return built
         said = f"The build of {request.title} failed: {reader.last or f'docker ended with code {code}'}"
         raise BuildFailed(said, reader.step, reader.last, reader.newest)
@@ -542,8 +567,44 @@ class _BuildReader:
         self._progress(shown)
 
 
+class _Watchdog(threading.Thread):
+    """Kills a process that takes too long, or for which ``watch`` finds a reason; ``reason`` says why."""
+
+    def __init__(self, seconds: float, watch: Callable[[], str]) -> None:
+        super().__init__(daemon=True)
+        self._limit, self._watch = seconds, watch
+        self._over = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.reason = ""
+
+    def guard(self, process: subprocess.Popen[bytes]) -> None:
+        """Begin to watch a process."""
+        self._process = process
+        self.start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over.set()
+
+    def run(self) -> None:
+        """Look every two seconds, until the end."""
+        end = time.monotonic() + self._limit
+        while not self._over.wait(min(_WATCH_SECONDS, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                self.reason = f"it was stopped, as it took more than {self._limit / 60:g} minutes"
+            else:
+                self.reason = self._watch()
+            if self.reason and self._process is not None:
+                _kill(self._process)
+                return
+
+
 def _run(
-    arguments: Sequence[str], environment: Mapping[str, str], context: BinaryIO, reader: _BuildReader
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    context: BinaryIO,
+    reader: _BuildReader,
+    watchdog: _Watchdog,
 ) -> int:
     try:
         process = subprocess.Popen(
@@ -560,9 +621,7 @@ def _run(
         raise EngineError(
             f"{arguments[0]} cannot be run: {error.strerror}.", "Install the package docker.io."
         ) from error
-    timer = threading.Timer(_BUILD_SECONDS, _kill, (process,))
-    timer.daemon = True
-    timer.start()
+    watchdog.guard(process)
     try:
         if process.stdout is not None:
             for raw in iter(lambda: process.stdout.readline(1 << 16) if process.stdout else b"", b""):
@@ -573,7 +632,7 @@ def _run(
         process.wait()
         raise
     finally:
-        timer.cancel()
+        watchdog.end()
         if process.stdout is not None:
             process.stdout.close()
 

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable
 
 from . import (
@@ -22,11 +23,13 @@ from . import (
     context,
     fingerprint,
     freeze,
+    imagesizes,
     imagestate,
     locks,
     names,
     packagecache,
     taken,
+    watermarks,
     workspaces,
 )
 from .engine import BuildFailed, BuildRequest, Engine, ignore
@@ -37,6 +40,7 @@ from .policy import Policy, User
 from .spec import LABEL_OWNER, LABEL_PROJECT, cgroup_parent
 from .versions import (
     LABEL_BASE,
+    LABEL_BASE_ID,
     LABEL_FINGERPRINT,
     LABEL_KIND,
     Version,
@@ -305,7 +309,12 @@ def _build_if_new(work: _Work) -> ItemResult:
             result.diff["after"]["older"] = []
         if work.check:
             return result
+        if there is None:
+            for note in _refuse_without_room(work, older):
+                _note(result, note)
         built = there.id if there is not None else _build(work, packed, digest, lock)
+        if there is None:
+            _refuse_too_large(work, built, older)
         listed = _record_packages(work, built, digest, anew=there is None, lock=lock)
         _tell_broken(result, lock, listed)
         work.engine.tag(built, f"{work.repository}:{digest[:12]}")
@@ -718,6 +727,7 @@ def _bases(work: _Work, wanted: Sequence[str]) -> dict[str, str] | None:
 
 
 def _fetched(work: _Work, image: str) -> dict[str, Any]:
+    watermarks.check(work.policy)
     try:
         # The names of images here are nobody else's: one that is missing is not to come from elsewhere.
         if not fingerprint.plain(image.lower()).startswith("lab/"):
@@ -738,6 +748,33 @@ def _fetched(work: _Work, image: str) -> dict[str, Any]:
     return inspected
 
 
+def _refuse_without_room(work: _Work, older: Sequence[Version]) -> list[str]:
+    """Raise Refused where there is no room for another image; return what is to be told if there is."""
+    told = watermarks.check(work.policy)
+    if work.user.limits.images_size:
+        now = imagesizes.held(work.engine, work.policy, work.user, without={one.id for one in older})
+        imagesizes.check(now, _can_go(work), after=False)
+    return told
+
+
+def _refuse_too_large(work: _Work, built: str, older: Sequence[Version]) -> None:
+    """Remove what was just built, and has no name yet, where it is too much; raise Refused."""
+    if not work.user.limits.images_size:
+        return
+    gone = {one.id for one in older}
+    now = imagesizes.held(work.engine, work.policy, work.user, without=gone, also=built)
+    try:
+        imagesizes.check(now, _can_go(work), after=True)
+    except Refused:
+        if not (work.engine.inspect_image(built) or {}).get("RepoTags"):
+            work.engine.remove_image(built)
+        raise
+
+
+def _can_go(work: _Work) -> list[Version]:
+    return imagesizes.removable(work.engine, work.user, _used(work.engine))
+
+
 def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock | None) -> str:
     user, facts = work.user, work.engine.facts
     environment, hosts = _package_cache(work, packed.dockerfile)
@@ -753,7 +790,7 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         LABEL_PROJECT: work.project,
         LABEL_FINGERPRINT: digest,
         LABEL_KIND: "project",
-        LABEL_BASE: _base(work, packed.dockerfile),
+        **_base(work, packed.dockerfile),
     }
     dockerfile = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
     files[context.DOCKERFILE] = dockerfile + fingerprint.labels(labels)
@@ -770,10 +807,14 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         hosts=hosts,
         scratch=str(user.uid),
         fresh=work.rebuild,
+        seconds=60 * work.policy.disks.build_minutes,
+        watch=partial(watermarks.watch, work.policy),
     )
     try:
         return work.engine.build(request, work.progress)
     except BuildFailed as error:
+        # One that was killed may leave its container, with all that it has written, for some seconds.
+        _remove_strays(work)
         _clear_away(work.engine, error.left_over, started)
         hint = "Older images stay as they are."
         if copies:
@@ -824,16 +865,24 @@ def _clear_away(engine: Engine, image: str, started: str) -> None:
         engine.remove_image(str(inspected["Id"]))
 
 
-def _base(work: _Work, dockerfile: str) -> str:
-    """Return the image that a build stands on: a base image by the policy's name for it, where it is one."""
+def _base(work: _Work, dockerfile: str) -> dict[str, str]:
+    """Return labels for the image that a build stands on: a base image of the policy, where it is one.
+
+    Its name is the policy's, and its id is kept: another image has that name after the next change of it.
+    """
     name = fingerprint.base(dockerfile, work.arguments)
+    inspected = (work.engine.inspect_image(name) if name else None) or {}
     for base in work.policy.base_images:
         if fingerprint.plain(base.name) == fingerprint.plain(name):
-            return base.name
-    # On another project's image of the same user: what that one stands on is in its label, which is ours.
-    inspected = work.engine.inspect_image(name) if name else None
-    labels = ((inspected or {}).get("Config") or {}).get("Labels") or {}
-    return str(labels.get(LABEL_BASE) or name) if labels.get(LABEL_KIND) == "project" else name
+            return {LABEL_BASE: base.name, LABEL_BASE_ID: str(inspected.get("Id", ""))}
+    # On another project's image of the same user: what that one stands on is in its labels, which are ours.
+    labels = (inspected.get("Config") or {}).get("Labels") or {}
+    if labels.get(LABEL_KIND) != "project":
+        return {LABEL_BASE: name, LABEL_BASE_ID: ""}
+    return {
+        LABEL_BASE: str(labels.get(LABEL_BASE) or name),
+        LABEL_BASE_ID: str(labels.get(LABEL_BASE_ID, "")),
+    }
 
 
 def _record_packages(

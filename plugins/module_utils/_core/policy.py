@@ -15,10 +15,11 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from . import POLICY_PATH, names
+from . import POLICY_PATH, diskrules, names
+from .diskrules import DiskRules
 from .errors import HostError, InvalidInput, NotFound
 from .sizes import format_size, parse_size
 
@@ -57,6 +58,8 @@ _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
 _NEWS_LIMIT = 2000  # characters; more than a screen is not read
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
+# Limits of disks, which are none unless they are given.
+_DISK_LIMITS = ("layers_size", "layers_files", "images_size", "data_size")
 # A quota below it is a size whose unit was forgotten.
 _LEAST_QUOTA = 1 << 20
 # Options that undo what lab.server needs, or that leave the file system unmounted or unwritable.
@@ -87,7 +90,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one user may hold at once over all containers; memory and shm in bytes, cpus in cores."""
+    """What one user may hold at once over all containers; sizes in bytes, cpus in cores.
+
+    The last four are of disks, and 0 there is no limit: ``layers_*`` is what containers hold beyond their
+    images, ``images_size`` what the images do, ``data_size`` what belongs to the user below the data root.
+    """
 
     containers: int
     cpus: float
@@ -95,6 +102,10 @@ class Limits:
     pids: int
     shm: int
     gpus: int
+    layers_size: int = 0
+    layers_files: int = 0
+    images_size: int = 0
+    data_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,11 +165,15 @@ class User:
 
 @dataclass(frozen=True)
 class Share:
-    """A folder of the data root. ``group`` writes to it, and is empty where only root does."""
+    """A folder of the data root. ``group`` writes to it, and is empty where only root does.
+
+    ``size`` is how many bytes its files may hold together; 0: as many as the disk.
+    """
 
     name: str
     access: str
     group: str
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -252,6 +267,7 @@ class Policy:
     package_cache: PackageCache | None = None
     #: What lab users read when they log in, in lines; empty for nothing.
     news: str = ""
+    disks: DiskRules = field(default_factory=DiskRules)
 
     @property
     def home_root(self) -> str:
@@ -492,6 +508,7 @@ def _named(item: object) -> str:
 
 
 def _limits(table: _Table) -> Limits:
+    table.fill("", dict.fromkeys(_DISK_LIMITS, 0))
     limits = Limits(
         containers=table.integer("containers", 0, 1000),
         cpus=table.number("cpus", 0.01, 4096),
@@ -499,8 +516,18 @@ def _limits(table: _Table) -> Limits:
         pids=table.integer("pids", 16, 1 << 22),
         shm=table.size("shm"),
         gpus=table.integer("gpus", 0, 1024),
+        layers_size=table.size("layers_size"),
+        layers_files=table.integer("layers_files", 0, 1 << 40),
+        images_size=table.size("images_size"),
+        data_size=table.size("data_size"),
     )
     table.done()
+    for key in ("layers_size", "images_size", "data_size"):
+        if 0 < getattr(limits, key) < _LEAST_QUOTA:
+            raise InvalidInput(
+                f"{table.at(key)}: {getattr(limits, key)} bytes hold nothing.",
+                "Give it a unit, such as 10g; 0 is no limit.",
+            )
     if limits.memory < _LEAST_MEMORY:
         raise InvalidInput(f"{table.at('memory')}: less than 16m holds no container.", "Give more memory.")
     if limits.shm > limits.memory:
@@ -537,7 +564,7 @@ def _quota(table: _Table) -> Quota:
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    return {one.name: getattr(value, one.name) for one in fields(value)}
 
 
 def _unique(what: str, values: Iterable[tuple[object, str]]) -> None:
@@ -653,8 +680,13 @@ def _share(table: _Table, groups: Mapping[str, Group], users: Iterable[User]) ->
         name=names.share_name(table.required("name"), table.at("name")),
         access=table.choice("access", _SHARE_ACCESS),
         group=table.text("group"),
+        size=parse_size(table.take("size", 0), table.at("size")),
     )
     table.done()
+    if 0 < share.size < _LEAST_QUOTA:
+        raise InvalidInput(
+            f"{table.at('size')}: {share.size} bytes hold nothing.", "Give it a unit, such as 100g."
+        )
     if share.access == "group" and not share.group:
         raise InvalidInput(
             f"{table.at('group')} is missing.", "A group share names the group that writes to it."
@@ -907,7 +939,9 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         images_keep=root.integer(prefix + "images_keep", 1, 1000),
         package_cache=None if cache is None else _package_cache(_Table(cache, prefix + "package_cache")),
         news=root.lines(prefix + "news"),
+        disks=diskrules.read(root, prefix, _quota),
     )
+    diskrules.check_default(policy.disks, users, filesystems, prefix)
     return policy, keys
 
 
@@ -941,18 +975,18 @@ def from_inventory(variables: Mapping[str, object]) -> tuple[Policy, dict[str, t
 
 def _record(value: Any) -> dict[str, Any]:
     record: dict[str, Any] = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
+    for one in fields(value):
+        item = getattr(value, one.name)
         if isinstance(item, (Limits, Quota)):
-            record[field.name] = _as_dict(item)
-        elif field.name in ("files", "environment") and isinstance(value, Project):
-            record[field.name] = dict(item)
-        elif field.name == "ports":
-            record[field.name] = [{"container": inner, "host": host} for inner, host in item]
+            record[one.name] = _as_dict(item)
+        elif one.name in ("files", "environment") and isinstance(value, Project):
+            record[one.name] = dict(item)
+        elif one.name == "ports":
+            record[one.name] = [{"container": inner, "host": host} for inner, host in item]
         elif isinstance(item, tuple):
-            record[field.name] = list(item)
+            record[one.name] = list(item)
         else:
-            record[field.name] = item
+            record[one.name] = item
     return record
 
 
@@ -977,6 +1011,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "images_keep": policy.images_keep,
         "package_cache": _record(policy.package_cache) if policy.package_cache else None,
         "news": policy.news,
+        **diskrules.dump(policy.disks),
     }
 
 

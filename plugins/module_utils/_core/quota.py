@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from . import mounts
@@ -28,12 +29,16 @@ from .sizes import format_size, parse_size
 # linux/quota.h and linux/dqblk_xfs.h
 USER, PROJECT = 0, 2
 _Q_GETQUOTA, _Q_SETQUOTA = 0x800007, 0x800008
+_Q_GETINFO, _Q_SETINFO = 0x800005, 0x800006
 _Q_XQUOTAON, _Q_XGETQSTAT = 0x5801, 0x5805
 _ENFORCED = {USER: 1 << 1, PROJECT: 1 << 5}
 # struct if_dqblk: block hard, block soft, bytes used, inodes hard, soft, used, two grace times, valid
 _DQBLK = struct.Struct("=8QI4x")
 _VALID_LIMITS = 1 | 4
 _BLOCK = 1024
+# struct if_dqinfo: seconds of grace for blocks and for inodes, flags, valid
+_DQINFO = struct.Struct("=2Q2I")
+_VALID_GRACES = 1 | 2
 # struct fs_quota_stat: version, a byte of padding, flags, ...; longer than any version of it
 _QSTAT_SIZE, _QSTAT_FLAGS = 256, struct.Struct("=bxH")
 
@@ -47,11 +52,16 @@ NO_LIMIT = Quota(soft=0, hard=0, inodes_soft=0, inodes_hard=0)
 
 @dataclass(frozen=True)
 class Usage:
-    """What somebody uses of a file system, in bytes and inodes, and the limits on it."""
+    """What somebody uses of a file system, in bytes and inodes, and the limits on it.
+
+    ``*_until``: when the soft limit becomes hard, in seconds since 1970; 0 while it is not exceeded.
+    """
 
     used: int
     inodes: int
     quota: Quota
+    space_until: int = 0
+    files_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,13 @@ class Wanted:
     quota: Quota
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _quotactl(command: int, kind: int, device: str, number: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     # quotactl(2): QCMD(command, type)
     request = ctypes.c_int((command << 8) | kind)
     if libc.quotactl(request, os.fsencode(device), ctypes.c_int(number), buffer) != 0:
@@ -95,11 +110,11 @@ def read(device: str, kind: int, number: int) -> Usage:
         if error.errno == errno.ENOENT and os.path.exists(device):
             return Usage(0, 0, NO_LIMIT)  # XFS keeps no record for somebody without files and limits
         raise _failed(device, error) from error
-    hard, soft, used, inodes_hard, inodes_soft, inodes, _block_time, _inode_time, _valid = _DQBLK.unpack(
+    hard, soft, used, inodes_hard, inodes_soft, inodes, space_until, files_until, _valid = _DQBLK.unpack(
         buffer.raw
     )
     quota = Quota(soft=soft * _BLOCK, hard=hard * _BLOCK, inodes_soft=inodes_soft, inodes_hard=inodes_hard)
-    return Usage(used=used, inodes=inodes, quota=quota)
+    return Usage(used, inodes, quota, space_until, files_until)
 
 
 def write(device: str, kind: int, number: int, quota: Quota) -> None:
@@ -118,6 +133,26 @@ def write(device: str, kind: int, number: int, quota: Quota) -> None:
     )
     try:
         _quotactl(_Q_SETQUOTA, kind, device, number, ctypes.create_string_buffer(packed, _DQBLK.size))
+    except OSError as error:
+        raise _failed(device, error) from error
+
+
+def read_graces(device: str) -> tuple[int, int]:
+    """Return for how many seconds users may exceed a soft limit, of space and of files. Raises HostError."""
+    buffer = ctypes.create_string_buffer(_DQINFO.size)
+    try:
+        _quotactl(_Q_GETINFO, USER, device, 0, buffer)
+    except OSError as error:
+        raise _failed(device, error) from error
+    space, files, _flags, _valid = _DQINFO.unpack(buffer.raw)
+    return space, files
+
+
+def write_graces(device: str, seconds: int) -> None:
+    """Set for how many seconds users may exceed a soft limit. Who exceeds one already keeps the old time."""
+    packed = _DQINFO.pack(seconds, seconds, 0, _VALID_GRACES)
+    try:
+        _quotactl(_Q_SETINFO, USER, device, 0, ctypes.create_string_buffer(packed, _DQINFO.size))
     except OSError as error:
         raise _failed(device, error) from error
 
@@ -142,7 +177,7 @@ def enforced(device: str) -> frozenset[int]:
     return frozenset(kind for kind, flag in _ENFORCED.items() if flags & flag)
 
 
-def enforce(device: str) -> None:
+def enforce(device: str, point: str) -> None:
     """Make a mounted file system enforce what it counts already; raise HostError if it does not count."""
     missing = {USER, PROJECT} - enforced(device)
     flags = sum(_ENFORCED[kind] for kind in missing)
@@ -153,7 +188,7 @@ def enforce(device: str) -> None:
     except OSError as error:
         raise HostError(
             f"Quotas cannot be switched on while {device} is mounted ({error.strerror}).",
-            "/etc/fstab is right already: unmount it and mount it again, or restart the server.",
+            f"/etc/fstab is right already. Run: umount {point} && mount {point}, or restart the server.",
         ) from error
 
 
@@ -163,15 +198,16 @@ def get_project(descriptor: int) -> tuple[int, bool]:
     return project, bool(_flags & _PROJECT_INHERIT)
 
 
-def set_project(descriptor: int, project: int) -> bool:
+def set_project(descriptor: int, project: int, *, inherit: bool = True) -> bool:
     """Give an open folder to a project, with all that will be made in it; return whether that was news.
 
-    Raises HostError if the file system has no projects.
+    Without ``inherit`` it is a file. Raises HostError if the file system has no projects.
     """
     flags, extent, extents, current, cow, pad = _fsxattr(descriptor)
-    if current == project and flags & _PROJECT_INHERIT:
+    mark = _PROJECT_INHERIT if inherit else 0
+    if current == project and flags & mark == mark:
         return False
-    packed = _FSXATTR.pack(flags | _PROJECT_INHERIT, extent, extents, project, cow, pad)
+    packed = _FSXATTR.pack(flags | mark, extent, extents, project, cow, pad)
     try:
         fcntl.ioctl(descriptor, _FSSETXATTR, packed)
     except OSError as error:
@@ -249,25 +285,30 @@ class Change:
     quota: Quota
 
 
-def plan(wanted: Wanted, user: Quota, project: Quota | None) -> tuple[ItemResult, list[Change]]:
-    """Compare a wanted quota with the limits that are set; ``project`` is None where it has none."""
+def plan(
+    wanted: Wanted, user: Quota, project: Quota | None, label: str = "quota"
+) -> tuple[ItemResult, list[Change]]:
+    """Compare a wanted quota with the limits that are set; ``project`` is None where it has none.
+
+    ``label`` is what the user quota is called in the result.
+    """
     target = in_blocks(wanted.quota)
     item = ItemResult(wanted.name)
     changes = []
     before: dict[str, str] = {}
     after: dict[str, str] = {}
-    pairs = [("quota", USER, target, user)]
+    pairs = [(label, USER, target, user)]
     if project is not None:
         pairs.append(("project quota", PROJECT, for_project(target), project))
-    for label, kind, new, old in pairs:
+    for called, kind, new, old in pairs:
         if new == old:
             continue
         old_words, new_words = describe(old), describe(new)
         differing = [key for key in new_words if new_words[key] != old_words[key]]
         changes.append(Change(kind, new))
-        before.update({f"{label} {key}": old_words[key] for key in differing})
-        after.update({f"{label} {key}": new_words[key] for key in differing})
-        item.actions.append(f"set {label}: " + ", ".join(f"{key} {new_words[key]}" for key in differing))
+        before.update({f"{called} {key}": old_words[key] for key in differing})
+        after.update({f"{called} {key}": new_words[key] for key in differing})
+        item.actions.append(f"set {called}: " + ", ".join(f"{key} {new_words[key]}" for key in differing))
     if changes:
         item.changed = True
         item.diff = {"before": before, "after": after}
@@ -275,27 +316,56 @@ def plan(wanted: Wanted, user: Quota, project: Quota | None) -> tuple[ItemResult
     return item, changes
 
 
-def reconcile(path: str, wanted: Sequence[Wanted], *, project: bool = True, check: bool) -> list[ItemResult]:
+def above(used: Usage, wanted: Wanted, what: str) -> list[str]:
+    """Return sentences where more is used already than a new hard limit lets: nothing is ever deleted."""
+    told = []
+    limits = in_blocks(wanted.quota)
+    for used_now, limit, unit, show in (
+        (used.used, limits.hard, "", format_size),
+        (used.inodes, limits.inodes_hard, " files", str),
+    ):
+        if limit and used_now > limit:
+            told.append(
+                f"{wanted.name} uses {show(used_now)}{unit} of {what}, more than the new limit of "
+                f"{show(limit)}{unit}. Nothing is deleted; {wanted.name} can add nothing there until so much "
+                "is gone."
+            )
+    return told
+
+
+def reconcile(
+    path: str,
+    wanted: Sequence[Wanted],
+    *,
+    project: bool = True,
+    check: bool,
+    label: str = "quota",
+    what: str = "the homes",
+) -> list[ItemResult]:
     """Bring the quotas on the file system that holds ``path`` to what is wanted, user by user.
 
-    In check mode a file system on which quotas are not on yet counts as one where nobody has a limit.
-    Raises HostError, before anything is set, if quotas are not enforced there.
+    A limit below what is used already is set all the same, with a note. In check mode a file system on which
+    quotas are not on yet counts as one where nobody has a limit. Raises HostError, before anything is set,
+    if quotas are not enforced there.
     """
     device = device_of(path)
     kinds = {USER, PROJECT} if project else {USER}
     ready = kinds <= enforced(device)
     if not ready and not check:
         raise HostError(
-            f"{device}, which holds {path}, enforces no user and project quotas.",
-            "Declare the file system of the homes in lab_filesystems and run the role storage.",
+            f"{device}, which holds {path}, enforces no {'user and project' if project else 'user'} quotas.",
+            f"Declare the file system of {what} in lab_filesystems and run the role storage.",
         )
     items = []
     for one in wanted:
-        old_user, old_project = NO_LIMIT, NO_LIMIT if project else None
+        used, old_project = Usage(0, 0, NO_LIMIT), NO_LIMIT if project else None
         if ready:
-            old_user = read(device, USER, one.uid).quota
+            used = read(device, USER, one.uid)
             old_project = read(device, PROJECT, one.uid).quota if project else None
-        item, changes = plan(one, old_user, old_project)
+        item, changes = plan(one, used.quota, old_project, label)
+        notes = above(used, one, what) if any(change.kind == USER for change in changes) else []
+        if notes:
+            item.facts["notes"] = notes
         if not check:
             try:
                 for change in changes:

@@ -15,7 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import VERSION, containers, imagestate, mounts, names, quota, retired, storage, versions, workspaces
+from . import (
+    VERSION,
+    capacity,
+    containers,
+    imagesizes,
+    imagestate,
+    mounts,
+    names,
+    quota,
+    retired,
+    storage,
+    versions,
+    workspaces,
+)
 from . import state as states
 from .containers import Wanted
 from .engine import DEFAULT_URL, Engine
@@ -48,6 +61,8 @@ class Docker:
     stopped: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: By uid, what the images of each owner hold; None if it was not asked for.
+    image_sizes: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ class Seen:
     filesystems: Sequence[Mapping[str, Any]]
     storage_problems: Sequence[str]
     docker: Docker
+    #: By the users' names, what belongs to them on Docker's file system, where it counts.
+    layers: Mapping[str, Usage] = field(default_factory=dict)
 
 
 def server(
@@ -100,6 +117,7 @@ def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
         filesystems=[_filesystem(one.role, one.mount, table) for one in policy.filesystems],
         storage_problems=storage.check_mounts(policy, table),
         docker=_docker(policy, url, sizes, packages),
+        layers=_layers(policy),
     )
 
 
@@ -117,6 +135,17 @@ def _usage(policy: Policy) -> tuple[dict[str, Usage], str]:
         return {user.name: quota.read(device, quota.USER, user.uid) for user in policy.users}, ""
     except LabError as error:
         return {}, str(error)
+
+
+def _layers(policy: Policy) -> dict[str, Usage]:
+    """Return what each user uses of Docker's file system; nothing where that does not count for itself."""
+    try:
+        device = quota.device_of(policy.docker_root)
+        if device == quota.device_of(policy.home_root) or not quota.enforced(device):
+            return {}
+        return {user.name: quota.read(device, quota.USER, user.uid) for user in policy.users}
+    except LabError:
+        return {}
 
 
 def _filesystem(role: str, point: str, table: Sequence[mounts.Mount]) -> dict[str, Any]:
@@ -150,6 +179,7 @@ def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
             stopped=stopped,
             sizes=engine.sizes(ours) if sizes else {},
             packages=_packages(pictures) if packages else {},
+            image_sizes=imagesizes.by_owner(engine, policy, pictures) if sizes else None,
         )
     except LabError as error:
         return Docker(problem=str(error))
@@ -208,6 +238,7 @@ def report(policy: Policy, seen: Seen) -> dict[str, Any]:
         "storage": {
             "problems": list(seen.storage_problems),
             "filesystems": [dict(one) for one in seen.filesystems],
+            "capacity": [capacity.shown(one) for one in capacity.survey(policy, seen.filesystems)],
         },
         "gpus": [],
         "gpus_problem": _NO_GPUS,
@@ -215,7 +246,8 @@ def report(policy: Policy, seen: Seen) -> dict[str, Any]:
 
 
 def _user(policy: Policy, user: User, seen: Seen, held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    usage = seen.usage.get(user.name)
+    usage, layers = seen.usage.get(user.name), seen.layers.get(user.name)
+    images = seen.docker.image_sizes
     return {
         "name": user.name,
         "uid": user.uid,
@@ -228,6 +260,8 @@ def _user(policy: Policy, user: User, seen: Seen, held: Sequence[Mapping[str, An
         "quota": asdict(user.quota),
         "usage": None if usage is None else asdict(usage),
         "usage_problem": seen.usage_problem,
+        "layers": None if layers is None else asdict(layers),
+        "images_size": None if images is None else images.get(user.uid, 0),
         "containers": [one["name"] for one in held if one["uid"] == user.uid],
     }
 

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .quota import Usage
 from .sizes import format_size
-from .terminal import Terminal, gauge
+from .terminal import Terminal, duration, gauge
 
 #: From these shares of a quota on it is told: first that it fills, then that it is nearly full.
 WARN, ALARM = 0.80, 0.95
@@ -57,3 +57,32 @@ def warnings(usage: Usage) -> dict[str, tuple[str, str]]:
                 "warn",
             )
     return found
+
+
+def over(usage: Usage, now: float) -> str:
+    """Return a sentence where a soft limit is exceeded, with the time that is left, or ''."""
+    limits = usage.quota
+    for used, soft, until, shown in (
+        (usage.used, limits.soft, usage.space_until, format_size),
+        (usage.inodes, limits.inodes_soft, usage.files_until, lambda number: f"{number} files"),
+    ):
+        if soft and used > soft:
+            over_it = f"You are above the soft limit of {shown(soft)}"
+            if not until:
+                return f"{over_it}: make room before the grace ends."
+            if until <= now:
+                return f"{over_it}, and the grace is over: nothing can be written until you make room."
+            return f"{over_it}: make room within {duration(until - now)}, then nothing can be written."
+    return ""
+
+
+def beside(out: Terminal, found: Mapping[str, int | None]) -> list[str]:
+    """Return lines for what somebody holds beside home and workspace: of containers and of images."""
+    told = []
+    for what in ("layers", "images"):
+        used, limit = found.get(what), found.get(f"{what}_limit") or 0
+        if used is not None:
+            told.append(_line(out, what, used, limit, format_size))
+    if told:
+        told.append("Layers are what your containers hold beyond their images; retire those you do not need.")
+    return told

@@ -3,7 +3,8 @@
 """The shared folders under the data root: owner, group, mode, setgid and default ACL.
 
 A default ACL takes the place of the umask (acl(5)), so what one member of a group creates, another can edit.
-Only the folders themselves are set; what is in them belongs to those who made it.
+Only the folders themselves are set; what is in them belongs to those who made it. A share with a size has a
+project quota (``sharesize``).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from . import mounts
+from . import mounts, sharesize
 from .errors import HostError, InvalidInput
 from .items import ItemResult
 from .names import group_name, share_name
 from .policy import Share
+from .sizes import parse_size
 
 # linux/posix_acl_xattr.h: version 2, then (tag, permissions, id) each
 _ACL_XATTR = "system.posix_acl_default"
@@ -48,14 +51,15 @@ class Folder:
         }
 
 
-def from_options(options: Mapping[str, str]) -> Share:
+def from_options(options: Mapping[str, Any]) -> Share:
     """Return one share of a module's list; raise InvalidInput."""
     name, access, group = share_name(options["name"]), options["access"], options.get("group") or ""
     if access == "group" and not group:
         raise InvalidInput(
             f"The share {name} has no group.", "A group share names the group that writes to it."
         )
-    return Share(name=name, access=access, group=group_name(group) if group else "")
+    size = parse_size(options.get("size") or 0, f"the size of {name}")
+    return Share(name=name, access=access, group=group_name(group) if group else "", size=size)
 
 
 def wanted(share: Share) -> Folder:
@@ -173,18 +177,18 @@ def _apply(descriptor: int, target: Folder) -> None:
             raise
 
 
-def _reconcile_one(root: int | None, share: Share, *, check: bool) -> ItemResult:
+def _reconcile_one(root: int | None, share: Share, device: str, *, check: bool) -> ItemResult:
     target = wanted(share)
     descriptor = None if root is None else _open_folder(root, share.name)
     try:
         item = plan(share.name, None if descriptor is None else _read(descriptor), target)
-        if check or not item.changed or root is None:
-            return item
-        if descriptor is None:
-            os.mkdir(share.name, 0o700, dir_fd=root)
-            descriptor = _open_folder(root, share.name)
-        if descriptor is not None:
-            _apply(descriptor, target)
+        if not check and item.changed and root is not None:
+            if descriptor is None:
+                os.mkdir(share.name, 0o700, dir_fd=root)
+                descriptor = _open_folder(root, share.name)
+            if descriptor is not None:
+                _apply(descriptor, target)
+        sharesize.fit(descriptor, share, root, device, item, check=check)
         return item
     finally:
         if descriptor is not None:
@@ -203,11 +207,12 @@ def reconcile(data_root: str, shares: Sequence[Share], *, mounted: bool, check: 
         for share in shares:
             _known_group(share)
     root = _open_root(data_root, make=not check)
+    device = mounts.holding(data_root, mounts.read()).source
     items = []
     try:
         for share in shares:
             try:
-                items.append(_reconcile_one(root, share, check=check))
+                items.append(_reconcile_one(root, share, device, check=check))
             except (HostError, OSError) as error:
                 items.append(ItemResult(share.name, failed=True, message=str(error)))
     finally:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from . import hostfiles, mounts, quota, units
+from . import hostfiles, mounts, quota, quotable, units
 from .errors import HostError, InvalidInput, LabError
 from .items import ItemResult
 from .mounts import Mount
@@ -35,7 +35,6 @@ _MAKE = {
     "ext4": ("mke2fs", "-q", "-F", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=usrquota:prjquota"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
-_FEATURES = {"quota", "project"}
 # (bytes of a block, blocks of a group), and the first groups with a copy of the superblock.
 _EXT4_GROUPS = ((1024, 8192), (2048, 16384), (4096, 32768))
 _EXT4_COPIES = (1, 3, 5, 7, 9, 25, 27)
@@ -70,7 +69,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Actual:
-    """What is there for one declared file system."""
+    """What is there for one declared file system.
+
+    ``features`` are those of an ext4 that somebody else mounts without quotas; None where nobody looked.
+    """
 
     device: Device | None
     mount: Mount | None
@@ -78,6 +80,7 @@ class Actual:
     hidden: tuple[str, ...]
     enforced: frozenset[int]
     fstab: tuple[str, ...]
+    features: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def problem(filesystem: Filesystem, actual: Actual) -> str:
             f"{mount} holds {', '.join(actual.hidden)} on the disk of the system, which "
             f"{filesystem.device} would hide. Move it away and run again."
         )
-    return _unusable(filesystem, device)
+    return _unusable(filesystem, actual, device)
 
 
 def _was_there(filesystem: Filesystem, actual: Actual) -> bool:
@@ -187,7 +190,7 @@ def _was_there(filesystem: Filesystem, actual: Actual) -> bool:
     )
 
 
-def _unusable(filesystem: Filesystem, device: Device) -> str:
+def _unusable(filesystem: Filesystem, actual: Actual, device: Device) -> str:
     """Return why the content of a device cannot be used, or ''."""
     where = f"lab_filesystems.{filesystem.role}"
     if not device.fstype:
@@ -201,21 +204,13 @@ def _unusable(filesystem: Filesystem, device: Device) -> str:
                 f"{filesystem.device} is blank. Set {where}.create: true to make {filesystem.fstype} on it."
             )
         return device.remains
-    if device.fstype not in _QUOTA:
-        return (
-            f"{filesystem.device} holds {device.fstype}, which cannot hold the quotas of lab.server. "
-            "Use a disk with XFS or ext4, or a blank one with create: true."
-        )
-    if device.fstype != filesystem.fstype:
+    if device.fstype in _QUOTA and device.fstype != filesystem.fstype:
         return f"{filesystem.device} holds {device.fstype}, not {filesystem.fstype}. Correct {where}.fstype."
-    missing = _FEATURES - device.features if device.fstype == "ext4" else frozenset()
-    if missing:
-        return (
-            f"{filesystem.device} is ext4 without {' and '.join(sorted(missing))}, so it cannot hold quotas. "
-            f"Unmount it and run: e2fsck -f {device.path} && "
-            f"tune2fs -O project,quota -Q usrquota,prjquota {device.path}"
-        )
-    return ""
+    point = actual.mount.point if actual.mount else ""
+    # An XFS that does not count yet gets its options in fstab first; quota.enforce tells the rest.
+    found = quotable.Found(device.fstype, device.path, point, device.features, counts=True)
+    why = quotable.obstacle(found)
+    return "" if why is None else str(why)
 
 
 def plan(filesystem: Filesystem, actual: Actual) -> tuple[ItemResult, list[Step]]:
@@ -267,13 +262,16 @@ def examine(filesystem: Filesystem, table: Sequence[Mount], fstab: str) -> Actua
     elsewhere = ""
     if device is not None and mount is None:
         elsewhere = next((one.point for one in table if one.number == device.number and one.root == "/"), "")
+    enforced = quota.enforced(mount.source) if mount else frozenset()
+    unable = mount is not None and mount.fstype == "ext4" and not filesystem.device and not enforced
     return Actual(
         device=device,
         mount=mount,
         elsewhere=elsewhere,
         hidden=() if mount else _entries(filesystem.mount),
-        enforced=quota.enforced(mount.source) if mount else frozenset(),
+        enforced=enforced,
         fstab=fstab_lines(fstab, filesystem.mount),
+        features=_features(mount.source) if mount is not None and unable else None,
     )
 
 
@@ -418,7 +416,7 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
             elif step.verb == "remount":
                 hostfiles.run(["mount", "-o", ",".join(("remount", *_live(filesystem))), filesystem.mount])
             elif step.verb == "enforce":
-                quota.enforce(_source(filesystem.mount))
+                quota.enforce(_source(filesystem.mount), filesystem.mount)
         if steps:
             _verify(filesystem)
 
@@ -440,6 +438,14 @@ def _unsafe(filesystem: Filesystem, actual: Actual) -> str:
     """Return what is wrong with a file system that somebody else mounts, or ''."""
     if actual.mount is None:
         return f"{filesystem.mount} is not mounted."
+    mount = actual.mount
+    # An ext4 that was not looked at may be able to: then the general sentence is told.
+    looked = mount.fstype != "ext4" or actual.features is not None
+    if filesystem.role == "home" and quota.USER not in actual.enforced and looked:
+        features = actual.features or frozenset()
+        why = quotable.obstacle(quotable.Found(mount.fstype, mount.source, mount.point, features))
+        if why is not None:
+            return str(why)
     return " ".join(_faults(filesystem, actual.mount, actual.enforced))
 
 

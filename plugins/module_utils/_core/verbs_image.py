@@ -36,14 +36,18 @@ def fingerprints(word: str) -> tuple[str, ...]:
 
 def _list(request: Request) -> dict[str, Any]:
     from .images import listing
+    from .imagesizes import held
     from .versions import described
 
     with connected() as engine:
         found = listing(engine, request.user)
+        together = held(engine, request.policy, request.user)
     return {
+        "together": together.size,
+        "limit": together.limit,
         "images": [
             {"project": project, **described(version)} for project, own in found.items() for version in own
-        ]
+        ],
     }
 
 

@@ -21,6 +21,8 @@ LABEL_FINGERPRINT = "lab.server.fingerprint"
 LABEL_KIND = "lab.server.kind"
 #: The image that a project's image stands on; the name of a base image of the policy where it is one.
 LABEL_BASE = "lab.server.base"
+#: The id that the base image of the policy had then, as its name is that of a newer one one day.
+LABEL_BASE_ID = "lab.server.base.id"
 
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
@@ -30,7 +32,8 @@ class Version:
     """One image of a project.
 
     ``created`` is in seconds since 1970, ``size`` in bytes, layers that it shares with others included.
-    ``in_use``: a container, running or not, was made of it. ``base`` is the image that it stands on.
+    ``in_use``: a container, running or not, was made of it. ``base`` is the image that it stands on, and
+    ``base_id`` the id that it had, where it is one of the policy's.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Version:
     base: str = ""
     current: bool = False
     in_use: bool = False
+    base_id: str = ""
 
     @property
     def reference(self) -> str:
@@ -87,6 +91,7 @@ def versions(
             base=str(labels.get(LABEL_BASE, "")),
             current=current,
             in_use=image["Id"] in used,
+            base_id=str(labels.get(LABEL_BASE_ID, "")),
         )
         found.setdefault((int(owner), project), {})[version.id] = version
     return {key: _newest_first(own.values()) for key, own in found.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import cleanup, install, journal
+from ansible_collections.lab.server.plugins.module_utils._core.collecting import Collected
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Actual
@@ -33,13 +34,19 @@ def notes(monkeypatch: pytest.MonkeyPatch, lab: Policy) -> list[dict[str, Any]]:
     monkeypatch.setattr(cleanup, "load", lambda: lab)
     monkeypatch.setattr(Engine, "connect", Docker)
     monkeypatch.setattr(cleanup, "clean_up", lambda engine, policy, now, check: [GONE])
+    collected = Collected(("lab/2001/thesis:0123456789ab",), ("bob/paper is being built.",))
+    monkeypatch.setattr(cleanup, "collect", lambda engine, policy, now, check: collected)
     monkeypatch.setattr(journal, "record", lambda *priority, **values: noted.append(values))
     return noted
 
 
 def test_what_went_is_said_and_noted(notes: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert cleanup.main(["lab-cleanup"]) == 0
-    assert "gone: thesis._.2001.retired-7" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gone: thesis._.2001.retired-7" in said and "gone: the image lab/2001/thesis:0123456789ab" in said
+    assert "bob/paper is being built." in said
+    assert "1 retired container(s) and 1 image(s) removed." in said
+    assert notes[1]["image"] == "lab/2001/thesis:0123456789ab"
     assert notes[0]["container"] == "thesis._.2001.retired-7"
     assert notes[0]["owner"] == 2001
 

@@ -20,6 +20,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     cli_project,
     protocol,
     quota,
+    room,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
@@ -526,6 +527,35 @@ def test_usage_without_a_limit_and_above_the_soft_one(run: Run, monkeypatch: pyt
     assert "1M used, no limit" in run("workspace", "usage")[1]
     monkeypatch.setattr(quota, "usage", usage(240 << 20, 7, LIMITS))
     assert "above the soft limit of 200M" in run("workspace", "usage")[1]
+
+
+def test_usage_tells_what_containers_and_images_hold(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "usage", usage(1 << 20, 7, LIMITS))
+    monkeypatch.setattr(quota, "device_of", lambda path: f"/dev/of{path.replace('/', '-')}")
+    monkeypatch.setattr(quota, "enforced", lambda _device: frozenset({quota.USER}))
+    monkeypatch.setattr(quota, "read", lambda _device, _kind, uid: quota.Usage(uid << 10, 3, LIMITS))
+    asked = broker(result(images=[], together=3 << 30, limit=0))
+    out = run("workspace", "usage")[1]
+    assert "layers" in out and "images  3G used, no limit" in out
+    assert asked.read_text().split()[-1] == "image-list"
+    told = json.loads(run("workspace", "usage", "--json")[1])
+    assert told["images"] == 3 << 30 and told["layers"] == os.getuid() << 10
+    # What is not known now is left out, and the rest is told all the same.
+    broker({"event": "error", "kind": "failed", "message": "Docker is down.", "hint": ""}, code=1)
+    monkeypatch.setattr(quota, "enforced", lambda _device: frozenset())
+    code, out, _err = run("workspace", "usage")
+    assert code == 0 and "images" not in out and "layers" not in out
+    assert json.loads(run("workspace", "usage", "--json")[1])["images"] is None
+
+
+def test_the_time_that_is_left_above_a_soft_limit_is_told() -> None:
+    over = quota.Usage(240 << 20, 7, LIMITS, space_until=1_000_000)
+    assert "make room within 2 d" in room.over(over, 1_000_000 - 2 * 86400)
+    assert "the grace is over" in room.over(over, 1_000_001)
+    assert "20000 files: make room before" in room.over(quota.Usage(0, 20001, LIMITS), 1)
+    assert room.over(quota.Usage(0, 20000, LIMITS), 1) == ""
 
 
 def test_usage_without_quotas_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

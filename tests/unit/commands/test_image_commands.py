@@ -54,6 +54,8 @@ def test_all_images_are_listed_in_80_columns(run: Run, broker: Callable[..., Pat
         "use",
     ]
     assert len(json.loads(run("image-list", "--json")[1])["images"]) == 2
+    broker(result(images=[{"project": "b", **OLDER}], together=3 << 30, limit=4 << 30))
+    assert "without base images: 3G of 4G." in run("image", "list")[1]
     broker(result(images=[]))
     assert "project launch NAME" in run("image", "list")[1]
 
