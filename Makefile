@@ -29,7 +29,8 @@ PACKAGES_PYTHON := python3 python3-venv openssh-client
 PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
 PACKAGES_SHELLS := bash dash zsh busybox-static groff-base mandoc man-db
 # From Debian 13 on the client is a package of its own.
-PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl util-linux \
+PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl \
+	python3-docker sudo util-linux \
 	$(shell . /etc/os-release; [ "$$ID$$VERSION_ID" = debian12 ] || echo docker-cli)
 
 # $(call install,PACKAGES): installs those that are missing, and asks for root only then.
@@ -86,8 +87,9 @@ molecule: .venv/.ready packages-machine ## a scenario on a virtual machine [SCEN
 	@$(TOOL)/check.py molecule --scenario '$(SCENARIO)' $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: bench
-bench: .venv/.ready packages-machine packages-engine ## measure the library, then runs of the playbook [DISTRO=] [ARGS=...]
+bench: .venv/.ready packages-machine packages-engine ## measure library, commands, then the playbook [DISTRO=] [ARGS=...]
 	@status=0; $(SUDO) $(TOOL)/bench_engine.py $(ARGS) || status=1; \
+	$(SUDO) $(TOOL)/bench_commands.py || status=1; \
 	$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)') || status=1; exit $$status
 
 .PHONY: packages packages-python packages-shells packages-machine packages-engine

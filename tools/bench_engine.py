@@ -43,7 +43,7 @@ CLONE_NEWNS = 0x00020000
 PROJECTS_OF_USER = 10
 FIRST_UID = 5000
 MEMORY, PIDS, SHM = 64 << 20, 64, 1 << 20
-LIMITS = {"containers": PROJECTS_OF_USER, "cpus": 1, "memory": MEMORY, "pids": PIDS, "shm": SHM, "gpus": 0}
+LIMITS = {"cpus": 1, "memory": MEMORY, "pids": PIDS, "shm": SHM, "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 FINGERPRINT = "b" * 64
 TURNS = 3
@@ -167,6 +167,7 @@ class Lab:
 
     url: str
     projects: int
+    per_user: int = PROJECTS_OF_USER
     policy: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -175,13 +176,14 @@ class Lab:
 
         users = [
             {"name": self.user(number), "uid": self.uid(number), "group": "students"}
-            for number in range(0, self.projects, PROJECTS_OF_USER)
+            for number in range(0, self.projects, self.per_user)
         ]
+        limits = {**LIMITS, "containers": self.per_user}
         (PLACE / "data").mkdir()
         made, _keys = policy.from_inventory(
             {
                 "lab_data_root": str(PLACE / "data"),
-                "lab_groups": [{"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
+                "lab_groups": [{"name": "students", "gid": 3101, "limits": limits, "quota": QUOTA}],
                 "lab_users": users,
                 "lab_base_images": [{"name": BASE, "image": BASE}],
             }
@@ -192,15 +194,13 @@ class Lab:
             workspace.mkdir(mode=0o700)
             os.chown(workspace, user.uid, user.gid)
 
-    @staticmethod
-    def uid(number: int) -> int:
+    def uid(self, number: int) -> int:
         """Return the uid of the owner of a project by its number."""
-        return FIRST_UID + number // PROJECTS_OF_USER
+        return FIRST_UID + number // self.per_user
 
-    @staticmethod
-    def user(number: int) -> str:
+    def user(self, number: int) -> str:
         """Return the name of the owner of a project by its number."""
-        return f"user{number // PROJECTS_OF_USER:03}"
+        return f"user{number // self.per_user:03}"
 
     @staticmethod
     def project(number: int) -> str:

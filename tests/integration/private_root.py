@@ -186,6 +186,25 @@ class PrivateRoot:
         """The private root as the test sees it (proc(5): /proc/PID/root)."""
         return Path(f"/proc/{self._keeper}/root")
 
+    @property
+    def keeper(self) -> int:
+        """The process that holds the private root."""
+        return self._keeper
+
+    def show(self, folder: Path) -> None:
+        """Have a folder of the computer in the private root, at the same path."""
+
+        def mount() -> None:
+            libc = ctypes.CDLL(None, use_errno=True)
+            with open(f"/proc/{self._keeper}/ns/mnt") as namespace:
+                if libc.setns(namespace.fileno(), _CLONE_NEWNS) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            inside = self.base / "root" / str(folder).lstrip("/")
+            inside.mkdir(parents=True, exist_ok=True)
+            _mount("--bind", str(folder), str(inside))
+
+        call_in_child(mount)
+
     def close(self) -> None:
         """End the holder, with which the namespace and all that was mounted in it goes."""
         os.kill(self._keeper, signal.SIGKILL)
@@ -326,10 +345,16 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def tree(top: str) -> dict[str, str]:
-    """Return what is in a folder: kind, owner, mode, default ACL, and content or target, by path."""
+def tree(top: str, but: str = "") -> dict[str, str]:
+    """Return what is in a folder: kind, owner, mode, default ACL, and content or target, by path.
+
+    What is in the folder ``but`` is left out.
+    """
     found = {}
     for folder, folders, files in os.walk(top):
+        if folder == but:
+            folders.clear()
+            continue
         for name in [*folders, *files]:
             path = os.path.join(folder, name)
             status = os.lstat(path)

@@ -119,9 +119,3 @@ def test_the_lists_show_what_is_there_and_nothing_of_others(server: Server) -> N
     listed = server.user("alice", "container list && project list").out
     assert "my-thesis" in listed and "essay" not in listed
     assert max(len(line) for line in listed.splitlines()) <= 80
-
-
-def test_a_user_gets_a_shell_over_ssh(server: Server) -> None:
-    typed = "printf 'pwd\\nid -un\\nexit\\n' | script -qec 'project launch my-thesis' /dev/null"
-    screen = server.user("alice", typed).out
-    assert "/workspace/my-thesis" in screen and "alice" in screen

@@ -1,4 +1,4 @@
-"""Images from the project's own Dockerfile and requirements (A9, A10, F2, F6)."""
+"""Images from the project's own Dockerfile and requirements (A10, F2, F6; A9: test_26_seed_sequence.py)."""
 
 from __future__ import annotations
 
@@ -28,20 +28,6 @@ def test_an_unchanged_project_is_not_built_again(server: Server) -> None:
     before = server.root(IMAGE).out
     assert update(server)["changed"] is False
     assert server.root(IMAGE).out == before
-
-
-def test_pip_install_is_temporary_and_the_requirements_are_for_ever(server: Server) -> None:
-    server.inside(
-        "my-thesis", ALICE, "pip install --quiet --no-input iniconfig && python3 -c 'import iniconfig'"
-    )
-    server.user("alice", "container retire my-thesis && project launch my-thesis --detach")
-    assert server.inside("my-thesis", ALICE, "python3 -c 'import iniconfig'", check=False).rc != 0
-
-    server.user("alice", "echo iniconfig >> ~/workspace/my-thesis/requirements.txt")
-    assert update(server)["changed"] is True
-    assert server.inside("my-thesis", ALICE, "python3 -c 'import iniconfig'", check=False).rc != 0
-    server.user("alice", "container retire my-thesis && project launch my-thesis --detach")
-    server.inside("my-thesis", ALICE, "python3 -c 'import iniconfig'")
 
 
 def test_image_install_is_there_at_once_and_in_the_next_image(server: Server) -> None:

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -88,6 +89,17 @@ class BuildFailed(EngineError):
         self.left_over = left_over
 
 
+def _spare_setuptools() -> None:
+    """Let ``import distutils`` be that of Python's own library, where there is one.
+
+    The Docker SDK 5 imports it, and where setuptools is installed, its hook would then load all of that: more
+    than half of the time that importing the SDK takes (setuptools, _distutils_hack).
+    """
+    hook = sys.modules.get("_distutils_hack")
+    if sys.version_info < (3, 12) and hasattr(hook, "remove_shim"):
+        hook.remove_shim()
+
+
 class Engine:
     """Docker Engine, as far as a lab server needs it. Every method raises EngineError."""
 
@@ -98,6 +110,7 @@ class Engine:
     @classmethod
     def connect(cls, url: str = DEFAULT_URL, timeout: int = 120) -> Engine:
         """Return a connection to the engine at ``url``; raise EngineError when it is not there."""
+        _spare_setuptools()
         try:
             import docker  # a third-party library; the library must be importable without it
         except ImportError as error:

@@ -37,10 +37,13 @@ _PROFILE_DIRECTORIES = (posixpath.dirname(greeting.PROFILE_PATH),)
 _MARK_WORDS = "Installed by lab.server: changes are lost."
 _MARK = f"# {_MARK_WORDS}"
 _MARK_WITHIN = 4096  # bytes from the start of a file
+# Python would look for cycles of objects again and again while it loads a library, which has none.
 _PROGRAM = f"""#!/usr/bin/python3 {{flags}}
 {_MARK}
+import gc
 import sys
 
+gc.set_threshold(50000)
 sys.path.insert(0, "{CURRENT}")
 try:
     from {PACKAGE}.{{module}} import main
@@ -100,11 +103,11 @@ def sources() -> dict[str, bytes]:
 
 def programs() -> dict[str, str]:
     """Return the text of each program that is installed, by its path."""
-    found = {posixpath.join("/usr/local/bin", name): _program("cli") for name in cli.programs()}
+    # What everybody waits for needs no packages, and without looking for them it starts sooner.
+    found = {posixpath.join("/usr/local/bin", name): _program("cli", "-IS") for name in cli.programs()}
     found[BROKER] = _program("broker")
     found[BOOT_PROGRAM] = _program("boot")
     found[CLEANUP_PROGRAM] = _program("cleanup")
-    # Everybody waits for it at login; it needs no packages, and without looking for them it starts sooner.
     found[greeting.PROGRAM] = _program("greeting", "-IS")
     return found
 

@@ -32,6 +32,7 @@ class Survey:
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _BLOCK = 512  # bytes; the unit of st_blocks (stat(3type))
+_LOOK_UP = 256  # entries of a directory between two looks at the clock
 
 
 class _Walk:
@@ -46,19 +47,23 @@ class _Walk:
         self.waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
         self._seen: set[int] = set()
 
-    def step(self) -> None:
-        """Read one directory. Raises OSError only for the root; others that cannot be read are left out."""
+    def step(self, deadline: float) -> None:
+        """Read one directory, or what of it there is time for.
+
+        Raises OSError only for the root; what else cannot be read is left out.
+        """
         path, ancestors = self.waiting.pop()
         try:
             with os.scandir(path) as entries:
-                found = list(entries)
+                for number, entry in enumerate(entries, 1):
+                    with suppress(OSError):  # gone, or in a directory that may be listed and not searched
+                        self._count(entry, entry.stat(follow_symlinks=False), ancestors)
+                    if number % _LOOK_UP == 0 and time.monotonic() > deadline:
+                        self.waiting.append((path, ancestors))
+                        return
         except OSError:
             if path == self.root:
                 raise
-            return
-        for entry in found:
-            with suppress(FileNotFoundError):
-                self._count(entry, entry.stat(follow_symlinks=False), ancestors)
 
     def _count(self, entry: os.DirEntry[str], status: os.stat_result, ancestors: tuple[str, ...]) -> None:
         if status.st_dev != self.device:
@@ -86,7 +91,7 @@ def total(root: str, *, seconds: float = 3.0) -> tuple[Directory, bool]:
     walk.sizes["."] = [0, 0]
     walk.waiting = [(root, (".",))]
     while walk.waiting and time.monotonic() <= deadline:
-        walk.step()
+        walk.step(deadline)
     size, files = walk.sizes["."]
     return Directory(".", size, files), not walk.waiting
 
@@ -100,7 +105,7 @@ def survey(root: str, *, count: int = 5, depth: int = 2, seconds: float = 3.0) -
     deadline = time.monotonic() + seconds
     walk = _Walk(root, depth)
     while walk.waiting and time.monotonic() <= deadline:
-        walk.step()
+        walk.step(deadline)
     ranked = sorted(walk.sizes.items(), key=lambda pair: (-pair[1][0], pair[0]))
     largest = tuple(Directory(path, size, files) for path, (size, files) in ranked[:count])
     return Survey(largest, complete=not walk.waiting)

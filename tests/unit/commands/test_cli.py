@@ -18,6 +18,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     cli,
     cli_container,
     cli_project,
+    cli_workspace,
     protocol,
     quota,
     room,
@@ -520,6 +521,21 @@ def test_usage_shows_used_limit_and_the_largest(
     shown = json.loads(out)
     assert shown["used"] == 125 << 20 and shown["hard"] == 250 << 20 and shown["complete"] is True
     assert shown["largest"][0]["path"] == "thesis"
+
+
+def test_usage_does_not_let_wait_for_many_files(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quota, "usage", usage(125 << 20, 25000, LIMITS))
+    monkeypatch.setattr(cli_workspace, "_GLANCE", 0.0)
+    (tmp_path / "data").mkdir()
+    for number in range(600):
+        (tmp_path / "data" / str(number)).touch()
+    _code, out, _err = run("workspace", "usage")
+    assert "50 %  125M of 250M" in out and out.endswith("workspace usage --all\n")
+    assert json.loads(run("workspace", "usage", "--json")[1])["complete"] is False
+    _code, out, _err = run("workspace", "usage", "--all")
+    assert re.search(r"600 +~/workspace/data$", out, re.MULTILINE) and "--all" not in out
 
 
 def test_usage_without_a_limit_and_above_the_soft_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

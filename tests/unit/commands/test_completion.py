@@ -104,7 +104,7 @@ def offer(home: Path) -> Offer:
         ("image-install thesis ", []),
         ("image-install thesis numpy --b", ["--bake"]),
         ("workspace where ", []),  # readline offers files
-        ("workspace usage --", ["--help", "--json"]),
+        ("workspace usage --", ["--all", "--help", "--json"]),
         ("  project   launch   es", ["essay"]),
     ],
 )
