@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Write docs/commands.md, the lab users' commands, from their parsers; a test compares the two."""
+"""Write docs/commands.md, the commands, from their parsers; a test compares the two."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ hyphen between its words it is the same command: `project-launch my-thesis` is `
 - Losing the connection does not stop what was begun. A job of `project launch NAME --command ...` goes on
   when you log out, and its output is kept in a file of the project.
 - Do not put passwords or keys into commands: whoever else is on the server may see what runs.
+- `lab`, the last group, is for the admins of the server: `sudo lab status`. It only looks. `lab verify` ends
+  with 1 when a check failed.
 """
 
 

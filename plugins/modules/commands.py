@@ -15,8 +15,8 @@ description:
   - Writes the library of this collection to C(/usr/local/lib/lab-server), each version into a directory of
     its own, and switches the link C(current) last, so that a command that starts meanwhile sees one whole
     version. The version before it is kept, older ones are removed.
-  - Writes the commands C(project), C(container), C(image) and C(workspace) with their hyphenated
-    names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
+  - Writes the commands C(project), C(container), C(image), C(workspace) and, for admins, C(lab), with their
+    hyphenated names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
     C(/usr/local/sbin), and removes programs of this collection that it no longer has.
   - Writes the greeting of lab users, C(/usr/local/bin/lab-greeting), and C(/etc/profile.d/lab-server.sh),
     by which login shells show it.
@@ -101,12 +101,15 @@ def _carried() -> None:
         accounts,
         archive,
         asuser,
+        audit,
         baseimages,
         boot,
         broker,
         brought,
         calls,
         capacity,
+        checks_docker,
+        checks_host,
         cleaning,
         cleanup,
         cli,
@@ -116,6 +119,7 @@ def _carried() -> None:
         cli_inside,
         cli_keeping,
         cli_keeping_work,
+        cli_lab,
         cli_project,
         cli_status,
         cli_why,
@@ -140,6 +144,7 @@ def _carried() -> None:
         images,
         imagesizes,
         imagestate,
+        inspection,
         install,
         interface,
         items,
@@ -149,8 +154,10 @@ def _carried() -> None:
         keeping,
         locks,
         manual,
+        metrics,
         mounts,
         names,
+        overview,
         packagecache,
         packages,
         plan,
@@ -162,8 +169,10 @@ def _carried() -> None:
         report,
         retired,
         room,
+        rules,
         safefs,
         scaffold,
+        scratch,
         shares,
         sharesize,
         sizes,
@@ -180,6 +189,7 @@ def _carried() -> None:
         verbs,
         verbs_container,
         verbs_image,
+        verify,
         versions,
         watermarks,
         where,

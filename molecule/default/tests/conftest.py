@@ -124,10 +124,10 @@ class PlayOutcome:
         return sum(int(number) for number in found)
 
 
-def _play(*arguments: str) -> PlayOutcome:
+def _play(*arguments: str, playbook: str = "lab.server.site") -> PlayOutcome:
     command = [
         str(Path(sys.executable).with_name("ansible-playbook")),
-        "lab.server.site",
+        playbook,
         "-i",
         str(INVENTORY),
         *arguments,
@@ -151,7 +151,7 @@ def _play(*arguments: str) -> PlayOutcome:
 
 @pytest.fixture(scope="session")
 def play() -> Callable[..., PlayOutcome]:
-    """Return a function that runs the site playbook with further arguments."""
+    """Return a function that runs the site playbook, or another one, with further arguments."""
     return _play
 
 

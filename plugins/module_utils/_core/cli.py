@@ -16,6 +16,7 @@ from . import (
     cli_image,
     cli_inside,
     cli_keeping,
+    cli_lab,
     cli_project,
     cli_status,
     cli_why,
@@ -49,6 +50,7 @@ COMMANDS: tuple[Command, ...] = (
     *cli_why.COMMANDS,
     *cli_image.COMMANDS,
     *cli_workspace.COMMANDS,
+    *cli_lab.COMMANDS,
 )
 
 GROUPS = {
@@ -56,6 +58,7 @@ GROUPS = {
     "container": "Your containers: one for each project that was launched.",
     "image": "The images of your projects: what their containers are made of.",
     "workspace": "Your workspace: what is kept, and how much room it has.",
+    "lab": "The server, for its admins: called as root.",
 }
 
 

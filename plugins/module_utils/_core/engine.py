@@ -137,6 +137,11 @@ class Engine:
             info = self._client.info()
         return EngineFacts(cgroup_driver=str(info.get("CgroupDriver")), cpus=int(info.get("NCPU") or 1))
 
+    def info(self) -> dict[str, Any]:
+        """Return what the engine says of itself (GET /info)."""
+        with self._asked("describe itself"):
+            return dict(self._client.info())
+
     # Containers
 
     def containers(self, *only: str) -> list[dict[str, Any]]:
@@ -353,12 +358,16 @@ class Engine:
 
     # Networks
 
+    def network(self) -> dict[str, Any] | None:
+        """Return Docker's description of the network of the containers; None while there is none."""
+        with self._asked("list the networks"):
+            # The filter matches parts of names.
+            listed = self._client.networks(names=[NETWORK])
+        return next((dict(one) for one in listed if one.get("Name") == NETWORK), None)
+
     def ensure_network(self) -> None:
         """Make the bridge network of the containers if it is missing: no traffic between containers."""
-        with self._asked("list the networks"):
-            listed = self._client.networks(names=[NETWORK])
-        # The filter matches parts of names.
-        if any(network.get("Name") == NETWORK for network in listed):
+        if self.network() is not None:
             return
         # check_duplicate: two launches at once would make two networks of one name. The second is refused.
         with contextlib.suppress(Refused), self._asked("create the network"):

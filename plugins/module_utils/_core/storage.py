@@ -449,9 +449,14 @@ def _unsafe(filesystem: Filesystem, actual: Actual) -> str:
     return " ".join(_faults(filesystem, actual.mount, actual.enforced))
 
 
+def missing_options(filesystem: Filesystem, mount: Mount) -> list[str]:
+    """Return the options without which a mounted file system is not safe, and which it does not have."""
+    return [option for option in _SAFE[filesystem.role] if option not in mount.options]
+
+
 def _faults(filesystem: Filesystem, mount: Mount, enforced: frozenset[int]) -> list[str]:
     sentences = []
-    absent = [option for option in _SAFE[filesystem.role] if option not in mount.options]
+    absent = missing_options(filesystem, mount)
     if absent:
         sentences.append(
             f"{mount.point} is mounted without {','.join(absent)}. Run the playbook lab.server.site."

@@ -55,7 +55,7 @@ def test_every_program_explains_itself_in_80_columns(run: Run, program: str) -> 
     code, out, _err = run(program, "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
-    if program in ("project", "container", "image", "workspace"):
+    if program in cli.GROUPS:
         for line in re.findall(r"^    (\w+) ", out, re.MULTILINE):
             code, out, _err = run(program, line, "--help")
             assert code == 0 and f"example:\n  {program} {line}" in out and "exit codes:" in out
