@@ -841,7 +841,6 @@ def launch(
     check_storage(policy)
     _check_sources(replace(spec, home_source=""))
     notes: list[str] = []
-    extra: dict[str, Any] = {}
     build = ""
     result = ItemResult(spec.name)
     with _locked(spec.name):
@@ -869,16 +868,8 @@ def launch(
             notes += _unlike(project, actual, own)
             result.facts = {} if actual is None or status == "created" else fates_of(engine, actual)
             return _would_launch(result, spec, actual, status, build, notes)
-        if status == "created":
-            homes.prepare(policy, user, spec)
-            extra = _bring(engine, policy, user, project)
-            notes += extra.pop("notes", [])
-            engine.ensure_network()
-            _apply(engine, policy, user, spec, STARTED, result, events.USER)
-        elif actual is not None and status == "started":
-            _start_again(engine, policy, user, spec, actual)
-            events.record(user.uid, project, events.STARTED, events.USER)
-            result.changed, result.actions, result.reason = True, [START], "it did not run"
+        extra = _bring_up(engine, policy, user, spec, actual, result)
+        notes += extra.pop("notes", [])
         states.clear_stopped(spec.name)
         snapshot = observe(engine, spec.name)
     now = _came_up(snapshot, spec)
@@ -901,6 +892,29 @@ def launch(
         **extra,
     }
     return result
+
+
+def _bring_up(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    spec: ContainerSpec,
+    actual: Actual | None,
+    result: ItemResult,
+) -> dict[str, Any]:
+    """Make a container or start the one there is, fill in what was done, and return further facts."""
+    status = _launch_status(actual)
+    if status == "created":
+        homes.prepare(policy, user, spec)
+        extra = _bring(engine, policy, user, spec.project)
+        engine.ensure_network()
+        _apply(engine, policy, user, spec, STARTED, result, events.USER)
+        return extra
+    if actual is not None and status == "started":
+        _start_again(engine, policy, user, spec, actual)
+        events.record(user.uid, spec.project, events.STARTED, events.USER)
+        result.changed, result.actions, result.reason = True, [START], "it did not run"
+    return {}
 
 
 def _with_port(engine: Engine, spec: ContainerSpec, there: Actual | None) -> ContainerSpec:
