@@ -121,6 +121,7 @@ def _carried() -> None:
         cli_keeping_work,
         cli_lab,
         cli_project,
+        cli_share,
         cli_status,
         cli_why,
         cli_workspace,

@@ -54,6 +54,10 @@ options:
           - A size below what is there is set with a warning; nothing is deleted.
         type: str
         default: "0"
+      description:
+        description: A line for the users who may use it; nothing is made of it here.
+        type: str
+        default: ""
 """
 
 EXAMPLES = r"""
@@ -127,6 +131,7 @@ _SHARE = {
     "access": {"type": "str", "choices": ["read-only", "group", "admin"], "required": True},
     "group": {"type": "str", "default": ""},
     "size": {"type": "str", "default": "0"},
+    "description": {"type": "str", "default": ""},
 }
 
 

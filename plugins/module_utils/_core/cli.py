@@ -18,6 +18,7 @@ from . import (
     cli_keeping,
     cli_lab,
     cli_project,
+    cli_share,
     cli_status,
     cli_why,
     cli_workspace,
@@ -50,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     *cli_why.COMMANDS,
     *cli_image.COMMANDS,
     *cli_workspace.COMMANDS,
+    *cli_share.COMMANDS,
     *cli_lab.COMMANDS,
 )
 

@@ -86,9 +86,11 @@ def _beside(call: Call) -> dict[str, int | None]:
         )
         if docker != home and quota.enforced(docker):
             found["layers"] = quota.read(docker, quota.USER, user.uid).used
-    with suppress(LabError):
-        together = ask("image-list").get("together")
-        found["images"] = together if isinstance(together, int) else None
+    # The engine is asked for it, which takes longer than all the rest.
+    if user.limits.images_size or call.options.all:
+        with suppress(LabError):
+            together = ask("image-list").get("together")
+            found["images"] = together if isinstance(together, int) else None
     return {
         **found,
         "layers_limit": user.limits.layers_size,
@@ -97,7 +99,11 @@ def _beside(call: Call) -> dict[str, int | None]:
 
 
 def _usage_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="look at all directories, however long that takes")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="look at all directories and at your images, however long that takes",
+    )
 
 
 def _workspace_where(call: Call) -> int:

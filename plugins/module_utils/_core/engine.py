@@ -95,9 +95,9 @@ def _spare_setuptools() -> None:
     The Docker SDK 5 imports it, and where setuptools is installed, its hook would then load all of that: more
     than half of the time that importing the SDK takes (setuptools, _distutils_hack).
     """
-    hook = sys.modules.get("_distutils_hack")
-    if sys.version_info < (3, 12) and hasattr(hook, "remove_shim"):
-        hook.remove_shim()
+    remove = getattr(sys.modules.get("_distutils_hack"), "remove_shim", None)
+    if sys.version_info < (3, 12) and remove is not None:
+        remove()
 
 
 class Engine:

@@ -55,6 +55,7 @@ _FOLDER_URL = re.compile(
     rf"https?://{_HOST_NAME}(?::[1-9][0-9]{{0,4}})?/(?:[A-Za-z0-9_+~-][A-Za-z0-9_.+~-]*/)*"
 )
 _PROJECT_TYPES = ("ml", "cv", "nlp", "stats", "custom")
+_DESCRIPTION_LIMIT = 200
 _NEWS_LIMIT = 2000  # characters; more than a screen is not read
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
@@ -167,13 +168,15 @@ class User:
 class Share:
     """A folder of the data root. ``group`` writes to it, and is empty where only root does.
 
-    ``size`` is how many bytes its files may hold together; 0: as many as the disk.
+    ``size`` is how many bytes its files may hold together; 0: as many as the disk. ``description`` is one
+    line for those who may use it.
     """
 
     name: str
     access: str
     group: str
     size: int = 0
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -681,8 +684,14 @@ def _share(table: _Table, groups: Mapping[str, Group], users: Iterable[User]) ->
         access=table.choice("access", _SHARE_ACCESS),
         group=table.text("group"),
         size=parse_size(table.take("size", 0), table.at("size")),
+        description=table.text("description"),
     )
     table.done()
+    if len(share.description) > _DESCRIPTION_LIMIT or not share.description.isprintable():
+        raise InvalidInput(
+            f"{table.at('description')}: must be one line of at most {_DESCRIPTION_LIMIT} characters.",
+            "Say in a few words what is there.",
+        )
     if 0 < share.size < _LEAST_QUOTA:
         raise InvalidInput(
             f"{table.at('size')}: {share.size} bytes hold nothing.", "Give it a unit, such as 100g."

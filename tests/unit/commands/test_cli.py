@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     NotFound,
     Refused,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Quota
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Quota, Share
 from conftest import Run, result
 
 LAUNCHED = result(
@@ -523,6 +524,36 @@ def test_usage_shows_used_limit_and_the_largest(
     assert shown["largest"][0]["path"] == "thesis"
 
 
+def test_shares_are_those_that_one_may_use(
+    run: Run, lab: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shares = (
+        Share("datasets", "read-only", "vision", description="Published, for everybody"),
+        Share("maps", "read-only", ""),
+        Share("vision", "group", "vision", size=1 << 30),
+        Share("others", "group", "others"),
+        Share("vault", "admin", ""),
+    )
+    alice = replace(lab.user("alice"), groups=("vision",))
+    monkeypatch.setattr(calls.Call, "user", lambda _call: alice)
+    policy = replace(lab, shares=shares, data_root=str(tmp_path))
+    monkeypatch.setattr(calls, "load", lambda _path: policy)
+    (tmp_path / "vision").mkdir()
+    told = json.loads(run("workspace", "share", "--json")[1])["shares"]
+    assert [(one["name"], one["access"]) for one in told] == [
+        ("datasets", "read, publish on the server"),
+        ("maps", "read"),
+        ("vision", "read and write"),
+    ]
+    assert [one["there"] for one in told] == [False, False, True]
+    assert told[2]["size"] == 1 << 30 and told[2]["used"] > 0
+    code, out, _err = run("workspace", "share")
+    assert code == 0 and "datasets: Published, for everybody" in out and "of 1G" in out
+    assert "others" not in out and "vault" not in out and max(map(len, out.splitlines())) <= 80
+    policy = replace(policy, shares=())
+    assert "no shared data" in run("workspace", "share")[1]
+
+
 def test_usage_does_not_let_wait_for_many_files(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -553,17 +584,19 @@ def test_usage_tells_what_containers_and_images_hold(
     monkeypatch.setattr(quota, "enforced", lambda _device: frozenset({quota.USER}))
     monkeypatch.setattr(quota, "read", lambda _device, _kind, uid: quota.Usage(uid << 10, 3, LIMITS))
     asked = broker(result(images=[], together=3 << 30, limit=0))
-    out = run("workspace", "usage")[1]
+    # The engine is not asked for it unless its user wants to know.
+    assert "images  " not in run("workspace", "usage")[1] and not asked.exists()
+    out = run("workspace", "usage", "--all")[1]
     assert "layers" in out and "images  3G used, no limit" in out
     assert asked.read_text().split()[-1] == "image-list"
-    told = json.loads(run("workspace", "usage", "--json")[1])
+    told = json.loads(run("workspace", "usage", "--all", "--json")[1])
     assert told["images"] == 3 << 30 and told["layers"] == os.getuid() << 10
     # What is not known now is left out, and the rest is told all the same.
     broker({"event": "error", "kind": "failed", "message": "Docker is down.", "hint": ""}, code=1)
     monkeypatch.setattr(quota, "enforced", lambda _device: frozenset())
-    code, out, _err = run("workspace", "usage")
+    code, out, _err = run("workspace", "usage", "--all")
     assert code == 0 and "images" not in out and "layers" not in out
-    assert json.loads(run("workspace", "usage", "--json")[1])["images"] is None
+    assert json.loads(run("workspace", "usage", "--all", "--json")[1])["images"] is None
 
 
 def test_the_time_that_is_left_above_a_soft_limit_is_told() -> None:
