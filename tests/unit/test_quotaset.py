@@ -125,7 +125,7 @@ def test_both_disks_are_set_at_once_and_only_once(run: Run, disks: Disks) -> Non
 def test_below_what_is_used_is_set_with_a_warning_that_names_the_user(run: Run, disks: Disks) -> None:
     disks.used[HOME, quota.USER, 2001] = (11 << 30, 2000)
     notes = run()[0]["notes"]
-    assert [str(note).split(",")[0] for note in notes] == [  # type: ignore[union-attr]  # a list
+    assert [str(note).partition(",")[0] for note in notes] == [  # type: ignore[union-attr]  # a list
         "alice uses 11G of the homes",
         "alice uses 2000 files of the homes",
     ]
@@ -169,6 +169,19 @@ def test_ext4_has_no_default(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(mounts, "read", lambda: (home,))
     with pytest.raises(HostError, match="ext4, which has no default"):
         run(default=Quota(0, 1 << 30, 0, 0))
+
+
+def test_a_check_says_nothing_of_disks_that_are_not_mounted_yet(
+    run: Run, disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = mounts.Mount("/", "/dev/root", "ext4", frozenset(), "0:1", "/")
+    monkeypatch.setattr(mounts, "read", lambda: (root,))
+    (alice, everybody) = run(5 << 30, check=True, default=Quota(0, 1 << 30, 0, 0), overcommit=0.1)
+    assert alice["changed"] and "notes" not in everybody
+    assert everybody["diff"] == {"before": {"default hard": "no limit"}, "after": {"default hard": "1G"}}
+    with pytest.raises(HostError):
+        run(5 << 30)
+    assert disks.limits == {}
 
 
 def test_too_much_promised_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

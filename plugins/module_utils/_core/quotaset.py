@@ -61,7 +61,10 @@ def reconcile(
 
     Raises HostError, before anything is set, where limits are wanted that cannot be held.
     """
-    _check_default(path, common)
+    # In a check the file systems may only be about to be made and mounted: nothing is said of others.
+    ready = USER in quota.enforced(quota.device_of(path))
+    if ready or not check:
+        _check_default(path, common)
     used = [place for place in places if _holds(place, path, check=check)]
     items = quota.reconcile(path, wanted, project=project, check=check)
     for place in used:
@@ -72,7 +75,7 @@ def reconcile(
             _merge(item, more)
     everybody = _everybody(path, common, check=check)
     promised = _promised(path, wanted, common)
-    if promised:
+    if promised and ready:
         everybody.facts["notes"] = [*everybody.facts.get("notes", []), promised]
     return [*items, everybody]
 
@@ -94,7 +97,7 @@ def _holds(place: Place, homes: str, *, check: bool) -> bool:
     except HostError:
         device = ""
     if device and device == quota.device_of(homes):
-        if place.bounded:
+        if place.bounded and (not check or USER in quota.enforced(device)):
             raise HostError(
                 f"{place.path} and {homes} are on one file system, so {place.limit} cannot be held apart.",
                 f"Give {place.what} a file system of its own in lab_filesystems, or remove {place.limit}.",
@@ -142,7 +145,7 @@ def _everybody(path: str, common: Common, *, check: bool) -> ItemResult:
             )
             if not check:
                 quota.write_graces(mount.source, seconds)
-    if mount.fstype == "xfs":
+    if mount.fstype == "xfs" or (common.default is not None and not ready):
         _set_default(mount.source, common.default, before, after, ready=ready, check=check)
     if after:
         item.changed, item.reason = True, "they differ"
