@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from . import names, safefs
 from .asuser import explain
-from .calls import Call, Command, ask, hand_over, name_argument, on_job, state, told
+from .calls import Call, Command, Progress, ask, hand_over, name_argument, on_job, state, told
 from .errors import InvalidInput, NotFound
 from .protocol import ATTACH, EXEC, JOB_END
 from .sizes import format_size
@@ -25,6 +25,11 @@ from .terminal import moment, table
 _LINES = 50
 _MOST_BYTES = 16 << 20  # of the end of a log that are looked at for its last lines
 _LONGEST = 1 << 16  # characters of a line that is followed
+_RUN_WOULD = {
+    "created": "A container of {name} would be made and started first, then the command run in it.",
+    "started": "The container of {name} would be started again first, then the command run in it.",
+    "running": "The container of {name} runs already; the command would be run in it.",
+}
 _PAUSE = 0.5  # seconds between two looks at a log that is followed
 _LOOK_AGAIN = 10.0  # seconds without a new line, after which the server is asked whether the job still runs
 
@@ -48,6 +53,27 @@ def _container_exec(call: Call) -> int:
             "The command is missing, or the -- before it.", f"Write: container exec {name} -- COMMAND..."
         )
     hand_over(EXEC, name, *command)
+    return 0
+
+
+def _container_run(call: Call) -> int:
+    call.user()
+    name, command = call.options.name, call.options.trailing
+    if call.options.dry_run:
+        would = ask("project-launch-check", name)
+        call.out.line(_RUN_WOULD.get(str(would.get("status")), _RUN_WOULD["running"]).format(name=name))
+        return 0
+    if not command and not call.out.interactive:
+        raise InvalidInput(
+            "A shell needs a terminal, and no command is given.", f"Write: container run {name} -- COMMAND..."
+        )
+    facts = ask("project-launch", name, progress=Progress(call.err))
+    call.err.clear()
+    # Not on the output, which is the command's own.
+    for note in told(facts, "notes"):
+        call.err.line(f"note: {note}")
+    verb, words = (EXEC, command) if command else (ATTACH, ())
+    hand_over(verb, name, *words)
     return 0
 
 
@@ -254,6 +280,18 @@ COMMANDS: tuple[Command, ...] = (
         "go on when you log out, and whose output is kept: project launch NAME --command ...",
         "container exec my-thesis -- python src/train.py --epochs 3",
         _container_exec,
+        json=False,
+        trailing=True,
+    ),
+    Command(
+        ("container", "run"),
+        "run a command in a project's container, started if need be",
+        "Start the project's container if it does not run, as project launch does, and run a command in it, "
+        "in /workspace/NAME, with your input and output; end with its exit code. Without a command, open a "
+        "shell. The container goes on running.",
+        "container run my-thesis -- python src/train.py",
+        _container_run,
+        dry_run=True,
         json=False,
         trailing=True,
     ),

@@ -51,6 +51,23 @@ def test_a_command_needs_its_dashes(run: Run, became: list[list[str]], words: li
     assert code == 2 and out == "" and len(err.splitlines()) == 2 and not became
 
 
+def test_run_launches_first_and_leaves_the_output_to_the_command(
+    run: Run, became: list[list[str]], broker: Callable[..., Path]
+) -> None:
+    asked = broker(result(status="created", notes=["The disk fills."]))
+    code, out, err = run("container", "run", "thesis", "--", "make", "--help")
+    assert (code, out) == (0, "") and "note: The disk fills." in err
+    assert asked.read_text().split()[2:] == ["project-launch", "thesis"]
+    assert became == [[calls.SUDO, "-n", protocol.BROKER, "container-exec", "thesis", "make", "--help"]]
+    code, _out, err = run("container", "run", "thesis")
+    assert code == 2 and "container run thesis -- COMMAND" in err and len(became) == 1
+    asked.unlink()
+    for status, words in (("created", "would be made"), ("started", "again"), ("running", "runs already")):
+        broker(result(status=status))
+        assert words in run("container", "run", "thesis", "--dry-run", "--", "make")[1]
+    assert set(asked.read_text().split()[2::4]) == {"project-launch-check"} and len(became) == 1
+
+
 def test_start_starts_what_is_there(run: Run, broker: Callable[..., Path]) -> None:
     asked = broker(result(changed=True, containers=[{"project": "thesis", "status": "exited"}]))
     assert "runs again" in run("container", "start", "thesis")[1]
