@@ -106,6 +106,18 @@ options:
           gpus:
             description: How many GPUs. Held by the modules of containers, not by the slice.
             type: int
+          layers_size:
+            description: What containers may hold beyond their images. Held by M(lab.server.quotas).
+            type: str
+          layers_files:
+            description: How many files and folders that may be. Held by M(lab.server.quotas).
+            type: int
+          images_size:
+            description: What the images of projects may hold together. Held by builds.
+            type: str
+          data_size:
+            description: What may belong to the user in the shared data. Held by M(lab.server.quotas).
+            type: str
       quota:
         description:
           - The disk quota, which M(lab.server.quotas) sets.
@@ -199,6 +211,11 @@ _LIMITS = {
     "pids": {"type": "int", "required": True},
     "shm": {"type": "str"},
     "gpus": {"type": "int"},
+    # Held by other modules, and taken so that one list serves all of them.
+    "layers_size": {"type": "str"},
+    "layers_files": {"type": "int"},
+    "images_size": {"type": "str"},
+    "data_size": {"type": "str"},
 }
 _USER = {
     "name": {"type": "str", "required": True},

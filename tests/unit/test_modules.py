@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Limits, Share, User
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
@@ -90,3 +92,20 @@ def test_examples_are_of_the_module_itself(name: str) -> None:
     tasks = _text(name, "EXAMPLES")
     assert any(f"lab.server.{name}" in task for task in tasks)
     assert all(task.get("name") for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "record"),
+    [
+        ("users", ("users", "limits"), Limits),
+        ("users", ("users",), User),
+        ("shares", ("shares",), Share),
+    ],
+)
+def test_a_module_takes_every_key_of_the_policy_that_it_is_given(
+    module: str, path: tuple[str, ...], record: type
+) -> None:
+    options = _text(module, "DOCUMENTATION")["options"]
+    for key in path:
+        options = options[key]["suboptions"]
+    assert {field.name for field in fields(record)} - set(options) == set()
