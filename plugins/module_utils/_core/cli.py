@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from . import (
@@ -143,11 +144,12 @@ def _parse(program: str, words: Sequence[str]) -> argparse.Namespace:
 def _failed(call: Call, error: LabError) -> int:
     kind = kind_of(error)
     if call.json:
-        call.answer({"error": {"kind": kind, "message": error.message, "hint": error.hint}})
-    else:
-        call.err.line(f"{call.options.prog}: {call.err.style(names.printable(error.message), 'bad')}")
-        if error.hint:
-            call.err.line(names.printable(error.hint))
+        with suppress(OSError):
+            call.answer({"error": {"kind": kind, "message": error.message, "hint": error.hint}})
+            return EXIT_CODES[kind]
+    call.err.sentence(f"{call.options.prog}: {names.printable(error.message)}", colour="bad")
+    if error.hint:
+        call.err.sentence(names.printable(error.hint))
     return EXIT_CODES[kind]
 
 
@@ -159,10 +161,25 @@ def _reopen() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # open until we end
 
 
+def _let_go() -> None:
+    """Write what is left to be written; what cannot be must not fail once more when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` names (program first) and return its exit code."""
-    words = list(sys.argv if argv is None else argv)
     _reopen()
+    try:
+        return _run(list(sys.argv if argv is None else argv))
+    finally:
+        _let_go()
+
+
+def _run(words: Sequence[str]) -> int:
     program = os.path.basename(words[0])
     call = Call(
         argparse.Namespace(json=False, prog=program),

@@ -91,9 +91,8 @@ def _container_stop(call: Call) -> int:
     if call.json:
         call.answer(facts)
     elif facts.get("changed"):
-        call.out.line(
-            f"The container of {name} is stopped; its files stay. Start it again: container start {name}"
-        )
+        call.out.line(f"The container of {name} is stopped; its files stay.")
+        call.out.line(f"Start it again: container start {name}")
     else:
         call.out.line(f"The container of {name} was stopped already.")
     return 0
@@ -108,10 +107,11 @@ def _container_retire(call: Call) -> int:
     if call.json:
         call.answer(facts)
     elif facts.get("changed"):
-        call.out.line(f"The container of {name} is retired. Your workspace is untouched: ~/workspace/{name}")
+        call.out.line(f"The container of {name} is retired.")
+        call.out.line(f"Your workspace is untouched: ~/workspace/{name}")
         _say_lost(call, facts)
         if not _say_until(call, facts):
-            call.out.line("  It is gone for good" + _because(facts))
+            call.out.sentence("It is gone for good" + _because(facts), "  ")
         call.out.line(f"Start a new one: project launch {name}")
     else:
         call.out.line(f"There is no container of {name}; nothing to do. Your workspace is untouched.")
@@ -129,7 +129,7 @@ def _retire_previewed(call: Call) -> int:
         return code
     _say_lost(call, facts)
     if not _say_until(call, facts):
-        call.out.line("  It could not be brought back" + _because(facts))
+        call.out.sentence("It could not be brought back" + _because(facts), "  ")
     return code
 
 

@@ -124,7 +124,8 @@ def _say_output(call: Call, said: list[str], lines: list[str], job: Mapping[str,
         for line in said:
             call.out.line(line)
     if job is None and not said:
-        call.out.line(f"Nothing was written. A job's output comes here: project launch {name} --command ...")
+        call.out.line("Nothing was written. A job's output comes here:")
+        call.out.line(f"  project launch {name} --command ...")
     return 0
 
 

@@ -65,7 +65,7 @@ def _warn_of_room(call: Call, user: User) -> None:
 
     with suppress(HostError):
         for sentence, colour in room.warnings(quota.usage(call.policy(), user)).values():
-            call.out.line(call.out.style(f"  note: {sentence}", colour))
+            call.out.sentence(sentence, "  note: ", colour)
 
 
 def _project_launch(call: Call) -> int:
@@ -166,7 +166,7 @@ def _launch_previewed(call: Call) -> int:
     if call.options.command:
         call.out.line("  job:       the command would be begun in it")
     for note in told(facts, "notes"):
-        call.out.line(call.out.style(f"  note: {note}", "warn"))
+        call.out.sentence(note, "  note: ", "warn")
     return 0
 
 
@@ -195,14 +195,14 @@ def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
             f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
         )
     for note in told(facts, "notes"):
-        call.out.line(call.out.style(f"  note: {note}", "warn"))
+        call.out.sentence(note, "  note: ", "warn")
 
 
 def _say_kept(call: Call, facts: Mapping[str, Any]) -> None:
     """Say what of a container is kept and what is lost, its limits, and its ports."""
-    call.out.line(f"  kept:      {', '.join(told(facts, 'kept') or ['/workspace'])}")
+    call.out.sentence(", ".join(told(facts, "kept") or ["/workspace"]), "  kept:      ")
     if told(facts, "read_only"):
-        call.out.line(f"  read only: {', '.join(told(facts, 'read_only'))}")
+        call.out.sentence(", ".join(told(facts, "read_only")), "  read only: ")
     limits = facts.get("limits")
     if isinstance(limits, dict):
         size = format_size(int(limits.get("memory") or 0))
@@ -235,7 +235,7 @@ def _project_list(call: Call) -> int:
     else:
         call.out.line("You have no projects yet. Make one: project init NAME")
     if note:
-        call.err.line(call.err.style(names.printable(note), "warn"))
+        call.err.sentence(names.printable(note), colour="warn")
     return 0
 
 

@@ -37,17 +37,23 @@ _PROFILE_DIRECTORIES = (posixpath.dirname(greeting.PROFILE_PATH),)
 _MARK_WORDS = "Installed by lab.server: changes are lost."
 _MARK = f"# {_MARK_WORDS}"
 _MARK_WITHIN = 4096  # bytes from the start of a file
-# Python would look for cycles of objects again and again while it loads a library, which has none.
+# Python would look for cycles of objects again and again while it loads a library, which has none. Until it
+# is loaded Ctrl-C ends the program at once: in places Python wraps an interrupt into an error of its own.
 _PROGRAM = f"""#!/usr/bin/python3 {{flags}}
 {_MARK}
 import gc
+import signal
 import sys
 
 gc.set_threshold(50000)
+interrupted = signal.getsignal(signal.SIGINT)
+if interrupted is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, "{CURRENT}")
 try:
     from {PACKAGE}.{{module}} import main
 
+    signal.signal(signal.SIGINT, interrupted)
     sys.exit(main(sys.argv))
 except KeyboardInterrupt:
     sys.exit(130)

@@ -107,6 +107,23 @@ class Terminal:
         self.clear()
         self._write(text + "\n")
 
+    def sentence(self, text: str, label: str = "", colour: str = "") -> None:
+        """Print a sentence behind a label: on a terminal wrapped between words, else on one line."""
+        lines = [label + text]
+        if self.interactive:
+            import textwrap
+
+            lines = textwrap.wrap(
+                text,
+                self.width,
+                initial_indent=label,
+                subsequent_indent=" " * len(label),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        for line in lines:
+            self.line(self.style(line, colour) if colour else line)
+
     def status(self, text: str) -> None:
         """Show ``text`` on the line that updates itself; as a plain line where lines cannot be updated."""
         text = printable(text)

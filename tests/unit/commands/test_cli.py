@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -651,3 +653,19 @@ def test_kinds_and_errors_are_one_table() -> None:
     for error in (InvalidInput("m"), Refused("m"), NotFound("m"), HostError("m")):
         assert type(protocol.error_of(protocol.kind_of(error), "m", "")) is type(error)
     assert protocol.kind_of(EngineError("m")) == "failed"
+
+
+@pytest.mark.parametrize(
+    "words", [("project", "list", "--json"), ("project", "init", "Thesis"), ("project", "list")]
+)
+def test_a_disk_that_is_full_is_told_without_a_stack_trace(words: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r}); from _core import cli; "
+        f"sys.exit(cli.main({list(words)!r}))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode in (1, 2, 3) and "Traceback" not in done.stderr and "ignored" not in done.stderr
+    assert done.stderr.count("\n") <= 3

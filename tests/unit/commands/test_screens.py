@@ -99,3 +99,17 @@ def test_the_greeting_is_plain_where_colours_do_not_show(
     assert "\x1b" not in "".join(lines) and any("99 % of your space" in line for line in lines)
     bright = greeting.lines(Terminal(Screen(), {"TERM": "xterm"}), lab, lab.user("alice"), [])
     assert any("\x1b[31m" in line for line in bright)
+
+
+def test_a_sentence_is_wrapped_on_a_terminal_and_whole_elsewhere() -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = " ".join(["word"] * 40)
+    for stream, lines in ((Screen(), 3), (io.StringIO(), 1)):
+        Terminal(stream, {"TERM": "dumb"}).sentence(text, "  note: ")
+        said = stream.getvalue().splitlines()
+        assert len(said) == lines and said[0].startswith("  note: word")
+        assert " ".join(said).split() == ["note:", *text.split()]
+        assert lines == 1 or max(len(line) for line in said) <= 80
