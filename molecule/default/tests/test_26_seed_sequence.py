@@ -61,13 +61,13 @@ class Screen:
 
     def enter(self, command: str) -> str:
         """Type a command that ends in a shell of the container; return what was said before that one asks."""
-        self._terminal.sendline(command)
+        self._terminal.sendline(f'{command}; echo "LE""FT."')
         return plain(self._until_prompt())
 
     def leave(self) -> None:
-        """Leave the shell of the container."""
+        """Leave the shell of the container; what is typed before it ended would be lost."""
         self._terminal.sendline("exit")
-        self.type("true", code=None)
+        self._terminal.expect(r"LEFT\.\r\n")
 
     def close(self) -> None:
         """Hang up."""

@@ -655,9 +655,7 @@ def test_kinds_and_errors_are_one_table() -> None:
     assert protocol.kind_of(EngineError("m")) == "failed"
 
 
-@pytest.mark.parametrize(
-    "words", [("project", "list", "--json"), ("project", "init", "Thesis"), ("project", "list")]
-)
+@pytest.mark.parametrize("words", [("project", "list", "--json"), ("project", "init", "Thesis")])
 def test_a_disk_that_is_full_is_told_without_a_stack_trace(words: tuple[str, ...]) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r}); from _core import cli; "
