@@ -162,9 +162,11 @@ def install(lab: Lab) -> Caller:
 @contextmanager
 def at_home(caller: Caller, lab: Lab) -> Iterator[None]:
     """Have the user's home, with the link to the workspace, and a project in it."""
-    if caller.home.exists():
-        raise ToolError(f"{caller.home} is there already; it is not touched.")
-    caller.home.mkdir()
+    made = not caller.home.exists()
+    if made:
+        caller.home.mkdir()
+    # In this process' mount namespace: a home of that name that is there already is not touched.
+    run(["mount", "-t", "tmpfs", "tmpfs", str(caller.home)])
     try:
         workspace = Path("/home/.workspaces") / caller.name
         (caller.home / "workspace").symlink_to(workspace)
@@ -178,8 +180,9 @@ def at_home(caller: Caller, lab: Lab) -> Iterator[None]:
             os.chown(path, caller.uid, caller.uid)
         yield
     finally:
-        (caller.home / "workspace").unlink(missing_ok=True)
-        caller.home.rmdir()
+        subprocess.run(["umount", "--lazy", str(caller.home)], check=False)
+        if made:
+            caller.home.rmdir()
 
 
 # What is measured
