@@ -118,6 +118,12 @@ options:
           data_size:
             description: What may belong to the user in the shared data. Held by M(lab.server.quotas).
             type: str
+          run_hours:
+            description: For how long a container may run. Held by a timer of the role lifecycle.
+            type: int
+          idle_hours:
+            description: For how long a container may do nothing. Held by the same timer.
+            type: int
       quota:
         description:
           - The disk quota, which M(lab.server.quotas) sets.
@@ -216,6 +222,8 @@ _LIMITS = {
     "layers_files": {"type": "int"},
     "images_size": {"type": "str"},
     "data_size": {"type": "str"},
+    "run_hours": {"type": "int"},
+    "idle_hours": {"type": "int"},
 }
 _USER = {
     "name": {"type": "str", "required": True},

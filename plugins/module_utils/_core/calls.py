@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import PUBLIC_POLICY_PATH, names
+from . import PUBLIC_POLICY_PATH, names, notices
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import BROKER, error_of
@@ -181,7 +181,8 @@ def state(container: Mapping[str, Any] | None, unknown: bool = False) -> str:
 
 def remark_on(container: Mapping[str, Any] | None) -> str:
     newer = "newer image: retire, launch" if container and container.get("image_newer") else ""
-    return ", ".join(filter(None, [on_job((container or {}).get("job")), newer]))
+    ends = notices.remark((container or {}).get("ends"))
+    return ", ".join(filter(None, [ends, on_job((container or {}).get("job")), newer]))
 
 
 def on_job(job: Any) -> str:

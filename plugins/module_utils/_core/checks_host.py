@@ -49,6 +49,7 @@ UNITS = (
     "lab-server-boot.service",
     "lab-server-firewall.service",
     "lab-server-cleanup.timer",
+    "lab-server-lifecycle.timer",
 )
 _OURS = "lab-server-"
 _JOURNAL = "/run/systemd/journal/socket"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -183,6 +184,38 @@ def _container_undo(call: Call) -> int:
     return 0
 
 
+def _container_extend(call: Call) -> int:
+    call.user()
+    name, dry_run, asked = call.options.name, call.options.dry_run, call.options.hours
+    verb = "container-extend-check" if dry_run else "container-extend"
+    facts = ask(verb, name, *([f"hours={asked}"] if asked else []))
+    if call.json:
+        call.answer({**facts, "dry_run": dry_run})
+        return 0
+    verdict = "would be put off" if dry_run else "is put off"
+    call.out.line(f"The stop of {name} {verdict} by {facts.get('hours')} hours.")
+    if isinstance(facts.get("at"), int):
+        call.out.line(
+            f"  it would run until {moment(facts['at'])} at least"
+            if dry_run
+            else f"  it runs until {moment(facts['at'])} at least"
+        )
+    call.out.line(f"  you can do so {facts.get('left')} more times before it is stopped")
+    return 0
+
+
+def _extend_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hours", type=_hours, metavar="N", help="for so many hours (as many as the server allows at once)"
+    )
+
+
+def _hours(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= 8760:
+        raise argparse.ArgumentTypeError("use a number of hours, 1 to 8760")
+    return int(value)
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         ("container", "list"),
@@ -226,5 +259,15 @@ COMMANDS: tuple[Command, ...] = (
         "container undo my-thesis",
         _container_undo,
         dry_run=True,
+    ),
+    Command(
+        ("container", "extend"),
+        "put off the stop of a container that has run its time",
+        "Where the server limits for how long a container may run or do nothing, put its stop off. The "
+        "greeting and container list tell when that is to be.",
+        "container extend my-thesis --hours 12",
+        _container_extend,
+        dry_run=True,
+        arguments=_extend_arguments,
     ),
 )

@@ -17,6 +17,7 @@ _BY = {
     "it": "IT's run",
     "boot": "the start of the server",
     "clean-up": "the server's clean-up",
+    "limit": "the server",
     "itself": "itself",
 }
 _DID = {
@@ -31,6 +32,7 @@ _DID = {
     "gone": "a retired one was removed for good by {by}",
     "job-begun": "a job was begun by {by}",
     "job-ended": "its job ended",
+    "extended": "its stop was put off by {by}",
 }
 # Of these the last one says why the container is as it is.
 _STATES = ("made", "replaced", "started", "not-started", "stopped", "retired", "restored", "removed")

@@ -1116,8 +1116,11 @@ def _image_for(
     return done.reason if done.changed else "", list(done.facts.get("notes", []))
 
 
-def stop(engine: Engine, user: User, project: str) -> ItemResult:
-    """Stop a user's container, to stay down through a reboot too. Raises NotFound when there is none."""
+def stop(engine: Engine, user: User, project: str, *, by: str = events.USER, why: str = "") -> ItemResult:
+    """Stop a user's container, to stay down through a reboot too; ``by`` and ``why`` are for its user.
+
+    Raises NotFound when there is none.
+    """
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
     with _locked(name):
@@ -1128,13 +1131,17 @@ def stop(engine: Engine, user: User, project: str) -> ItemResult:
         states.mark_stopped(name)
         if actual.live:
             engine.stop(actual.id)
-            events.record(user.uid, project, events.STOPPED, events.USER)
+            events.record(user.uid, project, events.STOPPED, by, why)
             result.changed, result.actions, result.reason = True, [STOP], "it ran"
     return result
 
 
-def retire(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
+def retire(
+    engine: Engine, policy: Policy, user: User, project: str, *, by: str = events.USER, why: str = ""
+) -> ItemResult:
     """Give a user's container up; the workspace and the images stay. ``undo`` brings it back for a while.
+
+    ``by`` and ``why`` are for its user to read.
 
     ``facts`` of the result, when there was one that ran: lost (packages, files, bytes, paths, complete),
     undo_until (seconds since 1970, None when it was not kept) and not_kept (why).
@@ -1149,7 +1156,8 @@ def retire(engine: Engine, policy: Policy, user: User, project: str) -> ItemResu
             result.changed, result.actions, result.reason = True, [REMOVE], "it was made but never started"
         elif actual is not None:
             result.facts = retired.retire(engine, policy, actual)
-            events.record(user.uid, project, events.RETIRED, events.USER, result.facts["not_kept"])
+            told = "; ".join(filter(None, (why, result.facts["not_kept"])))
+            events.record(user.uid, project, events.RETIRED, by, told)
             result.changed, result.actions, result.reason = True, [RETIRE], f"it is to be {RETIRED}"
         states.clear_stopped(name)
     return result

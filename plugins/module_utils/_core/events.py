@@ -32,8 +32,10 @@ MADE, REPLACED, STARTED, NOT_STARTED, STOPPED, RETIRED, RESTORED, REMOVED, GONE 
     "gone",
 )
 JOB_BEGUN, JOB_ENDED = "job-begun", "job-ended"
-#: Who did it: the container's user, IT's run of the playbook, the boot, the daily clean-up, or itself.
-USER, IT, BOOT, CLEANUP, ITSELF = "user", "it", "boot", "clean-up", "itself"
+EXTENDED = "extended"
+#: Who did it: the container's user, IT's run of the playbook, the boot, the daily clean-up, the limits of
+#: time, or itself.
+USER, IT, BOOT, CLEANUP, LIMIT, ITSELF = "user", "it", "boot", "clean-up", "limit", "itself"
 
 _FILE_LIMIT = 32 << 10  # bytes of one project; the older half goes when it is full
 _FILES = 100  # of one user

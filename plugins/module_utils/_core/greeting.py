@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from . import PUBLIC_POLICY_PATH, WORKSPACE, mounts, names, quota, room, where
+from . import PUBLIC_POLICY_PATH, WORKSPACE, mounts, names, notices, quota, room, where
 from .errors import HostError, NotFound
 from .policy import WORKSPACES_ROOT, Policy, User, load
 from .terminal import Terminal, duration, fit
@@ -118,7 +119,7 @@ def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) ->
     """Return the lines of the message."""
     width = min(out.width, 100)
     told = ["", f"Welcome to {names.printable(os.uname().nodename)}, {user.comment or user.name}.", ""]
-    told += _of_containers(held, width) or [
+    told += _of_containers(held, notices.notices(user.uid), width) or [
         "Nothing of yours is running. Start a project: project launch NAME"
     ]
     told += _of_room(out, policy, user, width)
@@ -130,12 +131,22 @@ def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) ->
     return [*told, ""]
 
 
-def _of_containers(held: Sequence[Running], width: int) -> list[str]:
+def _of_containers(held: Sequence[Running], ends: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
     room_for = max((len(one.project) for one in held), default=0)
     return [
-        fit(f"{label:<8}{names.printable(one.project):<{room_for}}  for {duration(one.age)}", width)
+        fit(
+            f"{label:<8}{names.printable(one.project):<{room_for}}  for {duration(one.age)}"
+            f"{_end(ends.get(one.project))}",
+            width,
+        )
         for label, one in zip(["running", *[""] * len(held)], held)
     ]
+
+
+def _end(notice: Mapping[str, Any] | None) -> str:
+    """Say when a container is to be stopped, where that was noticed, and how it is put off."""
+    remark = notices.remark(notice)
+    return f", {remark}; put it off: container extend {notice['project']}" if notice and remark else ""
 
 
 def _of_room(out: Terminal, policy: Policy, user: User, width: int) -> list[str]:

@@ -31,6 +31,7 @@ CURRENT = posixpath.join(LIBRARY, "current")
 PACKAGE = "_core"
 BOOT_PROGRAM = "/usr/local/sbin/lab-boot"
 CLEANUP_PROGRAM = "/usr/local/sbin/lab-cleanup"
+LIFECYCLE_PROGRAM = "/usr/local/sbin/lab-lifecycle"
 _PROGRAM_DIRECTORIES = ("/usr/local/bin", "/usr/local/sbin")
 _COMPLETION_DIRECTORIES = (completion.BASH_DIRECTORY, completion.ZSH_DIRECTORY)
 _PROFILE_DIRECTORIES = (posixpath.dirname(greeting.PROFILE_PATH),)
@@ -114,6 +115,7 @@ def programs() -> dict[str, str]:
     found[BROKER] = _program("broker")
     found[BOOT_PROGRAM] = _program("boot")
     found[CLEANUP_PROGRAM] = _program("cleanup")
+    found[LIFECYCLE_PROGRAM] = _program("ending")
     found[greeting.PROGRAM] = _program("greeting", "-IS")
     return found
 

@@ -15,12 +15,13 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from . import POLICY_PATH, diskrules, names
+from . import POLICY_PATH, diskrules, liferules, names
 from .diskrules import DiskRules
 from .errors import HostError, InvalidInput, NotFound
+from .liferules import LifeRules
 from .sizes import format_size, parse_size
 
 FORMAT = 1
@@ -59,8 +60,8 @@ _DESCRIPTION_LIMIT = 200
 _NEWS_LIMIT = 2000  # characters; more than a screen is not read
 # Docker refuses less than 6 MiB for a container; with less than this nothing starts in it.
 _LEAST_MEMORY = 16 << 20
-# Limits of disks, which are none unless they are given.
-_DISK_LIMITS = ("layers_size", "layers_files", "images_size", "data_size")
+# Limits of disks and of time, which are none unless they are given.
+_NONE_UNLESS_GIVEN = ("layers_size", "layers_files", "images_size", "data_size", "run_hours", "idle_hours")
 # A quota below it is a size whose unit was forgotten.
 _LEAST_QUOTA = 1 << 20
 # Options that undo what lab.server needs, or that leave the file system unmounted or unwritable.
@@ -93,8 +94,9 @@ T = TypeVar("T")
 class Limits:
     """What one user may hold at once over all containers; sizes in bytes, cpus in cores.
 
-    The last four are of disks, and 0 there is no limit: ``layers_*`` is what containers hold beyond their
-    images, ``images_size`` what the images do, ``data_size`` what belongs to the user below the data root.
+    The last six are no limit when they are 0: ``layers_*`` is what containers hold beyond their images,
+    ``images_size`` what the images do, ``data_size`` what belongs to the user below the data root;
+    ``run_hours`` is for how long a container may run, ``idle_hours`` for how long it may do nothing.
     """
 
     containers: int
@@ -107,6 +109,8 @@ class Limits:
     layers_files: int = 0
     images_size: int = 0
     data_size: int = 0
+    run_hours: int = 0
+    idle_hours: int = 0
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,7 @@ class Policy:
     #: What lab users read when they log in, in lines; empty for nothing.
     news: str = ""
     disks: DiskRules = field(default_factory=DiskRules)
+    life: LifeRules = field(default_factory=LifeRules)
 
     @property
     def home_root(self) -> str:
@@ -511,7 +516,7 @@ def _named(item: object) -> str:
 
 
 def _limits(table: _Table) -> Limits:
-    table.fill("", dict.fromkeys(_DISK_LIMITS, 0))
+    table.fill("", dict.fromkeys(_NONE_UNLESS_GIVEN, 0))
     limits = Limits(
         containers=table.integer("containers", 0, 1000),
         cpus=table.number("cpus", 0.01, 4096),
@@ -523,6 +528,8 @@ def _limits(table: _Table) -> Limits:
         layers_files=table.integer("layers_files", 0, 1 << 40),
         images_size=table.size("images_size"),
         data_size=table.size("data_size"),
+        run_hours=table.integer("run_hours", 0, 87600),
+        idle_hours=table.integer("idle_hours", 0, 87600),
     )
     table.done()
     for key in ("layers_size", "images_size", "data_size"):
@@ -949,6 +956,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         package_cache=None if cache is None else _package_cache(_Table(cache, prefix + "package_cache")),
         news=root.lines(prefix + "news"),
         disks=diskrules.read(root, prefix, _quota),
+        life=liferules.read(root, prefix),
     )
     diskrules.check_default(policy.disks, users, filesystems, prefix)
     return policy, keys
@@ -1021,6 +1029,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "package_cache": _record(policy.package_cache) if policy.package_cache else None,
         "news": policy.news,
         **diskrules.dump(policy.disks),
+        "lifecycle": asdict(policy.life),
     }
 
 

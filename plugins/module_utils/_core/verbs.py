@@ -188,10 +188,16 @@ def _project_forget(request: Request) -> dict[str, Any]:
 
 def _container_list(request: Request) -> dict[str, Any]:
     from .containers import listing
+    from .notices import notices
 
+    ends = notices(request.user.uid)
     with connected() as engine:
         own = listing(engine, request.policy, request.user)
-        return {"containers": [with_job(engine, request, info) for info in own]}
+        return {
+            "containers": [
+                {**with_job(engine, request, info), "ends": ends.get(info.project)} for info in own
+            ]
+        }
 
 
 def _container_stop(request: Request) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import calendar
 import re
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from . import names
@@ -16,6 +17,7 @@ from .verbs import Request, Verb, answer, connected, container, settings
 
 _PAUSE = 0.5  # seconds between two looks at what is used
 _LINES = re.compile(r"[0-9]{1,4}")
+_HOURS = re.compile(r"[0-9]{1,4}")
 
 
 def lines(word: str) -> int:
@@ -202,7 +204,24 @@ def _seconds(when: Any) -> int | None:
     return seconds if seconds > 0 else None
 
 
+def hours(word: str) -> int:
+    """Take a number of hours, 1 to 8760; raise InvalidInput."""
+    if not _HOURS.fullmatch(word) or not 1 <= int(word) <= 8760:
+        raise InvalidInput("That is no number of hours.", "Use 1 to 8760.")
+    return int(word)
+
+
+def _extend(request: Request, *, check: bool) -> dict[str, Any]:
+    from .ending import put_off
+
+    with connected() as engine:
+        asked = request.options.get("hours")
+        return put_off(engine, request.policy, request.user, request.project, asked, check=check)
+
+
 VERBS: dict[str, Verb] = {
+    "container-extend": Verb(True, partial(_extend, check=False), further=settings(hours=hours)),
+    "container-extend-check": Verb(True, partial(_extend, check=True), further=settings(hours=hours)),
     "container-why": Verb(True, _why),
     "container-start": Verb(True, _start, needs_mounts=True),
     "container-logs": Verb(True, _logs, further=settings(lines=lines)),

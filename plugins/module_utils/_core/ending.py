@@ -1,0 +1,210 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The program of ``lab-server-lifecycle.service``: containers come to their end as the policy says.
+
+Each call looks at all of them, counts, and carries out what is decided (``lifecycle``). When each ends is
+written where its user can read it without asking root: for the greeting, and for ``container list``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from . import STATE_DIRECTORY, events, journal, locks, names, safefs, state
+from .boot import say
+from .containers import ContainerInfo, listing_all, retire, stop
+from .engine import Engine
+from .errors import HostError, LabError, NotFound
+from .lifecycle import (
+    NOTHING,
+    RETIRE,
+    STOP,
+    Counted,
+    Decision,
+    Look,
+    Record,
+    after,
+    decide,
+    extend,
+    parse,
+    words,
+)
+from .liferules import HOUR
+from .notices import NOTICES, notices
+from .policy import Policy, User, load
+
+_RECORD = "lifecycle.json"
+_LOCK = "lifecycle"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What was decided for a container, and what came of it: "" where nothing went wrong."""
+
+    name: str
+    decision: Decision
+    problem: str = ""
+
+
+def is_limited(policy: Policy, user: User) -> bool:
+    """Say whether a user's containers can come to an end by themselves."""
+    return bool(user.limits.run_hours or user.limits.idle_hours or policy.life.retire_hours)
+
+
+def _record() -> Record:
+    return parse(state.read_record(_RECORD), posixpath.join(STATE_DIRECTORY, _RECORD))
+
+
+def _now() -> tuple[str, float]:
+    return events.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _user_of(policy: Policy, info: ContainerInfo) -> User | None:
+    with suppress(NotFound):
+        return policy.user_by_uid(info.uid)
+    return None
+
+
+def _look(engine: Engine, info: ContainerInfo) -> Look:
+    used: Any = 0
+    if info.running:
+        with suppress(NotFound):
+            used = ((engine.stats(info.id).get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage")
+    return Look(info.name, info.id, info.running, int(used or 0))
+
+
+def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
+    """Look at all containers once, and do what is decided; with ``check`` only say it. Raises LabError."""
+    with locks.hold(_LOCK):
+        found = [(info, _user_of(policy, info)) for info in listing_all(engine, policy)]
+        limited = {info.name: (info, user) for info, user in found if user and is_limited(policy, user)}
+        boot, up = _now()
+        looks = [_look(engine, info) for info, _user in limited.values()]
+        counted = after(_record(), looks, boot, up)
+        ended: list[Ended] = []
+        told: dict[int, list[dict[str, Any]]] = {}
+        for look in looks:
+            info, user = limited[look.name]
+            decision, counted[look.name] = decide(
+                counted[look.name], user.limits, policy.life, live=look.live
+            )
+            ended.append(
+                Ended(look.name, decision, "" if check else _do(engine, policy, user, info, decision))
+            )
+            told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
+        if not check:
+            state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
+            _publish({user.uid: told.get(user.uid, []) for user in policy.users})
+    return ended
+
+
+def _do(engine: Engine, policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> str:
+    """Carry out a decision; return what went wrong, "" for nothing. The next look tries again."""
+    why = words(decision.about, user.limits, policy.life)
+    try:
+        if decision.do == STOP:
+            stop(engine, user, info.project, by=events.LIMIT, why=why)
+        elif decision.do == RETIRE:
+            retire(engine, policy, user, info.project, by=events.LIMIT, why=why)
+        else:
+            return ""
+    except LabError as error:
+        return str(error)
+    journal.record(uid=0, user="root", verb=decision.do, container=info.name, owner=user.uid, outcome="done")
+    return ""
+
+
+def _notice(policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> dict[str, Any]:
+    return {
+        "project": info.project,
+        "do": RETIRE if decision.about == "down" else STOP,
+        "at": None if decision.left is None else int(time.time() + decision.left),
+        "noticed": decision.do != NOTHING,
+        "why": words(decision.about, user.limits, policy.life),
+    }
+
+
+def _publish(told: Mapping[int, list[dict[str, Any]]]) -> None:
+    """Write each user's file; it is root's, and its user's to read. Raises HostError."""
+    try:
+        os.makedirs(NOTICES, mode=0o755, exist_ok=True)
+        os.chmod(NOTICES, 0o755)  # noqa: S103  # to be read in; each file is its user's alone
+        for uid, found in told.items():
+            path = posixpath.join(NOTICES, str(int(uid)))
+            ends = [one for one in found if one["at"] is not None]
+            if not ends:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                continue
+            safefs.write_atomically(path, json.dumps(ends, sort_keys=True).encode("ascii"), 0o640)
+            os.chown(path, 0, uid)  # the user's own group has the same number
+    except OSError as error:
+        raise HostError(f"{NOTICES} could not be written: {error.strerror}.") from error
+
+
+def put_off(
+    engine: Engine, policy: Policy, user: User, project: str, hours: int | None, *, check: bool
+) -> dict[str, Any]:
+    """Put off the stop of a user's container; return facts: changed, hours, at (seconds since 1970), left.
+
+    Raises NotFound when there is no container that runs, Refused where it may not be put off.
+    """
+    name = names.container_name(project, user.uid)
+    with locks.hold(_LOCK):
+        info = next((one for one in listing_all(engine, policy) if one.name == name), None)
+        if info is None or not info.running:
+            raise NotFound(f"No container of {project} runs.", f"Start it: project launch {project}.")
+        record = _record()
+        counted = dict(record.counted)
+        now = counted.get(name)
+        if now is None or now.container != info.id:
+            now = Counted(info.id)
+        longer = extend(now, user.limits, policy.life, hours)
+        decision, longer = decide(longer, user.limits, policy.life, live=True)
+        notice = _notice(policy, user, info, decision)
+        if not check:
+            counted[name] = longer
+            boot, up = (record.boot, record.up) if record.boot else _now()
+            state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
+            others = {key: one for key, one in notices(user.uid).items() if key != project}
+            _publish({user.uid: [*others.values(), notice]})
+            events.record(user.uid, project, events.EXTENDED, events.USER)
+    return {
+        "changed": not check,
+        "project": project,
+        "hours": int((longer.granted - now.granted) / HOUR),
+        "at": notice["at"],
+        "why": notice["why"],
+        "left": policy.life.extend_times - longer.extended,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look once; return 0, 1 when something could not be done, 2 for arguments that it does not know."""
+    given = list(sys.argv if argv is None else argv)[1:]
+    if given not in ([], ["--check"]):
+        say("usage: lab-lifecycle [--check]")
+        return 2
+    check = bool(given)
+    try:
+        policy = load()
+        with closing(Engine.connect()) as engine:
+            ended = tick(engine, policy, check=check)
+    except (LabError, OSError) as error:
+        say(str(error))
+        return 1
+    past = {STOP: "stopped", RETIRE: "retired"}
+    for one in ended:
+        if one.problem:
+            say(f"{one.name} could not be {past[one.decision.do]}: {one.problem}")
+        elif one.decision.do in past:
+            say(f"{one.name} {'would be' if check else 'is'} {past[one.decision.do]} ({one.decision.about}).")
+    return 1 if any(one.problem for one in ended) else 0

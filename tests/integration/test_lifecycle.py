@@ -1,0 +1,105 @@
+"""Containers come to their end by the policy, on a real engine; only the kernel's clock is another one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    containers,
+    ending,
+    events,
+    notices,
+    retired,
+    state,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.liferules import HOUR, LifeRules
+
+NAME = "thesis._.2001"
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Return a clock of hours since the boot that is set by hand; files are in a folder of ours."""
+    hours = [0.0]
+    monkeypatch.setattr(ending, "_now", lambda: ("boot", hours[0] * HOUR))
+    for module in (ending, notices):
+        monkeypatch.setattr(module, "NOTICES", str(tmp_path / "notices"))
+
+    def put(value):
+        hours[0] = value
+
+    return put
+
+
+@pytest.fixture
+def limited(policy, alice):
+    """Return the policy with limits of time for alice alone, and her."""
+    user = replace(alice, limits=replace(alice.limits, run_hours=10))
+    users = tuple(user if one.uid == user.uid else one for one in policy.users)
+    rules = LifeRules(notice_hours=2, retire_hours=5, extend_hours=3, extend_times=1)
+    return replace(policy, users=users, life=rules), user
+
+
+def did(engine, policy, **options):
+    return {one.name: one.decision.do for one in ending.tick(engine, policy, **options)}
+
+
+def test_told_put_off_stopped_and_retired(engine, limited, clock, thesis, inside, bob):
+    policy, user = limited
+    containers.launch(engine, policy, user, "thesis")
+    inside(user, "thesis", "echo > /tmp/mine")
+    assert did(engine, policy) == {NAME: "nothing"}
+    clock(9)
+    assert did(engine, policy, check=True) == did(engine, policy) == {NAME: "notice"}
+    told = notices.notices(user.uid)["thesis"]
+    assert told["noticed"] and "10 hours" in told["why"]
+    assert notices.remark(told).startswith("to be stopped in 1 h")
+    file = os.path.join(notices.NOTICES, str(user.uid))
+    status = os.stat(file)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, user.uid, 0o640)
+    assert notices.notices(bob.uid) == {}
+    promised = ending.put_off(engine, policy, user, "thesis", 2, check=True)
+    done = ending.put_off(engine, policy, user, "thesis", 2, check=False)
+    assert {**promised, "changed": True} == done and done["hours"] == 2 and done["left"] == 0
+    assert not notices.notices(user.uid)["thesis"]["noticed"]
+    with pytest.raises(Refused):
+        ending.put_off(engine, policy, user, "thesis", None, check=False)
+    with pytest.raises(NotFound):
+        ending.put_off(engine, policy, bob, "thesis", None, check=False)
+    clock(11)
+    assert did(engine, policy) == {NAME: "notice"}
+    clock(13)
+    assert did(engine, policy) == {NAME: "stop"}
+    (info,) = containers.listing(engine, policy, user)
+    assert not info.running and state.is_stopped(NAME)
+    clock(17)
+    assert did(engine, policy) == {NAME: "notice"}
+    assert notices.remark(notices.notices(user.uid)["thesis"]).startswith("to be retired")
+    clock(20)
+    assert did(engine, policy) == {NAME: "retire"}
+    assert retired.kept(engine, container=NAME) and did(engine, policy) == {}
+    assert not os.path.exists(file)
+    happened = [(one.what, one.by, one.reason) for one in events.read(user.uid, "thesis")][1:]
+    assert happened == [
+        ("extended", "user", ""),
+        ("stopped", "limit", "it ran for 10 hours, which is the limit"),
+        ("retired", "limit", "it was stopped for 5 hours, which is the limit"),
+    ]
+    containers.undo(engine, policy, user, "thesis")
+    assert did(engine, policy) == {NAME: "nothing"}
+
+
+def test_nothing_is_stopped_by_a_damaged_record_or_without_a_limit(engine, limited, clock, thesis, policy):
+    bounded, user = limited
+    containers.launch(engine, policy, user, "thesis")
+    assert did(engine, policy) == {}
+    did(engine, bounded)
+    state.write_record("lifecycle.json", json.dumps({"boot": "boot"}))
+    clock(1000)
+    with pytest.raises(HostError, match="damaged"):
+        ending.tick(engine, bounded)
+    assert containers.listing(engine, policy, user)[0].running
