@@ -139,6 +139,8 @@ def _carried() -> None:
         events,
         fingerprint,
         freeze,
+        gpudevices,
+        gpus,
         greeting,
         homes,
         hostfiles,

@@ -555,12 +555,147 @@ server:
               type: str
               returned: always
     gpus:
-      description: The GPUs. Empty in this version.
+      description: The GPUs.
       type: list
       elements: dict
       returned: always
+      contains:
+        index:
+          description: Its number, which can change with a boot.
+          type: int
+          returned: always
+        uuid:
+          description: Its name for good; empty if it does not answer.
+          type: str
+          returned: always
+        name:
+          description: What it is.
+          type: str
+          returned: always
+        pci:
+          description: Its place on the PCI bus.
+          type: str
+          returned: always
+        memory:
+          description: Its memory, in bytes.
+          type: int
+          returned: always
+        used:
+          description: How much of it is used.
+          type: int
+          returned: always
+        mig:
+          description: Whether it is divided into MIG instances; none if it cannot be.
+          type: bool
+          returned: always
+        load:
+          description: Per cent of the time in which it computed; none if it is divided or does not tell.
+          type: int
+          returned: always
+        temperature:
+          description: Degrees Celsius; none if it does not tell.
+          type: int
+          returned: always
+        power:
+          description: Watts that it takes; none if it does not tell.
+          type: float
+          returned: always
+        power_limit:
+          description: Watts that it may take; none if it does not tell.
+          type: float
+          returned: always
+        ecc_errors:
+          description: Uncorrectable errors of its memory since the driver's start; none if it does not tell.
+          type: int
+          returned: always
+        xids:
+          description: The numbers of the errors (Xid) that the kernel's log has of it, each once.
+          type: list
+          elements: int
+          returned: always
+        healthy:
+          description: Whether work can be given to it.
+          type: bool
+          returned: always
+        problem:
+          description: What is wrong with it and what to do; empty if nothing is.
+          type: str
+          returned: always
+        processes:
+          description: The processes that compute on it, if it is not divided.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            pid:
+              description: Its number.
+              type: int
+              returned: always
+            memory:
+              description: Bytes of the GPU's memory that it holds; none if that is not known.
+              type: int
+              returned: always
+            uid:
+              description: Whose it is; none if it has just ended.
+              type: int
+              returned: always
+            user:
+              description: The name of that account; empty if there is none.
+              type: str
+              returned: always
+            command:
+              description: The name of its program.
+              type: str
+              returned: always
+            container:
+              description: The id of its Docker container; empty for a process of the host.
+              type: str
+              returned: always
+        instances:
+          description: Its MIG instances.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            uuid:
+              description: Its name for good.
+              type: str
+              returned: always
+            name:
+              description: What it is.
+              type: str
+              returned: always
+            profile:
+              description: Its profile, such as V(1g.10gb).
+              type: str
+              returned: always
+            index:
+              description: The numbers of its GPU and of itself, such as V(0:3).
+              type: str
+              returned: always
+            memory:
+              description: Its memory, in bytes.
+              type: int
+              returned: always
+            used:
+              description: How much of it is used.
+              type: int
+              returned: always
+            processes:
+              description: As of a GPU.
+              type: list
+              elements: dict
+              returned: always
     gpus_problem:
-      description: Why there are none.
+      description: Why nothing is known of GPUs, and what to do; empty if they are known.
+      type: str
+      returned: always
+    gpu_driver:
+      description: The version of the NVIDIA driver; empty if it is not known.
+      type: str
+      returned: always
+    gpu_cuda:
+      description: The newest CUDA that the driver supports, such as V(12.4); empty if it is not known.
       type: str
       returned: always
 """

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import report, spec
+from ansible_collections.lab.server.plugins.module_utils._core import gpus, report, spec
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Snapshot, Wanted
 from ansible_collections.lab.server.plugins.module_utils._core.images import ProjectImage
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
@@ -241,10 +241,21 @@ def test_without_docker_the_rest_is_told(policy: Policy) -> None:
 
 
 def test_storage_problems_and_missing_gpus_are_told(policy: Policy) -> None:
-    answer = told(policy, storage_problems=["/home is not mounted."])
+    none = gpus.Seen(problem="This server has no NVIDIA GPU.")
+    answer = told(policy, storage_problems=["/home is not mounted."], gpus=none)
     assert answer["storage"]["problems"] == ["/home is not mounted."]
-    assert answer["gpus"] == []
-    assert answer["gpus_problem"]
+    assert (answer["gpus"], answer["gpus_problem"]) == ([], "This server has no NVIDIA GPU.")
+
+
+def test_gpus_are_told_as_gpu_info_does(policy: Policy) -> None:
+    seen = gpus.Seen((gpus.Gpu(0, "GPU-1", problem="It is lost."),), "550.1", "12.4")
+    answer = told(policy, gpus=seen)
+    assert answer["gpus"] == gpus.told(seen)["gpus"]
+    assert (answer["gpus"][0]["healthy"], answer["gpu_driver"], answer["gpu_cuda"]) == (
+        False,
+        "550.1",
+        "12.4",
+    )
 
 
 def test_a_file_system_that_is_not_mounted_has_no_size(tmp_path: Any) -> None:

@@ -19,6 +19,7 @@ from . import (
     VERSION,
     capacity,
     containers,
+    gpus,
     imagesizes,
     imagestate,
     mounts,
@@ -41,7 +42,6 @@ from .retired import Kept
 from .versions import Version
 
 _DAY = 86400
-_NO_GPUS = "This version of lab.server gives no GPUs to containers."
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Seen:
     filesystems: Sequence[Mapping[str, Any]]
     storage_problems: Sequence[str]
     docker: Docker
+    gpus: gpus.Seen = field(default_factory=gpus.Seen)
     #: By the users' names, what belongs to them on Docker's file system, where it counts.
     layers: Mapping[str, Usage] = field(default_factory=dict)
 
@@ -117,6 +118,7 @@ def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
         filesystems=[_filesystem(one.role, one.mount, table) for one in policy.filesystems],
         storage_problems=storage.check_mounts(policy, table),
         docker=_docker(policy, url, sizes, packages),
+        gpus=gpus.look(),
         layers=_layers(policy),
     )
 
@@ -240,8 +242,17 @@ def report(policy: Policy, seen: Seen) -> dict[str, Any]:
             "filesystems": [dict(one) for one in seen.filesystems],
             "capacity": [capacity.shown(one) for one in capacity.survey(policy, seen.filesystems)],
         },
-        "gpus": [],
-        "gpus_problem": _NO_GPUS,
+        **_gpus(seen.gpus),
+    }
+
+
+def _gpus(seen: gpus.Seen) -> dict[str, Any]:
+    told = gpus.told(seen)
+    return {
+        "gpus": told["gpus"],
+        "gpus_problem": seen.problem,
+        "gpu_driver": seen.driver,
+        "gpu_cuda": seen.cuda,
     }
 
 
