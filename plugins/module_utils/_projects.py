@@ -12,6 +12,7 @@ from ._core import plan, policy
 from ._core.containers import Wanted
 from ._core.engine import DEFAULT_URL, Engine
 from ._core.errors import EngineError
+from ._core.gpurequests import text_of
 from ._core.names import environment_name
 from ._core.policy import Policy, Project
 from ._core.scaffold import TYPES
@@ -41,6 +42,7 @@ PROJECT = {
     },
     "locked": {"type": "bool", "default": False},
     "on_new_image": {"type": "str", "choices": list(policy.ON_NEW_IMAGE), "default": policy.REPLACE},
+    "gpus": {"type": "raw"},
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -77,6 +79,7 @@ def wanted_of(given: Mapping[str, Any]) -> Wanted:
         home=given["home"],
         ports=tuple((port["container"], port["host"]) for port in given["ports"]),
         on_new_image=given["on_new_image"],
+        gpus=text_of(given["gpus"], f"{where}: gpus"),
     )
 
 
@@ -104,6 +107,7 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         ports=wanted.ports,
         locked=given["locked"],
         on_new_image=wanted.on_new_image,
+        gpus=wanted.gpus,
     )
 
 

@@ -32,14 +32,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from . import RUN_DIRECTORY, journal, names, verbs, verbs_container, verbs_image
+from . import RUN_DIRECTORY, journal, names, verbs, verbs_container, verbs_gpu, verbs_image
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import ATTACH, EXEC, EXIT_CODES, kind_of
 from .verbs import Request, Verb, connected, nothing
 
 #: All that the broker does, but for what hands the caller's descriptors to a container.
-VERBS: dict[str, Verb] = {**verbs.VERBS, **verbs_image.VERBS, **verbs_container.VERBS}
+VERBS: dict[str, Verb] = {**verbs.VERBS, **verbs_image.VERBS, **verbs_container.VERBS, **verbs_gpu.VERBS}
 
 DOCKER = "/usr/bin/docker"
 GROUP = "lab"

@@ -14,6 +14,7 @@ from typing import NoReturn
 from . import (
     cli_container,
     cli_doctor,
+    cli_gpu,
     cli_image,
     cli_inside,
     cli_keeping,
@@ -54,6 +55,7 @@ COMMANDS: tuple[Command, ...] = (
     *cli_workspace.COMMANDS,
     *cli_share.COMMANDS,
     *cli_lab.COMMANDS,
+    *cli_gpu.COMMANDS,
 )
 
 GROUPS = {
@@ -62,6 +64,7 @@ GROUPS = {
     "image": "The images of your projects: what their containers are made of.",
     "workspace": "Your workspace: what is kept, and how much room it has.",
     "lab": "The server, for its admins: called as root.",
+    "gpu": "The GPUs of this server: who has them, and who waits.",
 }
 
 

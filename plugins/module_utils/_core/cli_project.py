@@ -16,7 +16,7 @@ from . import names, scaffold
 from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import User
-from .protocol import ATTACH, JUPYTER_LOG, cores, job_command, memory
+from .protocol import ATTACH, JUPYTER_LOG, cores, gpus, job_command, memory
 from .sizes import format_size
 from .terminal import duration, fit, table
 
@@ -173,12 +173,13 @@ def _launch_previewed(call: Call) -> int:
 def _launch_words(call: Call) -> list[str]:
     """Return what the broker is asked beside the project's name. Raises InvalidInput."""
     options = call.options
-    asked = {"cpus": options.cpus, "memory": options.memory, "command": options.command}
-    for key, check in (("cpus", cores), ("memory", memory), ("command", job_command)):
+    asked = {key: getattr(options, key) for key in ("cpus", "memory", "gpus", "command")}
+    for key, check in (("cpus", cores), ("memory", memory), ("gpus", gpus), ("command", job_command)):
         if asked[key] is not None:
             check(asked[key])
     words = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    return [*words, *(f"{flag}=yes" for flag in ("rebuild", "jupyter") if getattr(options, flag))]
+    flags = ("wait", "rebuild", "jupyter")
+    return [*words, *(f"{flag}=yes" for flag in flags if getattr(options, flag))]
 
 
 def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
@@ -259,6 +260,14 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run Jupyter in it, and say how to reach it from your own computer",
     )
+    parser.add_argument(
+        "--gpus",
+        metavar="WHAT",
+        help="GPUs for a new container: a number, a MIG profile such as 1g.10gb, memory=SIZE, shared, a uuid",
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for the GPUs where they are taken; goes on when you log out"
+    )
     parser.add_argument("--rebuild", action="store_true", help="build the image though nothing changed")
     parser.add_argument(
         "--command",
@@ -284,7 +293,8 @@ COMMANDS: tuple[Command, ...] = (
         "Build the project's image if its files changed, start its container and open a shell in "
         "/workspace/NAME. What is in /workspace is kept; everything else is lost when the container is "
         "retired. Losing the connection or pressing Ctrl-C does not stop the work. A new container has the "
-        "cores and the memory that you ask for, up to your limits; one that is there keeps its own.",
+        "cores, the memory and the GPUs that you ask for, up to your limits; one that is there keeps its "
+        "own. It has the GPUs for itself until it is retired.",
         "project launch my-thesis",
         _project_launch,
         dry_run=True,

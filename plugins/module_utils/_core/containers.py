@@ -25,6 +25,7 @@ from typing import Any, Callable
 from . import (
     brought,
     events,
+    gpuleases,
     homes,
     image_install,
     images,
@@ -94,6 +95,7 @@ class Wanted:
     home: str = CONTAINER_HOME
     ports: tuple[tuple[int, int], ...] = ()
     on_new_image: str = REPLACE
+    gpus: str = ""
 
     @classmethod
     def from_project(cls, project: Project) -> Wanted:
@@ -110,6 +112,7 @@ class Wanted:
             home=project.home,
             ports=project.ports,
             on_new_image=project.on_new_image,
+            gpus=project.gpus,
         )
 
     @property
@@ -120,7 +123,16 @@ class Wanted:
     @property
     def wishes(self) -> Wishes:
         """What it asks of the policy."""
-        return Wishes(self.cpus, self.memory, self.pids, self.shm, self.environment, self.home, self.ports)
+        return Wishes(
+            self.cpus,
+            self.memory,
+            self.pids,
+            self.shm,
+            self.environment,
+            self.home,
+            self.ports,
+            self.gpus,
+        )
 
 
 @dataclass(frozen=True)
@@ -495,10 +507,12 @@ def _apply(
     if CREATE in planned.actions:
         _create(engine, policy, user, spec, snapshot.images.get((spec.uid, spec.project)), actual)
     elif RESTORE in planned.actions:
-        _restore(engine, user, spec, snapshot.kept[spec.name])
+        _restore(engine, policy, user, spec, snapshot.kept[spec.name])
     elif RETIRE in planned.actions and actual is not None:
         result.facts.update(retired.retire(engine, policy, actual))
     elif actual is not None:
+        if START in planned.actions:
+            gpuleases.hold_again(engine, policy, actual, spec.name, gpuleases.inventory)
         deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
         for action in planned.actions:
             deeds.get(action, ignore)(actual.id)
@@ -563,16 +577,17 @@ def _create(
     with locks.hold(f"user-{user.uid}"):
         _check_room(user, observe(engine).held(user.uid))
         made = _make(engine, policy, spec, image, spec.name)
-    with _undone(lambda: engine.remove(made)):
+    with _without_lease(spec), _undone(lambda: engine.remove(made)):
         engine.start(made)
 
 
-def _restore(engine: Engine, user: User, spec: ContainerSpec, kept: Actual) -> None:
+def _restore(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, kept: Actual) -> None:
     """Bring a retired container back and start it. The caller holds the container's lock."""
     _check_given(kept, spec)
     # The clean-up takes this lock too: it removes nothing that is being brought back.
     with locks.hold(f"user-{user.uid}"):
         _check_room(user, observe(engine).held(user.uid))
+        gpuleases.hold_again(engine, policy, kept, spec.name, gpuleases.inventory, user=user)
         back = retired.take_back(engine, spec.name, kept.id)
     with _undone(lambda: retired.put_back(engine, back)):
         engine.start(back.id)
@@ -590,7 +605,7 @@ def _check_given(actual: Actual, spec: ContainerSpec) -> None:
 
 def _replace(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, old: Actual) -> None:
     made = _make(engine, policy, spec, image, spec.name + _NEXT)
-    with _undone(lambda: _bring_back(engine, made, spec.name, old)):
+    with _without_lease(spec), _undone(lambda: _bring_back(engine, made, spec.name, old)):
         if old.live:
             engine.stop(old.id)
         engine.rename(old.id, spec.name + _PREVIOUS)
@@ -646,13 +661,25 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
     if inspected is None:
         raise NotFound(f"The image of {spec.project} is gone.", f"Build it: image-update {spec.project}.")
     facts = specs.image_facts(inspected)
-    config = specs.create_config(spec, ImageFacts(image.reference, facts.path, facts.volumes), engine.facts)
     archive = _furniture(engine, policy, spec, image, facts.volumes)
-    made = _created(engine, spec, name, config)
-    with _undone(lambda: engine.remove(made)):
-        engine.put(made, archive)
-        states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
+    known = ImageFacts(image.reference, facts.path, facts.volumes)
+    with _without_lease(spec):
+        lease = None
+        if spec.gpus:
+            user = policy.user(spec.user)
+            lease = gpuleases.obtain(engine, policy, user, spec, gpuleases.inventory)
+        made = _created(engine, spec, name, specs.create_config(spec, known, engine.facts, lease))
+        with _undone(lambda: engine.remove(made)):
+            engine.put(made, archive)
+            states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
     return made
+
+
+@contextlib.contextmanager
+def _without_lease(spec: ContainerSpec) -> Iterator[None]:
+    """Give its GPUs back when a container was not made after all, before this process ends."""
+    with _undone(lambda: gpuleases.give_back(spec.name)) if spec.gpus else contextlib.nullcontext():
+        yield
 
 
 def _created(engine: Engine, spec: ContainerSpec, name: str, config: Mapping[str, Any]) -> str:
@@ -836,8 +863,7 @@ def launch(
     kept, read_only, lost (paths in the container, by its mounts), limits (cpus, memory). Raises LabError.
     """
     declared = _declared(policy, user, project)
-    specs.check_own(user, project, declared, own)
-    spec = specs.decide(policy, user, project, declared, own)
+    spec = decided(policy, user, project, own)
     check_storage(policy)
     _check_sources(replace(spec, home_source=""))
     notes: list[str] = []
@@ -854,6 +880,7 @@ def launch(
         if actual is None:
             _check_room(user, observe(engine).held(user.uid))
         if status == "created":
+            gpuleases.check_now(engine, policy, user, spec, gpuleases.inventory)
             notes += watermarks.check(policy)
         if status == "created" or rebuild:
             build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
@@ -889,6 +916,7 @@ def launch(
         "image": info.image,
         **_launch_facts(now.spec or spec, status, build, notes),
         **fates_of(engine, now),
+        "gpus": gpuleases.devices_of(now),
         **extra,
     }
     return result
@@ -1013,6 +1041,9 @@ def _unlike(project: str, actual: Actual | None, own: OwnWishes) -> list[str]:
     if spec is not None and own.memory is not None and own.memory != spec.memory:
         asked.append(f"{format_size(spec.memory)} of memory, not {format_size(own.memory)}")
         options += f" --memory {format_size(own.memory)}"
+    if spec is not None and own.gpus and own.gpus != spec.gpus:
+        asked.append(f"{spec.gpus or 'no'} GPUs, not {own.gpus}")
+        options += f" --gpus {own.gpus}"
     if not asked:
         return []
     return [
@@ -1026,6 +1057,7 @@ def _start_again(engine: Engine, policy: Policy, user: User, spec: ContainerSpec
     _check_given(actual, spec)
     homes.prepare(policy, user, actual.spec or spec)
     _check_sources(actual.spec or spec)
+    gpuleases.hold_again(engine, policy, actual, actual.name, gpuleases.inventory)
     engine.start(actual.id)
 
 
@@ -1079,6 +1111,14 @@ def _promised_fates(spec: ContainerSpec) -> dict[str, list[str]]:
 def fates_of(engine: Engine, actual: Actual) -> dict[str, list[str]]:
     """Return which paths of a container are kept, read_only and lost with it, by the mounts that it has."""
     return specs.fates(engine.inspect(actual.id).get("Mounts") or [])
+
+
+def decided(policy: Policy, user: User, project: str, own: OwnWishes) -> ContainerSpec:
+    """Return how a new container of a project is to be; raise Refused where ``own`` asks for too much."""
+    declared = _declared(policy, user, project)
+    specs.check_own(user, project, declared, own)
+    specs.check_gpus(policy, user, own)
+    return specs.decide(policy, user, project, declared, own)
 
 
 def _ports(spec: ContainerSpec) -> list[dict[str, int]]:

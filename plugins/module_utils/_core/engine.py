@@ -135,7 +135,12 @@ class Engine:
         """The engine's cgroup driver and number of cores."""
         with self._asked("describe itself"):
             info = self._client.info()
-        return EngineFacts(cgroup_driver=str(info.get("CgroupDriver")), cpus=int(info.get("NCPU") or 1))
+        return EngineFacts(
+            cgroup_driver=str(info.get("CgroupDriver")),
+            cpus=int(info.get("NCPU") or 1),
+            # Since Docker 25; empty where CDI is off (GET /info).
+            cdi=bool(info.get("CDISpecDirs")),
+        )
 
     def info(self) -> dict[str, Any]:
         """Return what the engine says of itself (GET /info)."""

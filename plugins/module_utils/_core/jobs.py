@@ -21,6 +21,7 @@ from . import asuser, events, locks, names, safefs, state
 from .engine import Engine
 from .errors import HostError, LabError, Refused
 from .policy import Policy, User
+from .processes import ticks
 from .protocol import JOB_END, job_command
 from .spec import WORKSPACE
 from .terminal import moment
@@ -101,7 +102,7 @@ def start(engine: Engine, policy: Policy, user: User, project: str, container: s
         _write(user.uid, project, replace(job, ended=int(time.time())))
         raise
     pid = int((engine.execution(made) or {}).get("Pid") or 0)
-    known = replace(job, pid=pid, ticks=_ticks(pid))
+    known = replace(job, pid=pid, ticks=ticks(pid))
     with contextlib.suppress(HostError):
         _write(user.uid, project, known)
     events.record(user.uid, project, events.JOB_BEGUN, events.USER, f"its output goes to {log}")
@@ -143,7 +144,7 @@ def _told(engine: Engine, job: Job) -> tuple[int | None, bool]:
     if told is not None and told.get("ExitCode") is not None:
         return int(told["ExitCode"]), False
     # Docker forgot it, which it also does of one that runs when it is started anew itself.
-    alive = job.pid > 0 and job.boot == events.boot_id() and _ticks(job.pid) == job.ticks != 0
+    alive = job.pid > 0 and job.boot == events.boot_id() and ticks(job.pid) == job.ticks != 0
     return None, alive
 
 
@@ -213,16 +214,6 @@ def exit_code(text: str) -> int | None:
 
 
 # The record
-
-
-def _ticks(pid: int) -> int:
-    """Return when a process was started, in ticks since the boot (proc(5), stat); 0 when there is none."""
-    try:
-        with open(f"/proc/{int(pid)}/stat", encoding="ascii", errors="replace") as file:
-            # The name of the program is in parentheses, and may have any in it.
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _record(uid: int, project: str) -> str:

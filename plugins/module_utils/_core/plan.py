@@ -17,6 +17,7 @@ from . import names
 from .errors import InvalidInput, NotFound, Refused
 from .spec import (
     LABEL_DIGEST,
+    LABEL_GPUS,
     LABEL_OWNER,
     LABEL_PROJECT,
     LABEL_SPEC,
@@ -55,6 +56,8 @@ class Actual:
     digest: str = ""
     spec: ContainerSpec | None = None
     created: int = 0
+    #: The label of its lease of GPUs; "" for none.
+    lease: str = ""
 
     @property
     def live(self) -> bool:
@@ -103,6 +106,7 @@ def actual_of(listed: Mapping[str, Any], base_name: str = "") -> Actual:
         digest=digest,
         spec=spec,
         created=int(listed.get("Created") or 0),
+        lease=str(labels.get(LABEL_GPUS, "")),
     )
 
 

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from . import POLICY_PATH, diskrules, liferules, names
+from . import POLICY_PATH, diskrules, gpurequests, liferules, names, policy_gpus
 from .diskrules import DiskRules
 from .errors import HostError, InvalidInput, NotFound
 from .liferules import LifeRules
+from .policy_gpus import GpuPolicy
 from .sizes import format_size, parse_size
 
 FORMAT = 1
@@ -223,6 +224,8 @@ class Project:
     locked: bool = False
     #: What becomes of a container that runs when its image is newer: one of ON_NEW_IMAGE.
     on_new_image: str = REPLACE
+    #: A request for GPUs in its canonical text; "" for none.
+    gpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,7 @@ class Policy:
     news: str = ""
     disks: DiskRules = field(default_factory=DiskRules)
     life: LifeRules = field(default_factory=LifeRules)
+    gpu: GpuPolicy = field(default_factory=GpuPolicy)
 
     @property
     def home_root(self) -> str:
@@ -792,8 +796,15 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         ports=tuple(sorted(_port(port) for port in table.tables("ports"))),
         locked=table.boolean("locked"),
         on_new_image=table.choice("on_new_image", ON_NEW_IMAGE, REPLACE),
+        gpus=gpurequests.text_of(table.take("gpus"), table.at("gpus")),
     )
     table.done()
+    request = gpurequests.requested(project.gpus)
+    if request is not None and not gpurequests.least(request) <= limits.gpus > 0:
+        raise InvalidInput(
+            f"{table.at('gpus')}: {project.gpus} is above the limit of the user {owner}.",
+            f"At most {limits.gpus} (limits.gpus).",
+        )
     _unique("the port of the container", [(inner, table.at("ports")) for inner, _host in project.ports])
     memory = limits.memory if project.memory is None else project.memory
     if memory < _LEAST_MEMORY:
@@ -957,6 +968,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         news=root.lines(prefix + "news"),
         disks=diskrules.read(root, prefix, _quota),
         life=liferules.read(root, prefix),
+        gpu=policy_gpus.read(root.table(prefix + "gpu"), by_group, by_user),
     )
     diskrules.check_default(policy.disks, users, filesystems, prefix)
     return policy, keys
@@ -1030,6 +1042,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "news": policy.news,
         **diskrules.dump(policy.disks),
         "lifecycle": asdict(policy.life),
+        "gpu": policy_gpus.dump(policy.gpu),
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+from . import gpurequests
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .names import printable
 from .sizes import parse_size
@@ -63,6 +64,11 @@ def cores(text: str) -> float:
             f"cpus: {printable(text)[:40]!r} is no number of cores.", "Use a number such as 2 or 0.5."
         )
     return float(text)
+
+
+def gpus(text: str) -> str:
+    """Return the canonical text of a request for GPUs, such as 2 or 1g.10gb; raise InvalidInput."""
+    return gpurequests.parse(text).render()
 
 
 def memory(text: str) -> int:

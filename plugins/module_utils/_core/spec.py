@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from . import VERSION, names
+from . import VERSION, gpurequests, names
 from . import WORKSPACE as _WORKSPACE
 from .errors import InvalidInput, Refused
+from .leases import Lease, bounds, check_possible
 from .policy import CONTAINER_HOME, HOST_HOME, LOWEST_PORT, Policy, User
 from .sizes import format_size
 
@@ -30,6 +31,8 @@ LABEL_SPEC = "lab.server.spec"
 LABEL_VERSION = "lab.server.version"
 #: What the user asked for when the container was made: apart from the spec, which is what it got.
 LABEL_WISHES = "lab.server.wishes"
+#: The lease of GPUs that it was made with: a fact of this host, and no part of the spec.
+LABEL_GPUS = "lab.server.gpus"
 
 WORKSPACE = _WORKSPACE
 NETWORK = "lab"
@@ -44,7 +47,9 @@ JUPYTER_PORT = 8888
 #: Ports of containers are reached from the host itself and from nowhere else.
 HOST_ADDRESS = "127.0.0.1"
 # Fields that came after the first release, and their values before that.
-_ADDED: dict[str, object] = {"home_mode": CONTAINER_HOME, "home_source": "", "ports": ()}
+_ADDED: dict[str, object] = {"home_mode": CONTAINER_HOME, "home_source": "", "ports": (), "gpus": ""}
+# The vendor and class of NVIDIA's CDI devices, which its toolkit names by uuid, too (nvidia-ctk-cdi).
+_CDI_KIND = "nvidia.com/gpu="
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,13 @@ class ContainerSpec:
     home_source: str = ""
     #: (port in the container, port on the host's loopback address)
     ports: tuple[tuple[int, int], ...] = ()
+    #: The request for GPUs, in its canonical text (gpurequests.py); "" for none.
+    gpus: str = ""
     #: What its user asked for. Not a part of what it is: it counts in no comparison, and has its own label.
     wished_cpus: float | None = field(default=None, compare=False)
     wished_memory: int | None = field(default=None, compare=False)
     wished_port: int | None = field(default=None, compare=False)
+    wished_gpus: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -111,6 +119,7 @@ class ContainerSpec:
             "groups": list(self.groups),
             "home": self.home_source or self.home_mode,
             "ports": [f"{HOST_ADDRESS}:{host} to {inner}" for inner, host in self.ports],
+            **({"gpus": self.gpus} if self.gpus else {}),
         }
 
 
@@ -137,13 +146,15 @@ def parse_wishes(text: str) -> dict[str, Any]:
     """Return the fields of a spec that a label of wishes holds; nothing for one that is none of ours."""
     try:
         data = json.loads(text)
-        cpus, memory, port = data.get("cpus"), data.get("memory"), data.get("port")
-    except (ValueError, AttributeError):
+        cpus, memory, port, gpus = (data.get(key) for key in ("cpus", "memory", "port", "gpus"))
+        gpurequests.requested(gpus or "")
+    except (ValueError, AttributeError, InvalidInput):
         return {}
     whole = all(number is None or type(number) is int for number in (memory, port))
-    if not whole or not isinstance(cpus, (float, type(None))):
+    if not whole or not isinstance(cpus, (float, type(None))) or not isinstance(gpus, (str, type(None))):
         return {}
-    return {"wished_cpus": cpus, "wished_memory": memory, "wished_port": port}
+    found = {"wished_cpus": cpus, "wished_memory": memory, "wished_port": port}
+    return {**found, **({"wished_gpus": gpus} if gpus else {})}
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,8 @@ class Wishes:
     environment: tuple[tuple[str, str], ...] = ()
     home: str = CONTAINER_HOME
     ports: tuple[tuple[int, int], ...] = ()
+    #: A request for GPUs in its canonical text; "" for none, unless the user asks for some.
+    gpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,13 +178,16 @@ class OwnWishes:
 
     cpus: float | None = None
     memory: int | None = None
+    gpus: str = ""
     #: The port of the server for Jupyter; the broker chooses it, never the user.
     port: int | None = None
 
     @classmethod
     def of(cls, spec: ContainerSpec | None) -> OwnWishes:
         """Return what was asked for when a container was made."""
-        return cls(spec.wished_cpus, spec.wished_memory, spec.wished_port) if spec else cls()
+        if spec is None:
+            return cls()
+        return cls(spec.wished_cpus, spec.wished_memory, spec.wished_gpus, spec.wished_port)
 
 
 #: Nothing is asked for.
@@ -182,6 +198,16 @@ def check_own(user: User, project: str, declared: Wishes, own: OwnWishes) -> Non
     """Raise Refused where a user asks for more than the limits, or for other than what IT declared."""
     _check_own("cpus", own.cpus, declared.cpus, user.limits.cpus, user, project, str)
     _check_own("memory", own.memory, declared.memory, user.limits.memory, user, project, format_size)
+    if own.gpus and declared.gpus and own.gpus != declared.gpus:
+        raise Refused(
+            f"gpus: IT declared {declared.gpus} for {project}.", "Launch it without --gpus, or ask IT."
+        )
+
+
+def check_gpus(policy: Policy, user: User, own: OwnWishes) -> None:
+    """Raise Refused where a user asks for GPUs that the policy never gives."""
+    if own.gpus:
+        check_possible(gpurequests.parse(own.gpus), bounds(policy, user))
 
 
 def _check_own(
@@ -205,6 +231,7 @@ def decide(
     limits = user.limits
     own_cpus = own.cpus if wishes.cpus is None else None
     own_memory = own.memory if wishes.memory is None else None
+    own_gpus = "" if wishes.gpus else own.gpus
     if own_cpus is not None:
         wishes = replace(wishes, cpus=min(own_cpus, limits.cpus))
     if own_memory is not None:
@@ -220,6 +247,8 @@ def decide(
         raise InvalidInput(
             "cpus and pids: too small for any process.", "Ask for at least 0.01 cpus and 1 pid."
         )
+    if wishes.gpus:
+        check_possible(gpurequests.parse(wishes.gpus), bounds(policy, user))
     shares = policy.shares_for(user)
     # Where IT gave the port of Jupyter itself, that one is it.
     own_port = None if JUPYTER_PORT in dict(wishes.ports) else own.port
@@ -242,9 +271,11 @@ def decide(
         home_mode=wishes.home,
         home_source=policy.home_source(user, names.project_name(project), wishes.home),
         ports=tuple(sorted(ports)),
+        gpus=wishes.gpus or own_gpus,
         wished_cpus=own_cpus,
         wished_memory=own_memory,
         wished_port=own_port,
+        wished_gpus=own_gpus,
     )
 
 
@@ -301,10 +332,14 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What matters here of an engine: its cgroup driver ("systemd" or "cgroupfs") and number of cores."""
+    """What matters here of an engine: its cgroup driver ("systemd" or "cgroupfs") and number of cores.
+
+    ``cdi``: whether it gives devices by the Container Device Interface.
+    """
 
     cgroup_driver: str
     cpus: int
+    cdi: bool = False
 
 
 def image_facts(inspected: Mapping[str, Any]) -> ImageFacts:
@@ -339,8 +374,8 @@ def cgroup_parent(uid: int, driver: str) -> str:
     return names.slice_name(uid) if driver == "systemd" else f"/lab/{uid}"
 
 
-def labels(spec: ContainerSpec) -> dict[str, str]:
-    """Return the labels that make a container ours."""
+def labels(spec: ContainerSpec, lease: str = "") -> dict[str, str]:
+    """Return the labels that make a container ours; ``lease`` is the text of its lease of GPUs."""
     return {
         LABEL_OWNER: str(spec.uid),
         LABEL_USER: spec.user,
@@ -349,15 +384,45 @@ def labels(spec: ContainerSpec) -> dict[str, str]:
         LABEL_SPEC: spec.canonical(),
         LABEL_VERSION: VERSION,
         # Always there: an image could have one of its own.
-        LABEL_WISHES: json.dumps(
-            {"cpus": spec.wished_cpus, "memory": spec.wished_memory, "port": spec.wished_port},
-            sort_keys=True,
-        ),
+        LABEL_WISHES: json.dumps(_wishes(spec), sort_keys=True),
+        LABEL_GPUS: lease,
     }
 
 
-def environment(spec: ContainerSpec, image: ImageFacts) -> list[str]:
-    """Return the container's environment. What we set wins over the image's and the policy's."""
+def _wishes(spec: ContainerSpec) -> dict[str, object]:
+    gpus = {"gpus": spec.wished_gpus} if spec.wished_gpus else {}
+    return {"cpus": spec.wished_cpus, "memory": spec.wished_memory, "port": spec.wished_port, **gpus}
+
+
+def given_gpus(inspected: Mapping[str, Any]) -> list[str]:
+    """Return the uuids of the GPUs that Docker gives a container, from its answer to an inspection."""
+    host = inspected.get("HostConfig") or {}
+    found = []
+    for request in host.get("DeviceRequests") or []:
+        if request.get("Driver") in ("cdi", "nvidia"):
+            found += [str(one).replace(_CDI_KIND, "", 1) for one in request.get("DeviceIDs") or []]
+    return sorted(found)
+
+
+def device_requests(uuids: Sequence[str], engine: EngineFacts) -> list[dict[str, Any]]:
+    """Return what the engine is asked for so that a container has these GPUs and no others.
+
+    By CDI (Docker 25 and later), which also survives a reload of systemd; else by the driver "nvidia", which
+    runs the toolkit's hook. https://docs.docker.com/engine/api/v1.44/, HostConfig.DeviceRequests.
+    """
+    if not uuids:
+        return []
+    if engine.cdi:
+        return [{"Driver": "cdi", "DeviceIDs": [_CDI_KIND + uuid for uuid in uuids]}]
+    capabilities = [["gpu", "compute", "utility"]]
+    return [{"Driver": "nvidia", "Count": 0, "DeviceIDs": list(uuids), "Capabilities": capabilities}]
+
+
+def environment(spec: ContainerSpec, image: ImageFacts, visible: Sequence[str] = ()) -> list[str]:
+    """Return the container's environment. What we set wins over the image's and the policy's.
+
+    ``visible``: the uuids of the GPUs that the toolkit's hook is to give it. By CDI there is no hook.
+    """
     values = {
         "LANG": "C.UTF-8",
         **dict(spec.environment),
@@ -366,10 +431,12 @@ def environment(spec: ContainerSpec, image: ImageFacts) -> list[str]:
         "LOGNAME": spec.user,
         "PATH": f"{spec.home}/.local/bin:{image.path or _DEFAULT_PATH}",
         # The NVIDIA runtime gives GPUs to whoever asks in the environment; an image could ask for all.
-        "NVIDIA_VISIBLE_DEVICES": "void",
+        "NVIDIA_VISIBLE_DEVICES": ",".join(visible) or "void",
         "LD_PRELOAD": "",
         "LD_AUDIT": "",
     }
+    if visible:
+        values["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
     return [f"{name}={value}" for name, value in sorted(values.items())]
 
 
@@ -426,9 +493,12 @@ def fates(mounted: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {what: sorted(paths, key=lambda path: (path != WORKSPACE, path)) for what, paths in found.items()}
 
 
-def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -> dict[str, Any]:
+def create_config(
+    spec: ContainerSpec, image: ImageFacts, engine: EngineFacts, lease: Lease | None = None
+) -> dict[str, Any]:
     """Return the body of POST /containers/create. Raises Refused for an image that cannot be used safely."""
     check_volumes(spec, image)
+    uuids = lease.uuids if lease is not None else ()
     host: dict[str, Any] = {
         "Init": True,
         "Mounts": mounts(spec),
@@ -458,6 +528,7 @@ def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
         # Brought back at boot by our own unit, after the mounts are checked.
         "RestartPolicy": {"Name": "no"},
+        **({"DeviceRequests": device_requests(uuids, engine)} if uuids else {}),
     }
     return {
         "Image": image.id,
@@ -467,8 +538,8 @@ def create_config(spec: ContainerSpec, image: ImageFacts, engine: EngineFacts) -
         "Cmd": [],
         # Not the project's folder: the runtime makes a missing one as root, through the user's own links.
         "WorkingDir": WORKSPACE,
-        "Env": environment(spec, image),
-        "Labels": labels(spec),
+        "Env": environment(spec, image, () if engine.cdi else uuids),
+        "Labels": labels(spec, lease.render() if lease is not None else ""),
         "ExposedPorts": {f"{inner}/tcp": {} for inner, _host in spec.ports},
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",

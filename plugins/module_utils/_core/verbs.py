@@ -17,7 +17,7 @@ from . import image_install, names
 from .errors import EngineError, InvalidInput
 from .items import ItemResult
 from .policy import Policy, User
-from .protocol import cores, job_command, memory
+from .protocol import cores, gpus, job_command, memory
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,14 @@ def _project_launch(request: Request, *, check: bool = False) -> dict[str, Any]:
 
     policy, user, project = request.policy, request.user, request.project
     options = request.options
-    with connected() as engine:
+    own = OwnWishes(options.get("cpus"), options.get("memory"), options.get("gpus", ""))
+    with connected() as engine, in_turn(engine, request, own, check=check):
         done = launch(
             engine,
             policy,
             user,
             project,
-            own=OwnWishes(options.get("cpus"), options.get("memory")),
+            own=own,
             rebuild=options.get("rebuild", False),
             with_jupyter=options.get("jupyter", False),
             progress=request.progress,
@@ -152,6 +153,31 @@ def _project_jupyter(request: Request) -> dict[str, Any]:
 
     with connected() as engine:
         return run_jupyter(engine, request.user, request.project)
+
+
+@contextmanager
+def in_turn(engine: Any, request: Request, own: Any, *, check: bool = False) -> Iterator[None]:
+    """Wait for the GPUs of a project's new container where that is asked for, and keep them for the block."""
+    from . import containers, gpuleases, gpurequests, images
+
+    if check or not request.options.get("wait"):
+        yield
+        return
+    policy, user, project = request.policy, request.user, request.project
+    holder = names.container_name(project, user.uid)
+    spec = containers.decided(policy, user, project, own)
+    there = containers.observe(engine, holder).containers.get(holder)
+    if not spec.gpus or (there is not None and not there.unfinished):
+        yield  # there is nothing to wait for
+        return
+    # Before the GPUs are given: they are not to lie idle while an image is built.
+    images.build(engine, policy, user, project, progress=request.progress)
+    wanted = gpurequests.parse(spec.gpus)
+    gpuleases.wait(engine, policy, user, project, wanted, gpuleases.inventory, progress=request.progress)
+    try:
+        yield
+    finally:
+        gpuleases.give_back_unused(engine, policy, holder)
 
 
 def _project_list(request: Request) -> dict[str, Any]:
@@ -279,7 +305,9 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
         )
 
 
-_LAUNCH_WORDS = settings(command=job_command, cpus=cores, memory=memory, rebuild=yes, jupyter=yes)
+_LAUNCH_WORDS = settings(
+    command=job_command, cpus=cores, memory=memory, gpus=gpus, wait=yes, rebuild=yes, jupyter=yes
+)
 
 #: What it does with projects and containers, and what builds; ``broker.VERBS`` is all of it.
 VERBS: dict[str, Verb] = {

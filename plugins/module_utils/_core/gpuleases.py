@@ -1,0 +1,551 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The leases of GPUs on this server: found out, given, given back, waited for.
+
+Docker is the database: a container's label says which devices it was made with. A record of root's says the
+same, and also what is given to a container that is only being made, and by which process. Where the two do
+not agree, what Docker gave to the container decides. One lock (``gpus``) is held over each look and decision.
+
+A lease is held while its container is there and not retired, or, before there is one, while the process
+lives that makes it. Nothing has to be given back: a container that is gone holds nothing, and a process that
+died neither. One that was made but never started, by a process that died, is removed when its devices are
+needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from . import gpuqueue, gpurequests, leases, locks, names, state
+from .engine import Engine, ignore
+from .errors import HostError, InvalidInput, LabError, NotFound, Refused
+from .gpudevices import Device
+from .gpuqueue import Usage, Waiting
+from .leases import Bounds, Busy, Given, Lease, OverLimit
+from .plan import Actual, actual_of
+from .policy import Policy, User
+from .processes import alive, this_process
+from .spec import LABEL_GPUS, ContainerSpec, given_gpus
+
+_LOCK = "gpus"
+_LEASES, _QUEUE, _USAGE = "gpus/leases.json", "gpus/queue.json", "gpus/usage.json"
+_PAUSE = 2.0  # seconds between two looks of one who waits
+# What a container is called while it replaces another, or is replaced.
+_SUFFIXES = (".next", ".previous")
+_MOST_WAITING = 16  # of one user
+
+
+def inventory() -> list[Device]:
+    """Return the devices of this server; raise a LabError that says why there are none."""
+    try:
+        gpus: Any = importlib.import_module(".gpus", __package__)
+    except ImportError:
+        raise HostError("This server has no GPUs that lab.server knows of.", "Ask IT.") from None
+    return list(gpus.devices())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease and where it was found. ``container`` is an id, "" where there is none yet.
+
+    ``since``: seconds since 1970. ``abandoned``: its container was never started, and nobody does it now.
+    """
+
+    lease: Lease
+    container: str = ""
+    since: float = 0.0
+    maker: str = ""
+    abandoned: bool = False
+
+
+@dataclass
+class _Record:
+    """What root's record says of one holder."""
+
+    lease: Lease
+    maker: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is held, who waits (next one first), and what was had lately, at one instant."""
+
+    held: tuple[Held, ...]
+    waiting: tuple[Waiting, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """All leases; a holder that is being replaced has two."""
+        return [one.lease for one in self.held]
+
+
+# What is there
+
+
+def base_of(name: str) -> str:
+    """Return the name of the container that this one is or replaces; "" for one that holds no lease."""
+    for suffix in _SUFFIXES:
+        name = name[: -len(suffix)] if name.endswith(suffix) else name
+    try:
+        names.parse_container_name(name)
+    except InvalidInput:
+        return ""
+    return name
+
+
+def survey(engine: Engine, policy: Policy) -> Survey:
+    """Return who holds what and who waits. The caller decides on nothing that is not under the lock."""
+    records = _read_leases()
+    held: list[Held] = []
+    for item in engine.containers():
+        found = _held_by(engine, item, records)
+        if found is not None:
+            held.append(found)
+    there = {(one.lease.holder, one.lease.devices) for one in held}
+    for holder, record in records.items():
+        if (holder, record.lease.devices) not in there and alive(record.maker):
+            held.append(Held(record.lease, "", record.since, record.maker))
+    waiting = [one for one in _read_queue() if alive(one.maker)]
+    usage = _read_usage()
+    ordered = gpuqueue.order(waiting, policy, usage, _up())
+    return Survey(tuple(held), tuple(ordered), usage)
+
+
+def _held_by(engine: Engine, item: dict[str, Any], records: dict[str, _Record]) -> Held | None:
+    """Return what a container of Docker's listing holds; None for nothing."""
+    base = base_of(str((item.get("Names") or ["/"])[0]).lstrip("/"))
+    if not base or not (item.get("Labels") or {}).get(LABEL_GPUS):
+        return None
+    actual = actual_of(item, base)
+    record = records.get(base)
+    uid = names.parse_container_name(base)[1]
+    lease = None
+    with contextlib.suppress(InvalidInput):
+        lease = leases.parse(actual.lease, base, uid, live=actual.live)
+    if lease is None or not actual.ours or record is None or not lease.same(record.lease):
+        lease = _inspected(engine, actual, base, uid, lease)
+    if lease is None:
+        return None
+    matches = record is not None and lease.same(record.lease)
+    maker = record.maker if record is not None else ""
+    return Held(
+        lease,
+        actual.id,
+        record.since if record is not None and matches else float(actual.created),
+        maker,
+        abandoned=actual.unfinished and not alive(maker),
+    )
+
+
+def _inspected(engine: Engine, actual: Actual, base: str, uid: int, said: Lease | None) -> Lease | None:
+    """Return the lease that Docker itself gave a container, whatever its label says; None for none."""
+    try:
+        given = given_gpus(engine.inspect(actual.id))
+    except NotFound:
+        return None
+    if not given:
+        return None
+    if said is not None and sorted(said.uuids) == sorted(given):
+        return said
+    # Nobody knows of which GPU an instance is; as one of its own it is given to nobody else all the same.
+    return Lease(base, uid, tuple(Given(one, one) for one in sorted(given)), live=actual.live)
+
+
+def devices_of(actual: Actual) -> list[str]:
+    """Return the uuids of the devices that a container was made with, by its label."""
+    with contextlib.suppress(InvalidInput):
+        return list(leases.parse(actual.lease, actual.name, 0).uuids)
+    return []
+
+
+# Give, and give again
+
+
+def obtain(
+    engine: Engine, policy: Policy, user: User, spec: ContainerSpec, devices: Callable[[], list[Device]]
+) -> Lease:
+    """Give a container that is about to be made its devices. The caller holds the container's lock.
+
+    Raises Busy, OverLimit, another Refused, or why no GPU of the server can be used.
+    """
+    request = gpurequests.parse(spec.gpus)
+    found = devices()
+    with locks.hold(_LOCK, title="the GPUs"):
+        return _give(engine, policy, user, spec.name, request, found, last=True)
+
+
+def check_now(
+    engine: Engine, policy: Policy, user: User, spec: ContainerSpec, devices: Callable[[], list[Device]]
+) -> None:
+    """Raise why a container could not have its GPUs now, before there is work done for it."""
+    if spec.gpus:
+        request, limits = gpurequests.parse(spec.gpus), leases.bounds(policy, user)
+        seen = survey(engine, policy)
+        if not any(one.abandoned for one in seen.held):
+            _chosen(seen, policy, user, spec.name, request, devices(), limits, last=True)
+
+
+def _give(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    holder: str,
+    request: gpurequests.GpuRequest,
+    devices: Sequence[Device],
+    *,
+    last: bool,
+) -> Lease:
+    """Choose and record a lease, under the lock. ``last``: all who wait go first."""
+    limits = leases.bounds(policy, user)
+    seen = survey(engine, policy)
+    try:
+        lease = _chosen(seen, policy, user, holder, request, devices, limits, last=last)
+    except Busy:
+        if not _remove_abandoned(engine, seen, holder):
+            raise
+        seen = survey(engine, policy)
+        lease = _chosen(seen, policy, user, holder, request, devices, limits, last=last)
+    _record(seen, lease)
+    return lease
+
+
+def _chosen(
+    seen: Survey,
+    policy: Policy,
+    user: User,
+    holder: str,
+    request: gpurequests.GpuRequest,
+    devices: Sequence[Device],
+    limits: Bounds,
+    *,
+    last: bool,
+) -> Lease:
+    mine = [one for one in seen.held if one.lease.holder == holder and not one.container]
+    ahead = []
+    if not mine:  # what is given to this container already is not wanted by those who wait
+        ahead = _ahead(seen.waiting, policy, "" if last else holder)
+    kept = leases.set_aside(ahead, devices, seen.leases)
+    try:
+        return leases.choose(request, holder, user.uid, devices, kept, limits)
+    except Busy as error:
+        if not ahead:
+            raise
+        raise Busy(
+            f"{error.message} {len(ahead)} wait before you.", "Wait with them: project launch --wait."
+        ) from None
+
+
+def _ahead(
+    waiting: Sequence[Waiting], policy: Policy, holder: str
+) -> list[tuple[gpurequests.GpuRequest, str, int, Bounds]]:
+    """Return the requests of those who wait before ``holder``; of all for ''."""
+    found = []
+    for one in waiting:
+        if one.holder == holder:
+            break
+        with contextlib.suppress(LabError):
+            user = policy.user_by_uid(one.uid)
+            found.append((gpurequests.parse(one.request), one.holder, one.uid, leases.bounds(policy, user)))
+    return found
+
+
+def _remove_abandoned(engine: Engine, seen: Survey, holder: str) -> bool:
+    """Remove containers that hold devices and were never started, by a process that died; say if any was.
+
+    Never waits for a container's lock: its holder may wait for the lock on the GPUs.
+    """
+    removed = False
+    for one in seen.held:
+        if not one.abandoned or not one.container:
+            continue
+        project, uid = names.parse_container_name(one.lease.holder)
+        own = one.lease.holder == holder
+        lock = locks.hold(locks.of_project("container", uid, project), timeout=0.0)
+        with contextlib.suppress(LabError), contextlib.nullcontext() if own else lock:
+            engine.remove(one.container)
+            removed = True
+    return removed
+
+
+def _record(seen: Survey, lease: Lease) -> None:
+    """Write down a new lease, and what is still held beside it."""
+    now = time.time()
+    usage = gpuqueue.aged(seen.usage, seen.leases, now)
+    before = _read_leases()
+    records = {
+        one.lease.holder: _Record(leases_of(one.lease), one.maker, one.since)
+        for one in seen.held
+        if one.lease.holder != lease.holder
+    }
+    for holder in set(before) - set(records) - {lease.holder}:
+        usage = gpuqueue.ended(usage, max(0.0, now - before[holder].since))
+    old = before.get(lease.holder)
+    since = old.since if old is not None and old.lease.same(lease) else now
+    records[lease.holder] = _Record(lease, this_process(), since)
+    _write_leases(records)
+    _write_usage(usage)
+
+
+def leases_of(lease: Lease) -> Lease:
+    """Return the lease as it is recorded: whether its container runs is Docker's to say."""
+    return replace(lease, live=True)
+
+
+def hold_again(
+    engine: Engine,
+    policy: Policy,
+    actual: Actual,
+    holder: str,
+    devices: Callable[[], list[Device]],
+    *,
+    user: User | None = None,
+) -> None:
+    """See to it that a container can be started with the devices that it was made with.
+
+    With ``user`` it does not hold them now, as one that was retired, and is to be within the limits again.
+    The caller holds the container's lock. Raises Refused, Busy, or why no GPU can be used.
+    """
+    if not actual.lease:
+        return
+    uid = names.parse_container_name(holder)[1]
+    lease = leases.parse(actual.lease, holder, uid)
+    found = devices()
+    with locks.hold(_LOCK, title="the GPUs"):
+        seen = survey(engine, policy)
+        try:
+            _check_again(seen, policy, lease, found, user)
+        except Busy:
+            if not _remove_abandoned(engine, seen, holder):
+                raise
+            seen = survey(engine, policy)
+            _check_again(seen, policy, lease, found, user)
+        _record(seen, lease)
+
+
+def _check_again(
+    seen: Survey, policy: Policy, lease: Lease, devices: Sequence[Device], user: User | None
+) -> None:
+    others = leases.without(seen.leases, lease.holder)
+    if user is not None:
+        limits = leases.bounds(policy, user)
+        held = sum((one.cost for one in others if one.uid == lease.uid), Fraction(0)) + lease.cost
+        if held > limits.equivalents:
+            raise OverLimit(
+                f"gpus: with it you would hold {leases.shown(held)} of {limits.equivalents} GPUs "
+                "(limit gpus).",
+                "Retire another container that has one first (gpu list shows yours).",
+            )
+        others = leases.set_aside(_ahead(seen.waiting, policy, ""), devices, others)
+    leases.still_there(lease, devices, others, policy.gpu.shared_by)
+
+
+def give_back(holder: str) -> None:
+    """Forget what this process obtained for a container that was not made after all. Raises nothing."""
+    with contextlib.suppress(LabError), locks.hold(_LOCK, title="the GPUs"):
+        records = _read_leases()
+        if holder in records and records[holder].maker == this_process():
+            del records[holder]
+            _write_leases(records)
+
+
+def give_back_unused(engine: Engine, policy: Policy, holder: str) -> None:
+    """Forget what this process obtained for a container, unless there is one by now. Raises nothing."""
+    with contextlib.suppress(LabError):
+        if not any(one.lease.holder == holder and one.container for one in survey(engine, policy).held):
+            give_back(holder)
+
+
+# Wait
+
+
+def wait(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    request: gpurequests.GpuRequest,
+    devices: Callable[[], list[Device]],
+    *,
+    progress: Callable[[str], None] = ignore,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until the project's container can have its devices; they are its own then, to be made with.
+
+    Raises Refused for what can never be had, and when the place in the queue was given up (``leave``).
+    """
+    holder = names.container_name(project, user.uid)
+    join(engine, policy, user, project, request)
+    try:
+        said = ""
+        while not turn(engine, policy, user, project, request, devices()):
+            text = place_words(survey(engine, policy), holder, time.time())
+            if text != said:
+                progress(text)
+                said = text
+            pause(_PAUSE)
+    finally:
+        with contextlib.suppress(LabError):
+            leave(holder)
+
+
+def join(engine: Engine, policy: Policy, user: User, project: str, request: gpurequests.GpuRequest) -> None:
+    """Take a place in the queue, which is held for as long as this process lives. Raises Refused."""
+    leases.check_possible(request, leases.bounds(policy, user))
+    holder = names.container_name(project, user.uid)
+    with locks.hold(_LOCK, title="the GPUs"):
+        seen = survey(engine, policy)
+        if any(one.holder == holder for one in seen.waiting):
+            raise Refused(f"{project} waits already.", "See: gpu queue. Give it up: gpu release NAME.")
+        if sum(one.uid == user.uid for one in seen.waiting) >= _MOST_WAITING:
+            raise Refused(f"{_MOST_WAITING} of your projects wait already.", "See: gpu queue.")
+        _write_usage(gpuqueue.aged(seen.usage, seen.leases, time.time()))
+        entry = Waiting(holder, user.uid, project, request.render(), _up(), this_process())
+        _write_queue([*seen.waiting, entry])
+
+
+def turn(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    request: gpurequests.GpuRequest,
+    devices: Sequence[Device],
+) -> bool:
+    """Give one who waits what was asked for, if it is there and nobody comes first; say whether it was.
+
+    Raises Refused where the place was given up, or it can never be had any more.
+    """
+    holder = names.container_name(project, user.uid)
+    with locks.hold(_LOCK, title="the GPUs"):
+        if not any(one.holder == holder for one in _read_queue()):
+            raise Refused(f"The place of {project} in the queue was given up.")
+        with contextlib.suppress(Busy, OverLimit):
+            _give(engine, policy, user, holder, request, devices, last=False)
+            _write_queue([one for one in _read_queue() if one.holder != holder])
+            return True
+    return False
+
+
+def leave(holder: str) -> bool:
+    """Give up a place in the queue; say whether there was one."""
+    with locks.hold(_LOCK, title="the GPUs"):
+        waiting = _read_queue()
+        left = [one for one in waiting if one.holder != holder]
+        if len(left) < len(waiting):
+            _write_queue(left)
+    return len(left) < len(waiting)
+
+
+def place(seen: Survey, holder: str, now: float) -> tuple[int, int]:
+    """Return (place from 1, seconds that it may take or -1) of one who waits; (0, -1) for nobody."""
+    for number, one in enumerate(seen.waiting, 1):
+        if one.holder == holder:
+            since = {held.lease.holder: held.since for held in seen.held}
+            return number, gpuqueue.estimate(number, seen.leases, seen.usage, since, now)
+    return 0, -1
+
+
+def place_words(seen: Survey, holder: str, now: float) -> str:
+    """Return how one who waits stands, in words."""
+    from .terminal import duration
+
+    number, seconds = place(seen, holder, now)
+    # In steps, so that it is not said anew each second.
+    when = "" if seconds < 0 else f", about {duration(max(60, seconds // 60 * 60))} if all goes as lately"
+    return f"waiting for GPUs: place {number} of {len(seen.waiting)}{when}"
+
+
+def waited(one: Waiting) -> int:
+    """Return for how many seconds one waits."""
+    return int(max(0.0, _up() - one.since))
+
+
+def tried(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    request: gpurequests.GpuRequest,
+    devices: Sequence[Device],
+) -> tuple[bool, Lease | None, LabError | None]:
+    """Say whether a request can ever be had, what it would be given now, and why it is not given.
+
+    Nothing is given, and no lock is taken: a moment later it may be otherwise.
+    """
+    seen = survey(engine, policy)
+    limits = leases.bounds(policy, user)
+    try:
+        # A name that no container has: as for a new one.
+        lease = _chosen(seen, policy, user, "", request, devices, limits, last=True)
+    except Refused as error:
+        return isinstance(error, (Busy, OverLimit)), None, error
+    return True, lease, None
+
+
+# The records
+
+
+def _up() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _load(name: str) -> Any:
+    """Return a record; None for one that is missing or damaged, which Docker's labels make good."""
+    with contextlib.suppress(ValueError):
+        return json.loads(state.read_record(name) or "null")
+    return None
+
+
+def _read_leases() -> dict[str, _Record]:
+    data = _load(_LEASES)
+    found = {}
+    for holder, one in data.items() if isinstance(data, dict) else ():
+        with contextlib.suppress(InvalidInput, ValueError, TypeError, KeyError, AttributeError):
+            uid = names.parse_container_name(holder)[1]
+            found[holder] = _Record(
+                leases.parse(one["lease"], holder, uid), str(one["maker"]), float(one["since"])
+            )
+    return found
+
+
+def _write_leases(records: dict[str, _Record]) -> None:
+    data = {
+        holder: {"lease": one.lease.render(), "maker": one.maker, "since": round(one.since, 3)}
+        for holder, one in records.items()
+    }
+    state.write_record(_LEASES, json.dumps(data, sort_keys=True))
+
+
+def _read_queue() -> list[Waiting]:
+    data = _load(_QUEUE)
+    found = []
+    for one in data if isinstance(data, list) else ():
+        with contextlib.suppress(TypeError, ValueError, InvalidInput):
+            entry = Waiting(**one)
+            gpurequests.parse(entry.request)
+            found.append(entry)
+    return found
+
+
+def _write_queue(waiting: Sequence[Waiting]) -> None:
+    state.write_record(_QUEUE, json.dumps([vars(one) for one in waiting], sort_keys=True))
+
+
+def _read_usage() -> Usage:
+    data = _load(_USAGE)
+    with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
+        had = tuple((int(uid), float(amount)) for uid, amount in data["had"])
+        return Usage(float(data["at"]), had, float(data["length"]))
+    return Usage()
+
+
+def _write_usage(usage: Usage) -> None:
+    state.write_record(_USAGE, json.dumps(vars(usage), sort_keys=True))

@@ -1,0 +1,144 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the broker tells of GPUs and their queue, and does with a place in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
+from typing import Any
+
+from . import gpuleases, gpurequests, leases, names
+from .errors import LabError, NotFound
+from .gpudevices import Device
+from .gpuleases import Held, Survey
+from .protocol import gpus
+from .verbs import Request, Verb, connected, settings, yes
+
+
+def _devices() -> tuple[list[Device], str]:
+    """Return the devices, and why there are none."""
+    try:
+        return gpuleases.inventory(), ""
+    except LabError as error:
+        return [], str(error)
+
+
+def _list(request: Request) -> dict[str, Any]:
+    devices, problem = _devices()
+    with connected() as engine:
+        seen = gpuleases.survey(engine, request.policy)
+    limits = leases.bounds(request.policy, request.user)
+    mine = [one for one in seen.leases if one.uid == request.user.uid]
+    stock = leases.Stock(devices, seen.leases, limits.shared_by)
+    return {
+        "devices": [_told(request, one, seen, stock) for one in devices],
+        "gone": _gone(request, devices, seen),
+        "problem": problem,
+        "held": leases.shown(sum((one.cost for one in mine), Fraction(0))),
+        "limit": limits.equivalents,
+        "waiting": len(seen.waiting),
+    }
+
+
+def _told(request: Request, device: Device, seen: Survey, stock: leases.Stock) -> dict[str, Any]:
+    """Return a device as it is told: who has it, but of others no project's name."""
+    holders = [one for one in seen.held if device.uuid in one.lease.uuids]
+    return {
+        "uuid": device.uuid,
+        "index": device.index,
+        "name": names.printable(device.name),
+        "memory": device.memory,
+        "profile": device.profile,
+        "gpu": device.parent,
+        "free": stock.is_free(device),
+        "usable": stock.is_sound(device),
+        "problem": device.problem,
+        "shared": any(one.lease.shared for one in holders),
+        "users": sorted({_user(request, one) for one in holders}),
+        "projects": sorted(_project(one) for one in holders if one.lease.uid == request.user.uid),
+    }
+
+
+def _gone(request: Request, devices: Sequence[Device], seen: Survey) -> list[dict[str, Any]]:
+    """Return the user's own containers whose GPU is not there any more."""
+    there = {one.uuid for one in devices}
+    return [
+        {"uuid": uuid, "project": _project(one)}
+        for one in seen.held
+        if one.lease.uid == request.user.uid
+        for uuid in one.lease.uuids
+        if uuid not in there
+    ]
+
+
+def _user(request: Request, held: Held) -> str:
+    with suppress(NotFound):
+        return request.policy.user_by_uid(held.lease.uid).name
+    return f"uid {held.lease.uid}"
+
+
+def _project(held: Held) -> str:
+    return names.parse_container_name(held.lease.holder)[0]
+
+
+def _queue(request: Request) -> dict[str, Any]:
+    with connected() as engine:
+        seen = gpuleases.survey(engine, request.policy)
+    told, now = [], time.time()
+    for one in seen.waiting:
+        place, seconds = gpuleases.place(seen, one.holder, now)
+        own = one.uid == request.user.uid
+        with suppress(NotFound):
+            told.append(
+                {
+                    "place": place,
+                    "user": request.policy.user_by_uid(one.uid).name,
+                    "project": one.project if own else None,
+                    "gpus": one.request,
+                    "waited": gpuleases.waited(one),
+                    "estimate": None if seconds < 0 else seconds,
+                }
+            )
+    return {"waiting": told}
+
+
+def _release(request: Request) -> dict[str, Any]:
+    holder = names.container_name(request.project, request.user.uid)
+    if request.options.get("check"):
+        with connected() as engine:
+            found = gpuleases.place(gpuleases.survey(engine, request.policy), holder, 0.0)[0] > 0
+        changed = found
+    else:
+        changed = found = gpuleases.leave(holder)
+    if not found:
+        raise NotFound(
+            f"{request.project} does not wait for GPUs.",
+            f"To give up those that it has: container retire {request.project}.",
+        )
+    return {"changed": changed}
+
+
+def _why(request: Request) -> dict[str, Any]:
+    """Tell whether a request could be had now, and if not, why."""
+    text = request.options.get("gpus", "1")
+    devices, problem = _devices()
+    with connected() as engine:
+        possible, lease, error = gpuleases.tried(
+            engine, request.policy, request.user, gpurequests.parse(text), devices
+        )
+    answer: dict[str, Any] = {"gpus": text, "now": lease is not None and not problem, "later": possible}
+    answer["devices"] = list(lease.uuids) if lease is not None else []
+    answer["why"] = problem or ("" if error is None else error.message)
+    answer["hint"] = "" if problem or error is None else error.hint
+    return answer
+
+
+VERBS: dict[str, Verb] = {
+    "gpu-list": Verb(False, _list),
+    "gpu-queue": Verb(False, _queue),
+    "gpu-release": Verb(True, _release, further=settings(check=yes)),
+    "gpu-why": Verb(False, _why, further=settings(gpus=gpus)),
+}
