@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import time
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     NotFound,
     Refused,
 )
+from ansible_collections.lab.server.plugins.module_utils._core.shares import encode_acl
 from conftest import root_file_system
 
 
@@ -101,6 +103,29 @@ def test_group_share_is_writable_for_members(engine, policy, bob, tiny, inside, 
     inside(bob, "net", f"touch {share}/weights")
     assert (root / "srv/vision/weights").stat().st_gid == 3102
     assert inside(bob, "net", "id -Gn").split() == ["bob", "researchers"]
+
+
+def test_what_a_container_writes_to_a_share_a_colleague_edits(
+    engine, policy, bob, tiny, inside, root, project_of
+):
+    folder = root / "srv/vision"
+    os.setxattr(folder, "system.posix_acl_default", encode_acl("u::rwx,g::rwx,o::---"))
+    project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, bob, "net")
+    share = f"{policy.data_root}/vision"
+    inside(bob, "net", f"umask 077; mkdir -p {share}/runs && echo a > {share}/runs/log")
+    # The colleague is on the host, with the same umask and another uid.
+    subprocess.run(
+        ["/bin/sh", "-c", "echo b >> runs/log && echo b > runs/new"],
+        cwd=folder,
+        user=64102,
+        group=64102,
+        extra_groups=[3102],
+        umask=0o077,
+        check=True,
+    )
+    assert inside(bob, "net", f"echo a >> {share}/runs/new; cat {share}/runs/log").split() == ["a", "b"]
+    assert (folder / "runs/new").read_text() == "b\na\n"
 
 
 def test_create_options(launched, engine):

@@ -172,6 +172,11 @@ def test_an_empty_comment_leaves_what_is_there() -> None:
     assert steps(READY, accounts.from_options(3000, GROUPS, [{**OPTIONS, "comment": ""}])) == []
 
 
+def test_an_account_that_was_removed_comes_back_with_its_own_uid() -> None:
+    kept = dict([slices.user_unit("alice", 2001, cpus=1, memory=1 << 30, pids=9)])
+    assert accounts.conflicts(DESIRED, accounts.Actual(units=kept)) == []
+
+
 MALLORY = {"mallory": accounts.Account("mallory", 2001, 100)}
 
 
@@ -183,6 +188,10 @@ MALLORY = {"mallory": accounts.Account("mallory", 2001, 100)}
         (with_account(home="/srv/alice"), "usermod -m -d /home/alice alice"),
         (with_account(local=False), "directory service"),
         (accounts.Actual(users=MALLORY), "uid 2001 for alice is taken by mallory"),
+        (
+            accounts.Actual(units=dict([slices.user_unit("bob", 2001, cpus=1, memory=1 << 30, pids=9)])),
+            "uid 2001 for alice was bob's",
+        ),
         (with_group("students", gid=9), "exists with gid 9, not 3101"),
         (accounts.Actual(groups={"x": accounts.UnixGroup("x", 3101)}), "gid 3101 for the group students"),
         (accounts.Actual(groups={"x": accounts.UnixGroup("x", 2001)}), "gid 2001 for the group alice"),

@@ -2,8 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import grp
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,47 @@ def test_what_one_member_creates_another_can_edit(root: Path) -> None:
         status = (root / "vision" / name).stat()
         assert status.st_gid == parent.st_gid
         assert status.st_mode & 0o060 == 0o060
+
+
+def _as_uid(uid: int, groups: list[int], folder: Path, line: str) -> bool:
+    """Run a line in a folder as a user whose umask lets nobody else in; tell whether it succeeded."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        cwd=folder,
+        user=uid,
+        group=uid,
+        extra_groups=groups,
+        umask=0o077,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "share", [VISION, Share("published", "read-only", "games")], ids=["group", "read-only with a group"]
+)
+def test_colleagues_edit_each_others_files_and_nobody_else_does(root: Path, share: Share) -> None:
+    shares.reconcile(str(root), [share], mounted=False, check=False)
+    folder, group = root / share.name, grp.getgrnam("games").gr_gid
+    # The first member writes files and folders in folders; the second edits, adds, renames and removes them.
+    assert _as_uid(64101, [group], folder, "mkdir -p runs/one && echo a > runs/one/log && echo a > notes")
+    edit = "echo b >> runs/one/log && echo b > runs/one/new && mv notes renamed && echo b >> renamed"
+    assert _as_uid(64102, [group], folder, edit)
+    assert (folder / "runs/one/log").read_text() == "a\nb\n"
+    assert _as_uid(64101, [group], folder, "echo a >> runs/one/new && rm runs/one/log")
+    assert not _as_uid(64103, [], folder, "echo c >> renamed")
+    assert not _as_uid(64103, [], folder, "echo c > theirs")
+    assert _as_uid(64103, [], folder, "cat renamed") == (share.access == "read-only")
+
+
+def test_a_file_made_for_its_owner_alone_opens_with_chmod(root: Path) -> None:
+    shares.reconcile(str(root), [VISION], mounted=False, check=False)
+    folder, group = root / "vision", grp.getgrnam("games").gr_gid
+    assert _as_uid(64101, [group], folder, "mv $(mktemp ./made.XXXXXX) closed")
+    assert not _as_uid(64102, [group], folder, "echo b >> closed")
+    assert _as_uid(64101, [group], folder, "chmod g+rwX closed")
+    assert _as_uid(64102, [group], folder, "echo b >> closed")
 
 
 def test_a_link_in_the_place_of_a_share_is_refused_and_the_others_are_made(

@@ -172,6 +172,10 @@ def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> l
         return [
             f"uid {user.uid} for {user.name} is taken by {uids[user.uid]}. Choose one that was never used."
         ]
+    # The slice of a user stays when the account is gone, as files with the number may (backups, shares).
+    former = slices.holder(actual.units.get(slice_name(user.uid), ""))
+    if former not in ("", user.name):
+        return [f"uid {user.uid} for {user.name} was {former}'s. Choose one that was never used."]
     return []
 
 

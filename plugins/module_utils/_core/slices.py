@@ -48,12 +48,15 @@ def _limits(cpus: float, memory: int, pids: int) -> str:
     )
 
 
+_OF_USER = "Description=Containers of the lab user "
+
+
 def user_unit(name: str, uid: int, *, cpus: float, memory: int, pids: int) -> tuple[str, str]:
     """Return (file name, text) of the slice of a user; ``memory`` in bytes, ``cpus`` in cores.
 
     Memory is without swap, as in the containers themselves (systemd.resource-control(5)).
     """
-    head = f"{_HEAD}Description=Containers of the lab user {printable(name)}\n"
+    head = f"{_HEAD}{_OF_USER}{printable(name)}\n"
     return slice_name(uid), head + _limits(cpus, memory, pids)
 
 
@@ -61,6 +64,12 @@ def owner(file_name: str) -> int:
     """Return the uid whose slice has that unit file, or 0."""
     found = re.fullmatch(r"lab-([1-9][0-9]*)\.slice", file_name)
     return int(found.group(1)) if found else 0
+
+
+def holder(text: str) -> str:
+    """Return the name of the user in the text of a slice of ours, or ""."""
+    lines = text.splitlines()
+    return next((line[len(_OF_USER) :] for line in lines if line.startswith(_OF_USER)), "")
 
 
 def properties(text: str) -> list[str]:
