@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from statistics import median
 from typing import Any, Callable
 
 import pytest
@@ -254,8 +253,10 @@ def test_a_look_costs_about_what_nvml_does(simulate: Simulate, tmp_path: Path) -
         what()
         return time.perf_counter() - begun
 
-    turns = [(seconds(lambda: look(tmp_path)), seconds(bare)) for _ in range(7)]
-    assert median(ours / theirs for ours, theirs in turns) <= 1.5
+    turns = [(seconds(lambda: look(tmp_path)), seconds(bare)) for _turn in range(7)]
+    # The least of each: what else the computer does meanwhile only adds to a turn.
+    ours, theirs = (min(side) for side in zip(*turns))
+    assert ours / theirs <= 1.5, f"{ours * 1000:.1f} ms, the bare calls {theirs * 1000:.1f} ms"
 
 
 def test_the_answer_is_plain_data(simulate: Simulate, tmp_path: Path) -> None:
