@@ -208,6 +208,8 @@ def _say_kept(call: Call, facts: Mapping[str, Any]) -> None:
     if isinstance(limits, dict):
         size = format_size(int(limits.get("memory") or 0))
         call.out.line(f"  limits:    {limits.get('cpus')} cpus, {size} of memory")
+    if told(facts, "gpus"):
+        call.out.line(f"  gpus:      {', '.join(told(facts, 'gpus'))}")
     for port in facts.get("ports") or []:
         call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
     lost = ", ".join(told(facts, "lost"))
