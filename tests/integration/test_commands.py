@@ -134,6 +134,8 @@ def test_a_command_has_its_words_input_and_exit_code(launched, url, alice):
 def test_start_brings_a_stopped_container_back(launched, engine, policy, alice, bob):
     assert not containers.start(engine, policy, alice, "thesis").changed
     containers.stop(engine, alice, "thesis")
+    promised = containers.start(engine, policy, alice, "thesis", check=True)
+    assert promised.changed and not containers.listing(engine, policy, alice)[0].running
     assert containers.start(engine, policy, alice, "thesis").changed
     assert containers.listing(engine, policy, alice)[0].id == launched.facts["id"]
     for user, project in ((bob, "thesis"), (alice, "other")):

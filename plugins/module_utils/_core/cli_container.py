@@ -56,30 +56,17 @@ def _previewed(call: Call, done: str, lost: str) -> int:
 
 def _container_start(call: Call) -> int:
     call.user()
-    name = call.options.name
-    if call.options.dry_run:
-        return _start_previewed(call)
-    facts = ask("container-start", name)
+    name, dry_run = call.options.name, call.options.dry_run
+    facts = ask("container-start-check" if dry_run else "container-start", name)
     if call.json:
-        call.answer(facts)
+        call.answer({**facts, "dry_run": True} if dry_run else facts)
+    elif dry_run:
+        would = "would be started" if facts.get("changed") else "runs already"
+        call.out.line(f"The container of {name} {would}. Nothing was changed.")
     elif facts.get("changed"):
         call.out.line(f"The container of {name} runs again. Enter it: container attach {name}")
     else:
         call.out.line(f"The container of {name} was running already.")
-    return 0
-
-
-def _start_previewed(call: Call) -> int:
-    """Say whether a start would start something, from the list of containers."""
-    name = call.options.name
-    found = [one for one in ask("container-list").get("containers", []) if one.get("project") == name]
-    changed = any(state(one) == "stopped" for one in found)
-    if call.json:
-        call.answer({"changed": changed, "containers": found, "dry_run": True})
-    elif not found:
-        call.out.line(f"Nothing to do: there is no container of {name}. Make one: project launch {name}")
-    else:
-        call.out.line(f"The container of {name} {'would be started' if changed else 'runs already'}.")
     return 0
 
 

@@ -1061,22 +1061,30 @@ def _start_again(engine: Engine, policy: Policy, user: User, spec: ContainerSpec
     engine.start(actual.id)
 
 
-def start(engine: Engine, policy: Policy, user: User, project: str) -> ItemResult:
-    """Start a user's container that is there and does not run. Raises NotFound when there is none."""
+def start(engine: Engine, policy: Policy, user: User, project: str, *, check: bool = False) -> ItemResult:
+    """Start a user's container that is there and does not run; only say so with ``check``.
+
+    Raises NotFound when there is none, Refused.
+    """
     spec = specs.decide(policy, user, project, _declared(policy, user, project))
     check_storage(policy)
     result = ItemResult(spec.name)
     with _locked(spec.name):
-        _heal(engine, spec.name)
+        if not check:
+            _heal(engine, spec.name)
         actual = _mine(engine, spec.name)
         if actual is None or actual.unfinished:
             raise NotFound(f"There is no container of {project}.", f"Make one: project launch {project}.")
         if not actual.live:
+            result.changed, result.actions, result.reason = True, [START], "it did not run"
+            if check:
+                _check_given(actual, spec)
+                return result
             engine.ensure_network()
             _start_again(engine, policy, user, spec, actual)
             events.record(user.uid, project, events.STARTED, events.USER)
-            result.changed, result.actions, result.reason = True, [START], "it did not run"
-        states.clear_stopped(spec.name)
+        if not check:
+            states.clear_stopped(spec.name)
     return result
 
 

@@ -27,11 +27,11 @@ def lines(word: str) -> int:
     return int(word)
 
 
-def _start(request: Request) -> dict[str, Any]:
+def _start(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import start
 
     with connected() as engine:
-        return answer(start(engine, request.policy, request.user, request.project))
+        return answer(start(engine, request.policy, request.user, request.project, check=check))
 
 
 def _own(engine: Any, request: Request) -> Any:
@@ -224,6 +224,7 @@ VERBS: dict[str, Verb] = {
     "container-extend-check": Verb(True, partial(_extend, check=True), further=settings(hours=hours)),
     "container-why": Verb(True, _why),
     "container-start": Verb(True, _start, needs_mounts=True),
+    "container-start-check": Verb(True, partial(_start, check=True), needs_mounts=True),
     "container-logs": Verb(True, _logs, further=settings(lines=lines)),
     "container-stats": Verb(True, _stats),
     "container-stats-all": Verb(False, _stats),
