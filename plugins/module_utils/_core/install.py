@@ -110,14 +110,22 @@ def sources() -> dict[str, bytes]:
 
 def programs() -> dict[str, str]:
     """Return the text of each program that is installed, by its path."""
-    # What everybody waits for needs no packages, and without looking for them it starts sooner.
-    found = {posixpath.join("/usr/local/bin", name): _program("cli", "-IS") for name in cli.programs()}
+    # What users wait for needs no packages, and without looking for them it starts sooner. What admins call
+    # talks to Docker itself.
+    found = {
+        posixpath.join("/usr/local/bin", name): _program("cli", "-I" if _for_admins(name) else "-IS")
+        for name in cli.programs()
+    }
     found[BROKER] = _program("broker")
     found[BOOT_PROGRAM] = _program("boot")
     found[CLEANUP_PROGRAM] = _program("cleanup")
     found[LIFECYCLE_PROGRAM] = _program("ending")
     found[greeting.PROGRAM] = _program("greeting", "-IS")
     return found
+
+
+def _for_admins(program: str) -> bool:
+    return program.partition("-")[0] == "lab"
 
 
 def _program(module: str, flags: str = "-I") -> str:
