@@ -209,13 +209,18 @@ def test_quotas_in_the_kernel_are_compared_with_the_policy(
     ("size", "verdict", "word"),
     [
         (3 * GIB, "pass", "2G promised of 3G"),
-        (GIB + GIB // 2, "warn", "133 %"),
+        (GIB + GIB // 4, "warn", "160 %"),
         (GIB // 2, "fail", "alice, bob is larger than the disk"),
     ],
 )
 def test_overcommit(policy: Policy, size: int, verdict: str, word: str) -> None:
     outcome = checks_host.overcommit(policy, size)
     assert outcome.verdict == verdict and word in outcome.detail
+
+
+def test_as_much_as_it_said_may_be_promised(policy: Policy) -> None:
+    twice = replace(policy, disks=replace(policy.disks, overcommit=2.0))
+    assert checks_host.overcommit(twice, GIB + GIB // 4).verdict == "pass"
 
 
 def test_a_user_without_a_limit_is_told(policy: Policy) -> None:

@@ -143,7 +143,7 @@ def overcommit(policy: Policy, size: int) -> Outcome:
         return Outcome(FAIL, detail, "Lower it, or enlarge the disk.")
     if unlimited:
         return Outcome(WARN, f"{said}; no limit for {', '.join(unlimited)}", "Give everybody a hard quota.")
-    if total > size:
+    if total > size * policy.disks.overcommit:
         return Outcome(
             WARN, f"{said}, {round(total / size * 100)} %", "Not all can use their quotas at the same time."
         )

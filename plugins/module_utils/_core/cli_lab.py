@@ -89,8 +89,8 @@ def _disk(call: Call, disk: Mapping[str, Any]) -> None:
     figures = f"{round(space * 100):>3} %  {format_size(disk['used'])} of {format_size(disk['size'])}"
     figures += f", {round(disk['inodes'] * 100)} % of inodes"
     room = max(_LABEL, min(24, call.out.width - len(figures) - 16))
-    bar = call.out.style(gauge(space, 10), colour) + " " if call.out.width >= 70 else ""
-    call.out.line(f"{fit(disk['mount'], room):<{room}}{' ' if room > _LABEL else ''}{bar}{figures}")
+    drawn = call.out.style(gauge(space, 10), colour) + " " if call.out.width >= 70 else ""
+    call.out.line(f"{fit(disk['mount'], room):<{room}}{' ' if room > _LABEL else ''}{drawn}{figures}")
 
 
 def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -111,7 +111,8 @@ def _overcommit(policy: Policy) -> dict[str, Any]:
     total, unlimited = checks_host.promised(policy.users)
     numbers = os.statvfs(policy.home_root)
     size = numbers.f_blocks * numbers.f_frsize
-    return {"promised": total, "size": size, "unlimited": unlimited}
+    allowed = policy.disks.overcommit
+    return {"promised": total, "size": size, "unlimited": unlimited, "allowed": allowed}
 
 
 # ---- what needs a hand first -----------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def attention(seen: Mapping[str, Any]) -> list[dict[str, str]]:
     orphans = [one["name"] for one in seen["containers"] if not one["user"]]
     warn += [f"{name} belongs to nobody in the policy" for name in orphans]
     given = seen["overcommit"]
-    if given["size"] and given["promised"] > given["size"]:
+    if given["size"] and given["promised"] > given["size"] * given["allowed"]:
         promised, size = format_size(given["promised"]), format_size(given["size"])
         warn.append(f"quotas promise {promised} of {size}")
     return [
