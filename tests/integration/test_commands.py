@@ -173,10 +173,12 @@ def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, in
     first = promised_and_done(*launch)
     assert first["status"] == "created" and first["build"] == "there is none" and first["changed"]
     assert promised_and_done(*launch)["status"] == "running"
-    asked("container-stop", alice, "thesis")
+    stop = ("container-stop", "container-stop-check")
+    assert promised_and_done(*stop)["changed"] and not promised_and_done(*stop)["changed"]
     assert promised_and_done(*launch)["status"] == "started"
     inside(alice, "thesis", "echo > /tmp/mine")
-    asked("container-retire", alice, "thesis")
+    retire = ("container-retire", "container-retire-check")
+    assert promised_and_done(*retire)["lost"]["files"] and not promised_and_done(*retire)["changed"]
     assert promised_and_done("container-undo", "container-undo-check")["changed"]
     thesis.write("word", "two\n")
     assert promised_and_done("image-update", "image-update-check")["changed"]

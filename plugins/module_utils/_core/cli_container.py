@@ -10,7 +10,6 @@ from typing import Any
 
 from . import names
 from .calls import Call, Command, age, ask, remark_on, state, told
-from .errors import NotFound
 from .sizes import format_size
 from .terminal import fit, moment, table
 
@@ -36,24 +35,6 @@ def _container_list(call: Call) -> int:
     return 0
 
 
-def _previewed(call: Call, done: str, lost: str) -> int:
-    """Say what a stop or retire would do, from the list of containers."""
-    name = call.options.name
-    found = [one for one in ask("container-list").get("containers", []) if one.get("project") == name]
-    affected = [one for one in found if done == "retired" or state(one) != "stopped"]
-    if call.json:
-        call.answer({"changed": bool(affected), "containers": found, "dry_run": True})
-    elif affected:
-        call.out.line(
-            f"The container {affected[0].get('container')} ({state(affected[0])}) would be {done}. {lost}"
-        )
-    else:
-        call.out.line(
-            f"Nothing to do: there is no {'' if done == 'retired' else 'running '}container of {name}."
-        )
-    return 0
-
-
 def _container_start(call: Call) -> int:
     call.user()
     name, dry_run = call.options.name, call.options.dry_run
@@ -72,12 +53,12 @@ def _container_start(call: Call) -> int:
 
 def _container_stop(call: Call) -> int:
     call.user()
-    if call.options.dry_run:
-        return _previewed(call, "stopped", _STOP_LOSES)
-    name = call.options.name
-    facts = ask("container-stop", name)
+    name, dry_run = call.options.name, call.options.dry_run
+    facts = ask("container-stop-check" if dry_run else "container-stop", name)
     if call.json:
-        call.answer(facts)
+        call.answer({**facts, "dry_run": True} if dry_run else facts)
+    elif dry_run and facts.get("changed"):
+        call.out.line(f"The container of {name} would be stopped. {_STOP_LOSES}")
     elif facts.get("changed"):
         call.out.line(f"The container of {name} is stopped; its files stay.")
         call.out.line(f"Start it again: container start {name}")
@@ -108,17 +89,20 @@ def _container_retire(call: Call) -> int:
 
 def _retire_previewed(call: Call) -> int:
     """Say what a retire would lose, and whether it could be undone."""
+    name = call.options.name
+    facts = ask("container-retire-check", name)
     if call.json:
-        return _previewed(call, "retired", _RETIRE_LOSES)
-    code = _previewed(call, "retired", _RETIRE_LOSES)
-    try:
-        facts = ask("container-lost", call.options.name)
-    except NotFound:
-        return code
-    _say_lost(call, facts)
-    if not _say_until(call, facts):
-        call.out.sentence("It could not be brought back" + _because(facts), "  ")
-    return code
+        call.answer({**facts, "dry_run": True})
+        return 0
+    if not facts.get("changed"):
+        call.out.line(f"There is no container of {name}; nothing to do.")
+        return 0
+    call.out.line(f"The container of {name} would be retired. {_RETIRE_LOSES}")
+    if "lost" in facts:
+        _say_lost(call, facts)
+        if not _say_until(call, facts):
+            call.out.sentence("It could not be brought back" + _because(facts), "  ")
+    return 0
 
 
 def _because(facts: Mapping[str, Any]) -> str:

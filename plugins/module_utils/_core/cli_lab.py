@@ -32,6 +32,8 @@ _ACTS = 50
 _INDENT = " " * 21
 _LABEL = 11
 
+_LEFT = 6  # of those who left, as many are named at a glance
+
 
 def _policy() -> Policy:
     """Return the whole policy of the server, for root; raise Refused for everybody else."""
@@ -115,8 +117,11 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
         shown = [f"{one['name'][len('lab-server-') : -len('.timer')]} {one['active']}" for one in timers]
         found.append(("timers", ", ".join(shown)))
     if seen["left"]:
-        shown = [f"{one['name']} ({'closed' if one['closed'] else 'open'})" for one in seen["left"]]
-        found.append(("left", ", ".join(shown)))
+        # Those whose account is open come first; all of them are told by lab users.
+        left = sorted(seen["left"], key=lambda one: (one["closed"], one["name"]))
+        shown = [f"{one['name']} ({'closed' if one['closed'] else 'open'})" for one in left[:_LEFT]]
+        more = f" and {len(left) - _LEFT} more: lab users" if len(left) > _LEFT else ""
+        found.append(("left", ", ".join(shown) + more))
     drifted = [f"{one['user']}/{one['name']}" for one in seen["projects"] if one["drift"]]
     none = "none: all declared projects are as declared" if docker["answers"] else "not known"
     found.append(("drift", ", ".join(drifted) or none))

@@ -60,7 +60,7 @@ def _workspace_usage(call: Call) -> int:
     call.out.line("Your home and your workspace count together.")
     over = room.over(usage, time.time())
     if over:
-        call.out.line(call.out.style(over, "warn"))
+        call.out.sentence(over, colour="warn")
     for line in room.beside(call.out, beside):
         call.out.line(line)
     if found.largest:

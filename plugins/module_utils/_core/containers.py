@@ -1164,32 +1164,51 @@ def _image_for(
     return done.reason if done.changed else "", list(done.facts.get("notes", []))
 
 
-def stop(engine: Engine, user: User, project: str, *, by: str = events.USER, why: str = "") -> ItemResult:
-    """Stop a user's container, to stay down through a reboot too; ``by`` and ``why`` are for its user.
+def stop(
+    engine: Engine,
+    user: User,
+    project: str,
+    *,
+    by: str = events.USER,
+    why: str = "",
+    check: bool = False,
+) -> ItemResult:
+    """Stop a user's container, to stay down through a reboot too; only say so with ``check``.
 
-    Raises NotFound when there is none.
+    ``by`` and ``why`` are for its user. Raises NotFound when there is none.
     """
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
     with _locked(name):
-        _heal(engine, name)
+        if not check:
+            _heal(engine, name)
         actual = _mine(engine, name)
         if actual is None:
             raise NotFound(f"There is no container of {project}.", f"Start one: project launch {project}.")
+        if actual.live:
+            result.changed, result.actions, result.reason = True, [STOP], "it ran"
+        if check:
+            return result
         states.mark_stopped(name)
         if actual.live:
             engine.stop(actual.id)
             events.record(user.uid, project, events.STOPPED, by, why)
-            result.changed, result.actions, result.reason = True, [STOP], "it ran"
     return result
 
 
 def retire(
-    engine: Engine, policy: Policy, user: User, project: str, *, by: str = events.USER, why: str = ""
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    *,
+    by: str = events.USER,
+    why: str = "",
+    check: bool = False,
 ) -> ItemResult:
     """Give a user's container up; the workspace and the images stay. ``undo`` brings it back for a while.
 
-    ``by`` and ``why`` are for its user to read.
+    ``by`` and ``why`` are for its user to read. With ``check`` it is only told what would be.
 
     ``facts`` of the result, when there was one that ran: lost (packages, files, bytes, paths, complete),
     undo_until (seconds since 1970, None when it was not kept) and not_kept (why).
@@ -1197,16 +1216,23 @@ def retire(
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
     with _locked(name):
-        _heal(engine, name)
+        if not check:
+            _heal(engine, name)
         actual = _mine(engine, name)
         if actual is not None and actual.unfinished:
-            engine.remove(actual.id)
             result.changed, result.actions, result.reason = True, [REMOVE], "it was made but never started"
+        elif actual is not None:
+            result.changed, result.actions, result.reason = True, [RETIRE], f"it is to be {RETIRED}"
+        if check:
+            if RETIRE in result.actions and actual is not None:
+                result.facts = retired.promised(engine, policy, actual)
+            return result
+        if actual is not None and actual.unfinished:
+            engine.remove(actual.id)
         elif actual is not None:
             result.facts = retired.retire(engine, policy, actual)
             told = "; ".join(filter(None, (why, result.facts["not_kept"])))
             events.record(user.uid, project, events.RETIRED, by, told)
-            result.changed, result.actions, result.reason = True, [RETIRE], f"it is to be {RETIRED}"
         states.clear_stopped(name)
     return result
 

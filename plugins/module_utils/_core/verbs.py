@@ -226,18 +226,18 @@ def _container_list(request: Request) -> dict[str, Any]:
         }
 
 
-def _container_stop(request: Request) -> dict[str, Any]:
+def _container_stop(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import stop
 
     with connected() as engine:
-        return answer(stop(engine, request.user, request.project))
+        return answer(stop(engine, request.user, request.project, check=check))
 
 
-def _container_retire(request: Request) -> dict[str, Any]:
+def _container_retire(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import retire
 
     with connected() as engine:
-        return answer(retire(engine, request.policy, request.user, request.project))
+        return answer(retire(engine, request.policy, request.user, request.project, check=check))
 
 
 def _container_lost(request: Request) -> dict[str, Any]:
@@ -318,7 +318,9 @@ VERBS: dict[str, Verb] = {
     "project-forget": Verb(True, _project_forget, needs_mounts=True),
     "container-list": Verb(False, _container_list),
     "container-stop": Verb(True, _container_stop),
+    "container-stop-check": Verb(True, partial(_container_stop, check=True)),
     "container-retire": Verb(True, _container_retire),
+    "container-retire-check": Verb(True, partial(_container_retire, check=True)),
     "container-lost": Verb(True, _container_lost),
     "container-undo": Verb(True, _container_undo, needs_mounts=True),
     "container-undo-check": Verb(True, partial(_container_undo, check=True), needs_mounts=True),

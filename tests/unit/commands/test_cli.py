@@ -19,7 +19,6 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     calls,
     cli,
-    cli_container,
     cli_project,
     cli_workspace,
     protocol,
@@ -402,31 +401,23 @@ def test_undo_brings_it_back(run: Run, broker: Callable[..., Path]) -> None:
     assert code == 3 and "Retire it first." in err
 
 
-def test_a_preview_of_a_retire_says_what_would_be_lost(
-    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def ask(verb: str, *arguments: str) -> dict[str, Any]:
-        asked.append(verb)
-        if verb == "container-lost":
-            return {"lost": LOST, "undo_until": 1_800_000_000, "not_kept": ""}
-        return {"containers": [container("thesis")]}
-
-    monkeypatch.setattr(cli_container, "ask", ask)
+def test_a_preview_of_a_retire_says_what_would_be_lost(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(changed=True, lost=LOST, undo_until=1_800_000_000, not_kept=""))
     code, out, _err = run("container", "retire", "thesis", "--dry-run")
     assert code == 0 and "would be retired" in out and "lost: 214 files" in out and "container undo" in out
-    assert asked == ["container-list", "container-lost"]
+    assert asked.read_text().split()[2:] == ["container-retire-check", "thesis"]
+    assert json.loads(run("container", "retire", "thesis", "--dry-run", "--json")[1])["dry_run"] is True
+    broker(result(changed=False))
+    assert "nothing to do" in run("container", "retire", "thesis", "--dry-run")[1]
 
 
-@pytest.mark.parametrize("verb", ["stop"])
-def test_a_preview_asks_for_the_list_alone(run: Run, broker: Callable[..., Path], verb: str) -> None:
-    asked = broker(result(containers=[container("thesis"), container("other")]))
-    code, out, _err = run("container", verb, "thesis", "--dry-run")
-    assert code == 0 and "would be" in out and "thesis._.2001" in out
-    assert "Nothing to do" in run("container", verb, "none", "--dry-run")[1]
-    assert json.loads(run("container", verb, "thesis", "--dry-run", "--json")[1])["changed"] is True
-    assert {line.split()[2] for line in asked.read_text().splitlines()} == {"container-list"}
+def test_a_preview_of_a_stop_is_the_brokers(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(result(changed=True))
+    code, out, _err = run("container", "stop", "thesis", "--dry-run")
+    assert code == 0 and "would be stopped" in out
+    assert asked.read_text().split()[2:] == ["container-stop-check", "thesis"]
+    broker(result(changed=False))
+    assert "stopped already" in run("container", "stop", "thesis", "--dry-run")[1]
 
 
 def test_an_update_says_how_to_change_over(run: Run, broker: Callable[..., Path]) -> None:
