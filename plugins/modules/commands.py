@@ -187,6 +187,7 @@ def _carried() -> None:
         safefs,
         scaffold,
         scratch,
+        sessions,
         shares,
         sharesize,
         sizes,

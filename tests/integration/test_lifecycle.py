@@ -93,6 +93,38 @@ def test_told_put_off_stopped_and_retired(engine, limited, clock, thesis, inside
     assert did(engine, policy) == {NAME: "nothing"}
 
 
+def test_a_notice_that_could_not_be_published_does_not_stand(engine, limited, clock, thesis, monkeypatch):
+    policy, user = limited
+    containers.launch(engine, policy, user, "thesis")
+    did(engine, policy)
+    clock(9)
+    with monkeypatch.context() as broken:
+        broken.setattr(ending, "NOTICES", "/proc/notices")
+        with pytest.raises(HostError, match="could not be written"):
+            ending.tick(engine, policy)
+    clock(12)
+    assert did(engine, policy) == {NAME: "notice"}
+    assert notices.notices(user.uid)["thesis"]["noticed"]
+
+
+def test_somebody_who_types_keeps_a_container_from_being_idle(engine, limited, clock, thesis, monkeypatch):
+    policy, user = limited
+    limits = replace(user.limits, run_hours=0, idle_hours=4)
+    policy = replace(policy, users=(replace(user, limits=limits),))
+    containers.launch(engine, policy, user, "thesis")
+    typed = {NAME: 1}
+    monkeypatch.setattr(ending.sessions, "typed", lambda names: typed)
+    for hour in (0, 3, 6):
+        typed[NAME] += 1
+        clock(hour)
+        assert did(engine, policy) == {NAME: "nothing"}
+    clock(9)
+    assert did(engine, policy) == {NAME: "notice"}
+    typed[NAME] += 1
+    clock(10)
+    assert did(engine, policy) == {NAME: "nothing"}
+
+
 def test_nothing_is_stopped_by_a_damaged_record_or_without_a_limit(engine, limited, clock, thesis, policy):
     bounded, user = limited
     containers.launch(engine, policy, user, "thesis")

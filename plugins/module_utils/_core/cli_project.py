@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from . import names, scaffold
+from . import names, notices, scaffold
 from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import User
@@ -82,6 +82,9 @@ def _project_launch(call: Call) -> int:
         return 0
     _say_launched(call, facts, duration(time.monotonic() - started))
     _warn_of_room(call, user)
+    remark = notices.remark(notices.notices(user.uid).get(name))
+    if remark:
+        call.out.line(f"This container is {remark}. Put it off: container extend {name}")
     if call.options.jupyter:
         return _say_jupyter(call, facts["jupyter"])
     job = facts.get("job")

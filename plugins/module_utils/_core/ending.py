@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import STATE_DIRECTORY, events, journal, locks, names, safefs, state
+from . import STATE_DIRECTORY, events, journal, locks, names, safefs, sessions, state
 from .boot import say
 from .containers import ContainerInfo, listing_all, retire, stop
 from .engine import Engine
@@ -73,12 +73,12 @@ def _user_of(policy: Policy, info: ContainerInfo) -> User | None:
     return None
 
 
-def _look(engine: Engine, info: ContainerInfo) -> Look:
+def _look(engine: Engine, info: ContainerInfo, typed: int) -> Look:
     used: Any = 0
     if info.running:
         with suppress(NotFound):
             used = ((engine.stats(info.id).get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage")
-    return Look(info.name, info.id, info.running, int(used or 0))
+    return Look(info.name, info.id, info.running, int(used or 0), typed=typed if info.running else 0)
 
 
 def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
@@ -87,7 +87,8 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
         found = [(info, _user_of(policy, info)) for info in listing_all(engine, policy)]
         limited = {info.name: (info, user) for info, user in found if user and is_limited(policy, user)}
         boot, up = _now()
-        looks = [_look(engine, info) for info, _user in limited.values()]
+        typed = sessions.typed(limited) if limited else {}
+        looks = [_look(engine, info, typed.get(info.name, 0)) for info, _user in limited.values()]
         counted = after(_record(), looks, boot, up)
         ended: list[Ended] = []
         told: dict[int, list[dict[str, Any]]] = {}
@@ -101,8 +102,9 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
             )
             told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
         if not check:
-            state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
+            # In this order: a notice that could not be published is not counted as one that stands.
             _publish({user.uid: told.get(user.uid, []) for user in policy.users})
+            state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
     return ended
 
 

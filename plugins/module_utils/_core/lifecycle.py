@@ -11,6 +11,7 @@ one record of root's, and where that is damaged nothing is decided at all.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ class Counted:
     """What was counted of one container, in seconds. ``cpu``: what it used of a processor, in nanoseconds.
 
     ``noticed`` is for how long a notice has stood, None where there is none, and ``about`` what it is of.
-    ``granted`` is what its user put the stop off by, in ``extended`` calls.
+    ``granted`` is what its user put the stop off by, in ``extended`` calls. ``typed``: see Look.
     """
 
     container: str
@@ -44,17 +45,23 @@ class Counted:
     about: str = ""
     granted: float = 0.0
     extended: int = 0
+    typed: int = 0
 
 
 @dataclass(frozen=True)
 class Look:
-    """A container as it is now. ``cpu``: nanoseconds of a processor since its start; 0 when it is down."""
+    """A container as it is now. ``cpu``: nanoseconds of a processor since its start; 0 when it is down.
+
+    ``typed`` is another number when somebody typed in a terminal of it, 0 where there is none (``sessions``).
+    ``busy``: it is known to do something, whatever the processor says.
+    """
 
     name: str
     container: str
     live: bool
     cpu: int = 0
     busy: bool = False
+    typed: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Decision:
 def count(before: Counted | None, look: Look, passed: float) -> Counted:
     """Return what is counted of a container after ``passed`` seconds; a new container starts from nothing."""
     if before is None or before.container != look.container:
-        return Counted(look.container, cpu=look.cpu)
+        return Counted(look.container, cpu=look.cpu, typed=look.typed)
     if not look.live:
         # Its time begins anew when it is started again.
         keeps = before.about == DOWN
@@ -81,12 +88,14 @@ def count(before: Counted | None, look: Look, passed: float) -> Counted:
             cpu=0,
             granted=0.0,
             extended=0,
+            typed=0,
             noticed=_after(before.noticed, passed) if keeps else None,
             about=DOWN if keeps else "",
         )
     started_anew = before.down > 0 or look.cpu < before.cpu
     used = look.cpu if started_anew else look.cpu - before.cpu
-    busy = look.busy or passed > LONGEST_LOOK or used / 1e9 >= BUSY_CORES * max(passed, 1e-9)
+    active = look.busy or look.typed not in (0, before.typed)
+    busy = active or passed > LONGEST_LOOK or used / 1e9 >= BUSY_CORES * max(passed, 1e-9)
     over = before.about == DOWN or (before.about == IDLE and busy)
     return replace(
         before,
@@ -94,6 +103,7 @@ def count(before: Counted | None, look: Look, passed: float) -> Counted:
         idle=0.0 if busy else before.idle + passed,
         down=0.0,
         cpu=look.cpu,
+        typed=look.typed,
         noticed=None if over else _after(before.noticed, passed),
         about="" if over else before.about,
     )
@@ -156,10 +166,14 @@ def extend(now: Counted, limits: Limits, rules: LifeRules, hours: int | None = N
 def words(about: str, limits: Limits, rules: LifeRules) -> str:
     """Return why a container ends, for the sentence that tells it."""
     return {
-        RUN: f"it ran for {limits.run_hours} hours, which is the limit",
-        IDLE: f"it did nothing for {limits.idle_hours} hours, which is the limit",
-        DOWN: f"it was stopped for {rules.retire_hours} hours, which is the limit",
+        RUN: f"it ran for {_hours(limits.run_hours)}, which is the limit",
+        IDLE: f"it did nothing for {_hours(limits.idle_hours)}, which is the limit",
+        DOWN: f"it was stopped for {_hours(rules.retire_hours)}, which is the limit",
     }.get(about, "")
+
+
+def _hours(number: int) -> str:
+    return "1 hour" if number == 1 else f"{number} hours"
 
 
 # The record
@@ -190,23 +204,33 @@ def parse(text: str | None, place: str) -> Record:
     try:
         data = json.loads(text)
         counted = tuple(sorted((str(name), _counted(one)) for name, one in data["counted"].items()))
-        return Record(str(data["boot"]), float(data["up"]), counted)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Record(str(data["boot"]), _seconds(data["up"]), counted)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise HostError(
             f"{place} is damaged, so no container is stopped for its time.",
             f"Remove it: rm {place}. Then all containers are counted anew, in favour of their users.",
         ) from error
 
 
+def _seconds(value: Any) -> float:
+    """Return a time that was counted; raise ValueError for one that nobody can have counted."""
+    seconds = float(value)
+    # json takes NaN and Infinity, with which everything would be over at once, or nothing ever.
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError("no time")
+    return seconds
+
+
 def _counted(data: Mapping[str, Any]) -> Counted:
-    numbers = {key: float(data[key]) for key in ("ran", "idle", "down", "granted")}
+    numbers = {key: _seconds(data[key]) for key in ("ran", "idle", "down", "granted")}
     noticed = data["noticed"]
     return Counted(
         container=str(data["container"]),
         cpu=int(data["cpu"]),
-        noticed=None if noticed is None else float(noticed),
+        noticed=None if noticed is None else _seconds(noticed),
         about=str(data["about"]),
         extended=int(data["extended"]),
+        typed=int(data.get("typed", 0)),
         **numbers,
     )
 

@@ -34,6 +34,10 @@ RULES = LifeRules(notice_hours=2, retire_hours=48, extend_hours=10, extend_times
 BUSY = 10**9 * HOUR
 
 
+def _record_with(**numbers: float) -> str:
+    return Record("b", 1.0, (("a._.1", Counted("1", **numbers)),)).render()  # type: ignore[arg-type]
+
+
 def at(hours: float, limits: Limits, now: Counted, *, live: bool = True, cpu: int = 0):
     """Look at a container after so many hours more; return the decision, and what is counted then."""
     look = Look("a._.1", "1", live, now.cpu + cpu if live else 0)
@@ -71,6 +75,35 @@ def test_one_that_does_nothing_is_told_until_it_does_something() -> None:
     assert decision.do == STOP
     # Of a long time nobody looked it is not known that nothing was done.
     assert at(7, limits, Counted("1"))[0].do == NOTHING
+
+
+def test_somebody_who_types_is_not_idle_and_a_terminal_left_open_is() -> None:
+    limits = replace(NONE, idle_hours=4)
+
+    def look(now: Counted, typed: int):
+        return decide(count(now, Look("a._.1", "1", True, typed=typed), 3 * HOUR), limits, RULES, live=True)
+
+    _decision, now = look(Counted("1"), 7)
+    assert (now.idle, now.typed) == (0, 7)
+    _decision, now = look(now, 7)
+    assert now.idle == 3 * HOUR and now.about == IDLE
+    # Whatever the clock says: it is only another number.
+    decision, now = look(now, 5)
+    assert (decision.do, now.idle, now.noticed) == (NOTHING, 0, None)
+    assert look(now, 0)[1].idle == 3 * HOUR
+
+
+def test_why_it_ends_is_told_in_words() -> None:
+    limits = replace(NONE, run_hours=1, idle_hours=4)
+    assert lifecycle.words(RUN, limits, RULES) == "it ran for 1 hour, which is the limit"
+    assert lifecycle.words(IDLE, limits, RULES) == "it did nothing for 4 hours, which is the limit"
+    assert lifecycle.words(DOWN, limits, RULES) == "it was stopped for 48 hours, which is the limit"
+    assert lifecycle.words("", limits, RULES) == ""
+
+
+def test_a_record_of_before_there_were_terminals_in_it_still_counts() -> None:
+    text = Record("b", 1.0, (("a._.1", Counted("1", ran=5.0)),)).render().replace(', "typed": 0', "")
+    assert "typed" not in text and dict(parse(text, "x").counted)["a._.1"].ran == 5.0
 
 
 def test_one_that_is_down_is_told_and_retired_and_a_start_begins_anew() -> None:
@@ -141,7 +174,12 @@ def test_nothing_ends_without_its_whole_notice_whatever_happens(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"boot": "b", "up": 1, "counted": {"a": {}}}', "null"]
+    "text",
+    [
+        *("", "{", "[]", "{}", '{"boot": "b", "up": 1, "counted": {"a": {}}}', "null"),
+        *(_record_with(ran=number) for number in (float("inf"), float("nan"), -1.0)),
+        *(_record_with(noticed=number) for number in (float("inf"), float("nan"), -1.0)),
+    ],
 )
 def test_a_damaged_record_decides_nothing_and_says_how_to_repair(text: str) -> None:
     with pytest.raises(HostError, match="no container is stopped") as damaged:
