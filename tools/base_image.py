@@ -165,7 +165,7 @@ def subtract(parent: Path, whole: Path, target: Path) -> None:
             if known.get(path) != _identity(tree, member):
                 _copy(tree, member, layer)
         for path in sorted(known.keys() - members.keys()):
-            folder_of, _, name = path.rpartition("/")
+            folder_of, _slash, name = path.rpartition("/")
             if not folder_of or folder_of in members:
                 layer.addfile(_member(f"{folder_of}/.wh.{name}".lstrip("/"), 0o644))
 
@@ -208,7 +208,7 @@ def write_archive(reference: str, layers: list[Path], target: Path) -> None:
         "created": created,
         "config": {"Env": [f"PATH={SEARCH_PATH}", "LANG=C.UTF-8"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},
-        "history": [{"created": created, "created_by": "tools/base_image.py"} for _ in digests],
+        "history": [{"created": created, "created_by": "tools/base_image.py"} for _digest_of_one in digests],
     }
     text = json.dumps(configuration, sort_keys=True).encode()
     name = f"{hashlib.sha256(text).hexdigest()}.json"

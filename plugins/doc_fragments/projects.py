@@ -119,7 +119,8 @@ options:
         default: replace
       gpus:
         description:
-          - GPUs of the container - a number of whole ones, a MIG profile such as V(1g.10gb) or V(2x1g.10gb),
+          - >-
+            GPUs of the container - a number of whole ones, a MIG profile such as V(1g.10gb) or V(2x1g.10gb),
             a mapping such as C({memory: 40g}) or C({uuid: GPU-...}), or V(shared) for a part of one.
           - It has them, by uuid, for as long as it is there and not retired, and nobody else has them.
         type: raw

@@ -150,7 +150,10 @@ def parse_wishes(text: str) -> dict[str, Any]:
         gpurequests.requested(gpus or "")
     except (ValueError, AttributeError, InvalidInput):
         return {}
-    whole = all(number is None or type(number) is int for number in (memory, port))
+    # A bool is an int, and none of ours.
+    whole = all(
+        isinstance(number, (int, type(None))) and not isinstance(number, bool) for number in (memory, port)
+    )
     if not whole or not isinstance(cpus, (float, type(None))) or not isinstance(gpus, (str, type(None))):
         return {}
     found = {"wished_cpus": cpus, "wished_memory": memory, "wished_port": port}
