@@ -84,5 +84,5 @@ def beside(out: Terminal, found: Mapping[str, int | None]) -> list[str]:
         if used is not None:
             told.append(_line(out, what, used, limit, format_size))
     if told:
-        told.append("Layers are what your containers hold beyond their images; retire those you do not need.")
+        told.append("Layers: what containers hold beyond their images; retire those not needed.")
     return told
