@@ -12,6 +12,9 @@ time: a second call waits for the first. What was started by hand gives way.
 kept in the cache and run in a mount namespace of their own, where /usr is theirs and all else is the same.
 --sdk debian-12 lets the command import that release's Docker SDK for Python. The command is told where the
 engine is by LAB_TEST_DOCKER_HOST and LAB_TEST_DOCKER_BINARY.
+
+An engine that knows the Container Device Interface (Docker 25 and later) has simulated GPUs, by a
+specification in the folder that ``docker info`` names: of each a device file and a variable, no hardware.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -57,6 +61,9 @@ BRIDGE = "labtest0"
 ADDRESS = "172.30.250.1/24"
 POOL = "base=172.30.0.0/17,size=24"
 PATIENCE = 60
+CDI_SINCE = 25
+"""The first version of Docker Engine that knows the Container Device Interface."""
+GPUS = 8
 
 
 def _pid() -> int | None:
@@ -127,6 +134,7 @@ def start(engine: str = INSTALLED) -> str:
                 *("--exec-root", str(RUN / "exec"), "--bridge", BRIDGE, "--default-address-pool", POOL),
                 # Where the distribution's containerd runs already, it is shared, by names of our own.
                 *("--containerd-namespace", "labtest", "--containerd-plugins-namespace", "labtest-plugins"),
+                *(_with_gpus() if _major(enter) >= CDI_SINCE else ()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -141,6 +149,38 @@ def start(engine: str = INSTALLED) -> str:
             raise ToolError(f"dockerd does not answer after {PATIENCE} s; the end of {LOG}:\n{tail}")
         time.sleep(0.3)
     return f"unix://{SOCKET}"
+
+
+def _major(enter: list[str]) -> int:
+    """Return the first number of the version of the engine; 0 when it does not tell one."""
+    done = subprocess.run(
+        [*enter, "/usr/sbin/dockerd", "--version"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"version (\d+)\.", done.stdout)
+    return int(found[1]) if found else 0
+
+
+def simulated_gpus() -> dict[str, object]:
+    """Return a CDI specification of GPUs that are not there, as NVIDIA's toolkit names them: by their uuids.
+
+    https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md, version 0.5.0.
+    """
+    devices = []
+    for number in range(GPUS):
+        uuid = f"GPU-{number:08x}-51d0-4000-8000-000000000000"
+        node = {"path": f"/dev/simulated-gpu{number}", "hostPath": "/dev/null", "permissions": "rw"}
+        edits = {"env": [f"SIMULATED_GPU_{number}={uuid}"], "deviceNodes": [node]}
+        devices.append({"name": uuid, "containerEdits": edits})
+    return {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices}
+
+
+def _with_gpus() -> list[str]:
+    """Return the words for a daemon that has the simulated GPUs."""
+    folder, config = RUN / "cdi", RUN / "daemon.json"
+    folder.mkdir()
+    (folder / "simulated.json").write_text(json.dumps(simulated_gpus()))
+    config.write_text(json.dumps({"features": {"cdi": True}, "cdi-spec-dirs": [str(folder)]}))
+    return ["--config-file", str(config)]
 
 
 def _namespace(tree: Path) -> list[str]:

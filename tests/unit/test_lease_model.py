@@ -478,5 +478,5 @@ def test_nobody_starves(seed: int) -> None:
             if len(before) > 10:
                 break
     assert not waiting and served > 200
-    # A day of patience, and then all who were there before.
-    assert longest < gpuqueue.PATIENCE + 60 * 3600
+    # The stream lasts for 33 hours, but nobody needs the patience of a day.
+    assert longest < gpuqueue.PATIENCE

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import gpurequests, leases
+from ansible_collections.lab.server.plugins.module_utils._core import gpuqueue, gpurequests, leases
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
 from ansible_collections.lab.server.plugins.module_utils._core.leases import Bounds, Busy, Lease, OverLimit
+from ansible_collections.lab.server.plugins.module_utils._core.policy import from_inventory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,6 +176,55 @@ def test_nobody_who_waits_for_many_is_passed_by_those_who_want_one() -> None:
     assert choose(1, devices, leases.set_aside([blocked], devices, held)).uuids == (uuid(2),)
     one = (gpurequests.parse(1), "one._.2003", 2003, BOUNDS)
     assert choose(1, devices, leases.set_aside([one], devices, held)).uuids == (uuid(3),)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_who_waits_for_all_is_served_when_the_last_lease_that_was_there_ends(keeps: bool) -> None:
+    """A request for one GPU comes each minute, and each lease lasts an hour: not a minute more is waited.
+
+    Where nothing is kept for who waits, the same stream never lets all GPUs be free at once.
+    """
+    devices, came, lasts = [gpu(n) for n in range(8)], 100, 60
+    big = (gpurequests.parse(8), "big._.2002", 2002, BOUNDS)
+    held: list[tuple[Lease, int]] = []
+    served = 0
+    for now in range(came + 10 * lasts):
+        held = [(lease, end) for lease, end in held if end > now]
+        current = [lease for lease, _end in held]
+        if now >= came:
+            try:
+                leases.choose(big[0], big[1], big[2], devices, current, BOUNDS)
+                served = now
+                break
+            except Busy:
+                current = leases.set_aside([big], devices, current) if keeps else current
+        with contextlib.suppress(Busy):
+            small = choose(1, devices, current, holder=f"p{now}._.3001", uid=3001 + now)
+            held.append((small, now + lasts))
+    assert (came < served <= came + lasts) if keeps else not served
+
+
+def test_who_waited_for_a_day_comes_first_and_not_a_second_earlier() -> None:
+    limits = {"containers": 9, "cpus": 1, "memory": "1g", "pids": 64, "shm": "1m", "gpus": 8}
+    quota = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+    made, _keys = from_inventory(
+        {
+            "lab_groups": [
+                {"name": name, "gid": 3101 + number, "limits": limits, "quota": quota}
+                for number, name in enumerate(("greedy", "modest"))
+            ],
+            "lab_users": [
+                {"name": "alice", "uid": 2001, "group": "greedy"},
+                {"name": "bob", "uid": 2002, "group": "modest"},
+            ],
+        }
+    )
+    usage = gpuqueue.Usage(1.0, ((2001, 1e9),))
+    greedy = gpuqueue.Waiting("a._.2001", 2001, "a", "8", 1000.0, "")
+    others = [gpuqueue.Waiting(f"p{n}._.2002", 2002, f"p{n}", "1", 1001.0 + n, "") for n in range(50)]
+    for waited, place in ((gpuqueue.PATIENCE - 1, 50), (gpuqueue.PATIENCE, 0)):
+        ordered = gpuqueue.order([*others, greedy], made, usage, greedy.since + waited)
+        assert ordered.index(greedy) == place
 
 
 def test_a_container_starts_again_only_with_what_it_was_made_with() -> None:

@@ -23,7 +23,7 @@ def _gpu_list(call: Call) -> int:
         return 0
     rows = [_row(one) for one in data.get("devices") or []]
     if rows:
-        for line in table(["GPU", "WHAT", "MEMORY", "STATE", "USER", "UUID"], rows, call.out.width):
+        for line in table(["GPU", "WHAT", "MEMORY", "STATE", "PROJECT", "UUID"], rows, call.out.width):
             call.out.line(line)
     if data.get("problem"):
         call.out.line(call.out.style(names.printable(str(data["problem"])), "warn"))
@@ -35,27 +35,23 @@ def _gpu_list(call: Call) -> int:
 
 
 def _row(device: Mapping[str, Any]) -> list[str]:
-    what = str(device.get("profile") or device.get("name"))
-    users = ", ".join(str(one) for one in device.get("users") or [])
-    mine = ", ".join(str(one) for one in device.get("projects") or [])
     return [
         str(device.get("index")),
-        what,
+        str(device.get("profile") or device.get("name")),
         format_size(int(device.get("memory") or 0)),
         _state(device),
-        f"{users} ({mine})" if mine else users,
+        ", ".join(str(one) for one in device.get("projects") or []),
         str(device.get("uuid")),
     ]
 
 
 def _state(device: Mapping[str, Any]) -> str:
+    """Return what a device is to who asks: free, theirs, in use by others, or why it is of no use."""
     if device.get("problem"):
         return str(device["problem"])
-    if not device.get("usable"):
-        return "in instances" if not device.get("gpu") else "broken"
-    if device.get("shared"):
-        return "shared"
-    return "free" if device.get("free") else "taken"
+    if device.get("use"):
+        return str(device["use"]) + (", shared" if device.get("shared") else "")
+    return "broken" if device.get("gpu") else "in instances"
 
 
 def _waiting(data: Mapping[str, Any]) -> str:
@@ -75,8 +71,7 @@ def _gpu_queue(call: Call) -> int:
         rows.append(
             [
                 str(one.get("place")),
-                str(one.get("user")),
-                str(one.get("project") or "-"),
+                str(one.get("project") if one.get("yours") else "(another's)"),
                 str(one.get("gpus")),
                 duration(float(one.get("waited") or 0)),
                 "unknown" if seconds is None else f"about {duration(float(seconds))}",
@@ -85,7 +80,7 @@ def _gpu_queue(call: Call) -> int:
     if not rows:
         call.out.line("Nobody waits for GPUs.")
         return 0
-    for line in table(["PLACE", "USER", "PROJECT", "GPUS", "WAITED", "TO GO"], rows, call.out.width):
+    for line in table(["PLACE", "PROJECT", "GPUS", "WAITED", "TO GO"], rows, call.out.width):
         call.out.line(line)
     return 0
 
@@ -129,9 +124,9 @@ def _why_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS: tuple[Command, ...] = (
     Command(
         ("gpu", "list"),
-        "list the GPUs, and who has them",
-        "List the GPUs of this server and their MIG instances, whether they are free, and whose containers "
-        "have the others. A container keeps its GPUs until it is retired.",
+        "list the GPUs, and which are free",
+        "List the GPUs of this server and their MIG instances: which are free, which are yours, and by what "
+        "project, and which others use. A container keeps its GPUs until it is retired.",
         "gpu list",
         _gpu_list,
         named=False,
@@ -139,9 +134,9 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         ("gpu", "queue"),
         "list who waits for GPUs",
-        "List who waits for GPUs, the next one first: first come those whose group, then who themselves, had "
-        "the least of the GPUs lately. How long it takes is reckoned from how long containers lately had "
-        "their GPUs.",
+        "List your projects, and those of others, that wait for GPUs, the next one first: first come those "
+        "whose group, then who themselves, had the least of the GPUs lately. How long it takes is reckoned "
+        "from how long containers lately had their GPUs.",
         "gpu queue --json",
         _gpu_queue,
         named=False,

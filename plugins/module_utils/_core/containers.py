@@ -44,6 +44,7 @@ from .engine import DOCKER, Engine, ignore
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .images import ProjectImage
 from .items import ItemResult
+from .leases import Busy, OverLimit
 from .plan import (
     CREATE,
     REMOVE,
@@ -516,6 +517,8 @@ def _apply(
         deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
         for action in planned.actions:
             deeds.get(action, ignore)(actual.id)
+    if actual is not None and {RETIRE, REMOVE} & set(planned.actions) and CREATE not in planned.actions:
+        gpuleases.end(actual)
     if state == STOPPED and actual is not None:
         states.mark_stopped(spec.name)
     else:
@@ -588,8 +591,9 @@ def _restore(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, ke
     with locks.hold(f"user-{user.uid}"):
         _check_room(user, observe(engine).held(user.uid))
         gpuleases.hold_again(engine, policy, kept, spec.name, gpuleases.inventory, user=user)
-        back = retired.take_back(engine, spec.name, kept.id)
-    with _undone(lambda: retired.put_back(engine, back)):
+        with _undone(lambda: gpuleases.give_back(spec.name)):
+            back = retired.take_back(engine, spec.name, kept.id)
+    with _undone(lambda: gpuleases.give_back(spec.name)), _undone(lambda: retired.put_back(engine, back)):
         engine.start(back.id)
 
 
@@ -853,14 +857,16 @@ def launch(
     with_jupyter: bool = False,
     progress: Callable[[str], None] = ignore,
     check: bool = False,
+    waits: bool = False,
 ) -> ItemResult:
     """Bring a user's project up: build its image if needed, make its container, or start the one there is.
 
     Never discards a container: ``own`` holds for one that is made now, and so does the port for Jupyter that
     it gets by ``with_jupyter``. ``rebuild`` builds the image in any case. With ``check`` nothing is done, and
-    the result tells what would be. ``facts`` of the result: container, id, image, status ("created",
-    "started" or "running"), build (why its image is built, "" where it is not), notes (sentences for people),
-    kept, read_only, lost (paths in the container, by its mounts), limits (cpus, memory). Raises LabError.
+    the result tells what would be; with ``waits`` beside it, that GPUs which are taken would be waited for.
+    ``facts`` of the result: container, id, image, status ("created", "started" or "running"), build (why its
+    image is built, "" where it is not), notes (sentences for people), kept, read_only, lost (paths in the
+    container, by its mounts), limits (cpus, memory), gpus (uuids). Raises LabError.
     """
     declared = _declared(policy, user, project)
     spec = decided(policy, user, project, own)
@@ -880,7 +886,7 @@ def launch(
         if actual is None:
             _check_room(user, observe(engine).held(user.uid))
         if status == "created":
-            gpuleases.check_now(engine, policy, user, spec, gpuleases.inventory)
+            notes += _gpus_now(engine, policy, user, spec, would_wait=check and waits)
             notes += watermarks.check(policy)
         if status == "created" or rebuild:
             build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
@@ -920,6 +926,19 @@ def launch(
         **extra,
     }
     return result
+
+
+def _gpus_now(
+    engine: Engine, policy: Policy, user: User, spec: ContainerSpec, *, would_wait: bool
+) -> list[str]:
+    """Raise why a new container could not have its GPUs now; return it as a note where one would wait."""
+    try:
+        gpuleases.check_now(engine, policy, user, spec, gpuleases.inventory)
+    except (Busy, OverLimit) as error:
+        if not would_wait:
+            raise
+        return [f"{error.message} It would wait for them."]
+    return []
 
 
 def _bring_up(
@@ -1233,6 +1252,8 @@ def retire(
             result.facts = retired.retire(engine, policy, actual)
             told = "; ".join(filter(None, (why, result.facts["not_kept"])))
             events.record(user.uid, project, events.RETIRED, by, told)
+        if actual is not None:
+            gpuleases.end(actual)
         states.clear_stopped(name)
     return result
 

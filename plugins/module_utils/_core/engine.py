@@ -57,6 +57,12 @@ def content() -> str:
     return ""
 
 
+_CDI_HINT = (
+    "Tell your admins: the GPUs have changed since their CDI specification was made; "
+    "systemctl restart lab-server-cdi.service makes it anew."
+)
+
+
 @dataclass(frozen=True)
 class BuildRequest:
     """A build: the checked context (a tar), what it is called in messages, and what it gets and may use."""
@@ -201,8 +207,14 @@ class Engine:
 
     def start(self, container: str) -> None:
         """Start a container."""
-        with self._asked("start the container"):
-            self._client.start(container)
+        try:
+            with self._asked("start the container"):
+                self._client.start(container)
+        except EngineError as error:
+            # "CDI device injection failed: unresolvable CDI devices ..." (moby, daemon/cdi.go).
+            if "unresolvable CDI devices" not in error.message:
+                raise
+            raise EngineError(error.message, _CDI_HINT) from error
 
     def stop(self, container: str, seconds: int = 10) -> None:
         """Stop a container; after ``seconds`` it is killed. The listings of containers know of it then."""

@@ -352,6 +352,23 @@ def give_back(holder: str) -> None:
             _write_leases(records)
 
 
+def end(actual: Actual) -> None:
+    """Forget the lease of a container that was retired or removed just now. Raises nothing.
+
+    It holds nothing any more without this; but the process that made it may live on, as one that does many
+    things, and then the record would stand for a container that is still being made.
+    """
+    if not actual.lease:
+        return
+    with contextlib.suppress(LabError), locks.hold(_LOCK, title="the GPUs"):
+        records, now = _read_leases(), time.time()
+        usage = gpuqueue.aged(_read_usage(), [one.lease for one in records.values()], now)
+        gone = records.pop(actual.name, None)
+        if gone is not None:
+            _write_leases(records)
+            _write_usage(gpuqueue.ended(usage, max(0.0, now - gone.since)))
+
+
 def give_back_unused(engine: Engine, policy: Policy, holder: str) -> None:
     """Forget what this process obtained for a container, unless there is one by now. Raises nothing."""
     with contextlib.suppress(LabError):

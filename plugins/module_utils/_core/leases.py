@@ -240,7 +240,7 @@ def choose(
     if len(free) < request.count:
         raise Busy(
             f"gpus: {request.words}: {len(free)} of {len(fitting)} free.",
-            "Wait for it: project launch NAME --gpus ... --wait. Who has what: gpu list.",
+            "Wait for it: project launch NAME --gpus ... --wait. What there is: gpu list.",
         )
     chosen = free[: request.count]
     cost = sum((cost_of(one, shared=shared, shared_by=bounds.shared_by) for one in chosen), Fraction(0))

@@ -142,6 +142,7 @@ def _project_launch(request: Request, *, check: bool = False) -> dict[str, Any]:
             with_jupyter=options.get("jupyter", False),
             progress=request.progress,
             check=check,
+            waits=options.get("wait", False),
         )
         facts = answer(done)
         command = "" if check else options.get("command", "")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -44,7 +43,7 @@ def _list(request: Request) -> dict[str, Any]:
 
 
 def _told(request: Request, device: Device, seen: Survey, stock: leases.Stock) -> dict[str, Any]:
-    """Return a device as it is told: who has it, but of others no project's name."""
+    """Return a device as it is told: what others have is in use, and no more is said."""
     holders = [one for one in seen.held if device.uuid in one.lease.uuids]
     return {
         "uuid": device.uuid,
@@ -57,7 +56,7 @@ def _told(request: Request, device: Device, seen: Survey, stock: leases.Stock) -
         "usable": stock.is_sound(device),
         "problem": device.problem,
         "shared": any(one.lease.shared for one in holders),
-        "users": sorted({_user(request, one) for one in holders}),
+        "use": _use(request, device, holders, stock),
         "projects": sorted(_project(one) for one in holders if one.lease.uid == request.user.uid),
     }
 
@@ -74,10 +73,13 @@ def _gone(request: Request, devices: Sequence[Device], seen: Survey) -> list[dic
     ]
 
 
-def _user(request: Request, held: Held) -> str:
-    with suppress(NotFound):
-        return request.policy.user_by_uid(held.lease.uid).name
-    return f"uid {held.lease.uid}"
+def _use(request: Request, device: Device, holders: Sequence[Held], stock: leases.Stock) -> str:
+    """Return "yours", "in use", "free", or "" for what cannot be used."""
+    if any(one.lease.uid == request.user.uid for one in holders):
+        return "yours"
+    if holders or (stock.is_sound(device) and not stock.is_free(device)):
+        return "in use"
+    return "free" if stock.is_free(device) else ""
 
 
 def _project(held: Held) -> str:
@@ -91,17 +93,16 @@ def _queue(request: Request) -> dict[str, Any]:
     for one in seen.waiting:
         place, seconds = gpuleases.place(seen, one.holder, now)
         own = one.uid == request.user.uid
-        with suppress(NotFound):
-            told.append(
-                {
-                    "place": place,
-                    "user": request.policy.user_by_uid(one.uid).name,
-                    "project": one.project if own else None,
-                    "gpus": one.request,
-                    "waited": gpuleases.waited(one),
-                    "estimate": None if seconds < 0 else seconds,
-                }
-            )
+        told.append(
+            {
+                "place": place,
+                "yours": own,
+                "project": one.project if own else None,
+                "gpus": one.request,
+                "waited": gpuleases.waited(one),
+                "estimate": None if seconds < 0 else seconds,
+            }
+        )
     return {"waiting": told}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.leases import Given, Lease
 from ansible_collections.lab.server.plugins.module_utils._core.plan import actual_of
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
 from ansible_collections.lab.server.plugins.module_utils._core.spec import (
@@ -344,3 +347,63 @@ def test_too_much_is_refused_when_it_is_asked_for_and_never_later(policy, alice)
 )
 def test_a_label_that_is_none_of_ours_wishes_nothing(text):
     assert not any(value is not None for value in specs.parse_wishes(text).values())
+
+
+# GPUs
+
+UUIDS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000000")
+LEASE = Lease("thesis._.2001", 2001, tuple(Given(one, one) for one in UUIDS), cost=Fraction(2))
+
+
+def test_a_container_without_gpus_keeps_the_digest_it_had():
+    """It was computed by the version before there were GPUs: no running container is replaced for them."""
+    spec = ContainerSpec(
+        project="thesis",
+        user="alice",
+        uid=2001,
+        gid=2001,
+        groups=(3102,),
+        workspace="/home/.workspaces/alice",
+        data_root="/srv/data",
+        shares=("/srv/data/vision",),
+        cpus=2.0,
+        memory=1 << 30,
+        pids=512,
+        shm=64 << 20,
+        environment=(("LANG", "de_DE.UTF-8"),),
+    )
+    assert spec.digest() == "ddf2c701a67cb05c6860e52d10ae70c63182abc99f020267ccca02b28e97442c"
+    assert "gpus" not in spec.canonical()
+    assert replace(spec, gpus="1").digest() != spec.digest()
+
+
+def test_an_engine_without_cdi_is_asked_by_the_driver_nvidia(spec):
+    """Docker before 25: the toolkit's hook gives what the variable says, so both say the same."""
+    made = specs.create_config(spec, IMAGE, ENGINE, LEASE)
+    assert made["HostConfig"]["DeviceRequests"] == [
+        {
+            "Driver": "nvidia",
+            "Count": 0,
+            "DeviceIDs": list(UUIDS),
+            "Capabilities": [["gpu", "compute", "utility"]],
+        }
+    ]
+    assert f"NVIDIA_VISIBLE_DEVICES={','.join(UUIDS)}" in made["Env"]
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in made["Env"]
+    assert made["Labels"][specs.LABEL_GPUS] == LEASE.render()
+    assert specs.given_gpus(made) == sorted(UUIDS)
+
+
+def test_an_engine_with_cdi_is_asked_by_it_and_the_hook_by_nothing(spec):
+    made = specs.create_config(spec, IMAGE, replace(ENGINE, cdi=True), LEASE)
+    names = [f"nvidia.com/gpu={one}" for one in UUIDS]
+    assert made["HostConfig"]["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": names}]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in made["Env"]
+    assert specs.given_gpus(made) == sorted(UUIDS)
+
+
+@pytest.mark.parametrize("cdi", [True, False])
+def test_who_has_no_lease_asks_for_nothing(spec, cdi):
+    made = specs.create_config(spec, IMAGE, replace(ENGINE, cdi=cdi))
+    assert "DeviceRequests" not in made["HostConfig"] and specs.given_gpus(made) == []
+    assert "NVIDIA_VISIBLE_DEVICES=void" in made["Env"] and made["Labels"][specs.LABEL_GPUS] == ""
