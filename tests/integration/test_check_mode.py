@@ -150,6 +150,15 @@ def _prepare_homes(root: PrivateRoot) -> None:
         os.chown(home, uid, uid)
 
 
+def _prepare_leaving(root: PrivateRoot) -> None:
+    # Its processes would be ended, so it is a number that no other test has.
+    user = {**_user(), "name": "zoe", "uid": 29612}
+    run_module("users", _users(users=[user]), check=False, call=root.call)
+    with (root.path / "home/zoe/notes").open("w") as notes:
+        notes.write("mine")
+    os.chown(root.path / "home/zoe/notes", 29612, 29612)
+
+
 def _nothing(root: PrivateRoot) -> None:
     """Prepare nothing."""
 
@@ -180,6 +189,15 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
             Step({"filesystems": [HOME]}),
             Step({"filesystems": [{**HOME, "options": ["noatime"]}]}),
             Step({"filesystems": [{**HOME, "device": "/dev/none"}]}, changes=False, fails=True),
+        ],
+    ),
+    "offboarding": (
+        _prepare_leaving,
+        [
+            Step({"user": "zoe", "policy": _policy()}),
+            Step({"user": "zoe", "policy": _policy(), "purge": True}, changes=False, fails=True),
+            Step({"user": "zoe", "policy": _policy(), "purge": True, "keep_days": 0}),
+            Step({"user": "nobody-here", "policy": _policy()}, changes=False, fails=True),
         ],
     ),
     "packages": (

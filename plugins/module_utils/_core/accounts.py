@@ -18,10 +18,10 @@ import pwd
 import stat
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import hostfiles, mounts, slices, units
+from . import formeruids, hostfiles, mounts, slices, units
 from .errors import HostError, InvalidInput
 from .items import ItemResult
 from .names import group_name, slice_name, user_name
@@ -95,7 +95,8 @@ class Home:
 class Actual:
     """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids.
 
-    ``known`` holds the uids that are or were declared here: those with a slice of ours.
+    ``known`` holds the uids that are or were declared here: those with a slice of ours. ``left`` says whose
+    the uids were that belong to who was offboarded.
     """
 
     users: Mapping[str, Account] = field(default_factory=dict)
@@ -105,6 +106,7 @@ class Actual:
     keys: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     known: frozenset[int] = frozenset()
+    left: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,10 @@ def _group_conflicts(name: str, gid: int, actual: Actual, gids: Mapping[int, str
     there = actual.groups.get(name)
     if there is not None and there.gid != gid:
         return [f"The group {name} exists with gid {there.gid}, not {gid}. Declare {there.gid}."]
+    if there is None and gid in actual.left:
+        return [
+            f"gid {gid} for the group {name} was {actual.left[gid]}'s, who was offboarded. Choose another."
+        ]
     if there is None and gid in gids:
         return [f"gid {gid} for the group {name} is taken by {gids[gid]}. Choose another."]
     return []
@@ -166,6 +172,8 @@ def _group_conflicts(name: str, gid: int, actual: Actual, gids: Mapping[int, str
 
 def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> list[str]:
     account = actual.users.get(user.name)
+    if user.uid in actual.left:
+        return [_offboarded(user, actual.left[user.uid])]
     if account is not None:
         return _unlike(user, account, grouped=user.name in actual.groups)
     if user.uid in uids:
@@ -177,6 +185,14 @@ def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> l
     if former not in ("", user.name):
         return [f"uid {user.uid} for {user.name} was {former}'s. Choose one that was never used."]
     return []
+
+
+def _offboarded(user: User, former: str) -> str:
+    if former == user.name:
+        return f"{user.name} (uid {user.uid}) was offboarded. Take {user.name} out of lab_users."
+    return (
+        f"uid {user.uid} for {user.name} was {former}'s, who was offboarded. Choose one that was never used."
+    )
 
 
 def _home_conflicts(user: User, actual: Actual) -> list[str]:
@@ -284,6 +300,20 @@ def _plan_departed(account: Account, groups: Iterable[str], actual: Actual) -> P
     if planned.item.changed:
         planned.item.reason = "the user is not declared any more; the home and its files stay"
     return planned
+
+
+def departure(name: str, managed: Iterable[str]) -> Planned:
+    """Return what is to be done so that the account ``name`` is closed and in none of the ``managed`` groups.
+
+    Nothing where there is no such account. Raises HostError.
+    """
+    actual = read_actual(Desired(0, (), ()))
+    account = actual.users.get(name)
+    if account is None:
+        return Planned(ItemResult(name))
+    groups = {LAB_GROUP, *managed} & _membership(actual).get(name, frozenset())
+    keys = _texts(KEY_DIRECTORY, [name])
+    return _plan_departed(account, groups, replace(actual, keys=keys))
 
 
 def _plan_closed(name: str, actual: Actual) -> Planned:
@@ -474,6 +504,7 @@ def read_actual(desired: Desired) -> Actual:
         keys=_texts(KEY_DIRECTORY, {*names, *_listed(KEY_DIRECTORY)}),
         units=_texts(units.DIRECTORY, unit_names),
         known=frozenset(filter(None, map(slices.owner, _listed(units.DIRECTORY)))),
+        left=formeruids.read(),
     )
 
 

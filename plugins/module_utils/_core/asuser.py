@@ -55,16 +55,22 @@ def identity(policy: Policy, user: User) -> Identity:
 
 
 def run_as_user(
-    who: Identity, function: Callable[[], T], timeout: float = 30.0, *, keep: tuple[int, ...] = ()
+    who: Identity,
+    function: Callable[[], T],
+    timeout: float = 30.0,
+    *,
+    keep: tuple[int, ...] = (),
+    file_limit: int = _FILE_LIMIT,
 ) -> T:
     """Call ``function`` in a child that has become ``who``; return its result.
 
     The result crosses a pipe as JSON, so it must be made of what JSON has (tuples come back as lists).
-    Of this process's descriptors the child has those in ``keep``, for it to read, and no others.
+    Of this process's descriptors the child has those in ``keep``, for it to read, and no others. No file that
+    it writes gets larger than ``file_limit`` bytes.
     A LabError that the function raises is raised here. Raises HostError when the child fails otherwise or
     takes more than ``timeout`` seconds. Call it before any thread is started (fork(2) and threads).
     """
-    result: T = _run(who, lambda _output: function(), None, timeout, 0, keep)
+    result: T = _run(who, lambda _output: function(), None, timeout, 0, keep, file_limit)
     return result
 
 
@@ -86,6 +92,7 @@ def _run(
     timeout: float,
     limit: int,
     keep: tuple[int, ...] = (),
+    file_limit: int = _FILE_LIMIT,
 ) -> Any:
     if who.uid == 0 or who.gid == 0 or 0 in who.groups:
         raise HostError("Work in a user's tree was asked for as root, which is never done.")
@@ -96,7 +103,7 @@ def _run(
     data_in, data_out = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(libc, parent, who, function, result_out, data_out, timeout, keep)
+        _child(libc, parent, who, function, result_out, data_out, timeout, keep, file_limit)
     os.close(result_out)
     os.close(data_out)
     deadline = time.monotonic() + timeout
@@ -169,11 +176,12 @@ def _child(
     data_out: int,
     timeout: float,
     keep: tuple[int, ...],
+    file_limit: int,
 ) -> None:
     """Become ``who``, call the function, write the answer, and end. Never returns."""
     code = 1
     try:
-        _confine(libc, parent, who, (result_out, data_out, *keep), timeout)
+        _confine(libc, parent, who, (result_out, data_out, *keep), timeout, file_limit)
         try:
             with os.fdopen(data_out, "wb", buffering=_CHUNK) as output:
                 value = function(output)
@@ -194,7 +202,9 @@ def _child(
         os._exit(code)
 
 
-def _confine(libc: Any, parent: int, who: Identity, keep: tuple[int, ...], timeout: float) -> None:
+def _confine(
+    libc: Any, parent: int, who: Identity, keep: tuple[int, ...], timeout: float, file_limit: int
+) -> None:
     """Drop identity, privileges, descriptors and resources; raise HostError if anything of it fails."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -210,7 +220,7 @@ def _confine(libc: Any, parent: int, who: Identity, keep: tuple[int, ...], timeo
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, _MEMORY_LIMIT),
-        (resource.RLIMIT_FSIZE, _FILE_LIMIT),
+        (resource.RLIMIT_FSIZE, file_limit),
         (resource.RLIMIT_NOFILE, 512),
         (resource.RLIMIT_NPROC, 0),
     ):

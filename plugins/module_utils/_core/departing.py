@@ -1,0 +1,508 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The deeds of an offboarding on a server; ``offboarding`` decides which.
+
+What is in a user's tree is read, written and removed by a child that has become that user. Root itself only
+looks at names in folders of its own, keeps the archives, and removes the folder of a tree when it is empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import pwd
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+from . import (
+    accounts,
+    archive,
+    asuser,
+    containers,
+    events,
+    formeruids,
+    hostfiles,
+    journal,
+    keeping,
+    locks,
+    names,
+    retired,
+    safefs,
+    slices,
+    state,
+    tree,
+    units,
+    workspaces,
+)
+from . import policy as policies
+from .engine import Engine
+from .errors import HostError, InvalidInput, LabError, NotFound, Refused
+from .items import ItemResult
+from .offboarding import (
+    HandOver,
+    Packed,
+    Record,
+    Request,
+    Tree,
+    missing,
+    parse,
+    reconcile,
+    told_blocked,
+    told_room,
+)
+from .policy import Limits, Policy, User
+from .quota import NO_LIMIT
+
+_TIMEOUT = 24 * 3600.0  # seconds for one tree
+_CHUNK = 1 << 20
+_NO_FILE_LIMIT = 1 << 50  # bytes; the quota and the disk are the bound
+_SPARE = 50  # one part in so many of a file system stays free
+_FIRST_UID = 1000
+_SHOWN = 10
+
+
+def offboard(engine: Engine | None, policy: Policy, asked: Request, *, check: bool) -> list[ItemResult]:
+    """Go on with a user's offboarding as far as it is asked for; one result a step. Raises LabError."""
+    host = Host(engine, policy, asked.user)
+    if check:
+        return reconcile(host, asked, check=True, now=time.time())
+    with locks.hold("offboarding", title="an offboarding"):
+        return reconcile(host, asked, check=False, now=time.time())
+
+
+class Host:
+    """A server, and the user who leaves it."""
+
+    def __init__(self, engine: Engine | None, policy: Policy, user: str) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._name = user
+        self._uid = -1
+
+    def find(self, user: str) -> int:
+        """Return the uid of who has the name, or had it last."""
+        former = [uid for uid, name in formeruids.read().items() if name == user]
+        with contextlib.suppress(KeyError):
+            uid = pwd.getpwnam(user).pw_uid
+            if uid >= _FIRST_UID and (uid in former or self._is_ours(uid)):
+                self._uid = uid
+                return uid
+            raise missing(user)
+        if not former:
+            raise missing(user)
+        # The account is gone. Of several who had the name it is the one who is not gone wholly.
+        records = [(uid, self.load(uid)) for uid in former]
+        self._uid = next((uid for uid, record in records if record and not record.purged), former[-1])
+        return self._uid
+
+    def _is_ours(self, uid: int) -> bool:
+        with contextlib.suppress(NotFound):
+            return self._policy.user(self._name).uid == uid
+        unit = hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(uid)))
+        return slices.holder(unit or "") == self._name
+
+    def load(self, uid: int) -> Record | None:
+        """Return what was done before."""
+        text = state.read_record(_record(uid))
+        return None if text is None else parse(text)
+
+    def save(self, record: Record) -> None:
+        """Keep the record; tell the audit log of a step that begins."""
+        state.write_record(_record(record.uid), record.render())
+        if record.doing:
+            journal.record(uid=0, user="root", verb="offboard", owner=record.uid, step=record.doing)
+
+    # The account
+
+    def _shutting(self) -> accounts.Planned:
+        return accounts.departure(self._name, [group.name for group in self._policy.groups])
+
+    def to_shut(self) -> list[str]:
+        """Return what is missing until nobody can log in or be made with this uid."""
+        noted = formeruids.read().get(self._uid) == self._name
+        return [*([] if noted else [f"never give uid {self._uid} again"]), *self._shutting().item.actions]
+
+    def shut(self) -> None:
+        """Note the uid, and close the account."""
+        formeruids.add(self._uid, self._name)
+        planned = self._shutting()
+        accounts.carry_out([planned])
+        if planned.item.failed:
+            raise HostError(planned.item.message)
+
+    # Containers and processes
+
+    def containers(self) -> list[str]:
+        """Return the names of the user's containers."""
+        found = containers.observe(self._engine).containers
+        return sorted(name for name, actual in found.items() if actual.ours and _owner(name) == self._uid)
+
+    def retire(self) -> None:
+        """Retire all of them."""
+        if self._engine is None:
+            return
+        for name in self.containers():
+            project, _uid = names.parse_container_name(name)
+            why = "its user leaves"
+            containers.retire(self._engine, self._policy, self._user(), project, by=events.IT, why=why)
+
+    def _user(self) -> User:
+        """Return the user, who need not be in the policy any more."""
+        return User(self._name, self._uid, "", (), "", Limits(0, 0, 0, 0, 0, 0), NO_LIMIT)
+
+    def processes(self) -> int:
+        """Return how many processes run with the uid, without those in containers."""
+        return sum(1 for number in filter(str.isdigit, os.listdir("/proc")) if self._runs(number))
+
+    def _runs(self, number: str) -> bool:
+        # By its status: the folder in /proc of what cannot be traced (sshd, ssh-agent) is root's (proc(5)).
+        with contextlib.suppress(OSError):
+            uids, status = _status(number)
+            # One that has ended and waits for its parent to notice (Z) is no process any more.
+            if str(self._uid) in uids and status != "Z":
+                with open(f"/proc/{number}/cgroup", encoding="utf-8", errors="replace") as file:
+                    return f"/{names.slice_name(self._uid)}/" not in file.read()
+        return False
+
+    def end_processes(self) -> None:
+        """End them all at once, as the user: so nobody else's can be meant (kill(2) with -1)."""
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+
+        asuser.run_as_user(self._who(), end)
+        deadline = time.monotonic() + 10
+        while self.processes():
+            if time.monotonic() > deadline:
+                raise HostError(f"Processes of {self._name} do not end.", "Look: ps -u " + str(self._uid))
+            time.sleep(0.1)
+
+    # Archives
+
+    def _who(self) -> asuser.Identity:
+        return asuser.Identity(self._uid, self._uid)
+
+    def trees(self) -> list[Tree]:
+        """Return the folders of the user: home, workspace, and the kept homes of projects."""
+        kept = posixpath.join(policies.HOMES_ROOT, self._name)
+        found = [
+            Tree(posixpath.join(policies.HOME_ROOT, self._name), "home"),
+            Tree(posixpath.join(policies.WORKSPACES_ROOT, self._name), "workspace"),
+            *(Tree(posixpath.join(kept, name), f"home-of-{name}") for name in _listed(kept)),
+        ]
+        return [one for one in found if self._is_there(one.path)]
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, self._uid):
+            raise HostError(
+                f"{path} is not a folder of {self._name} (uid {self._uid}).", "Move it away, or give it back."
+            )
+        # One that is root's is one whose making was broken off, with nothing in it.
+        return status.st_uid == self._uid
+
+    def digest(self, tree: Tree) -> str:
+        """Return what changes with every change in the tree."""
+        return asuser.run_as_user(self._who(), lambda: _digest(tree.path), _TIMEOUT)
+
+    def pack(self, tree: Tree, path: str) -> Packed:
+        """Write the archive of a tree; it gets its name when it is whole."""
+        with _written(path, tree.path) as file:
+            name = tree.label[-32:].strip("-")
+            look = asuser.stream_as_user(
+                self._who(),
+                lambda output: _pack(tree.path, name, output),
+                file,  # type: ignore[arg-type]  # of a binary file only write is used
+                timeout=_TIMEOUT,
+                limit=_NO_FILE_LIMIT,
+            )
+            if look["blocked"]:
+                raise told_blocked(self._name, tree.path, look["blocked"])
+        return Packed(path, file.sha256, look["digest"], file.size)
+
+    def verify(self, tree: Tree, packed: Packed) -> None:
+        """Read the archive as the user, and compare it with the tree byte by byte."""
+        self.check_archive(packed)
+        with open(packed.path, "rb") as file:
+            number = file.fileno()
+            digest = asuser.run_as_user(
+                self._who(), lambda: _verify(tree.path, number), _TIMEOUT, keep=(number,)
+            )
+        if digest != packed.digest:
+            raise HostError(f"{tree.path} changed after it was archived.", "Run it again.")
+
+    def check_archive(self, packed: Packed) -> None:
+        """Compare the file with the digest that was noted when it was written."""
+        digest = hashlib.sha256()
+        try:
+            with open(packed.path, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise HostError(f"{packed.path} cannot be read: {error.strerror}.", "Look for it.") from error
+        if digest.hexdigest() != packed.sha256:
+            raise HostError(
+                f"{packed.path} is not as it was written.", "Bring it back from a backup; nothing is purged."
+            )
+
+    # Projects that are handed over
+
+    def check_hand_over(self, over: HandOver, *, begun: bool) -> None:
+        """Look whether the project is there, and its new name is free."""
+        to = self._policy.user(over.to)
+        if not workspaces.has_project(self._policy, self._user(), over.project):
+            raise NotFound(f"{self._name} has no project {over.project}.", "Correct hand_over.")
+        if not begun and os.path.lexists(posixpath.join(self._policy.workspace(to), over.name)):
+            raise Refused(f"{over.to} has a project {over.name} already.", "Give this one another 'name'.")
+
+    def hand_over(self, over: HandOver, directory: str, *, begun: bool) -> None:
+        """Pack the project as the one user, and unpack it as the other, within that one's quota."""
+        to = self._policy.user(over.to)
+        source = posixpath.join(policies.WORKSPACES_ROOT, self._name, over.project)
+        target = self._policy.workspace(to)
+        path = posixpath.join(directory, f".{self._name}-{self._uid}-handed{archive.SUFFIX}")
+        self.pack(Tree(source, over.project), path)
+        try:
+            with open(path, "rb") as file:
+                number = file.fileno()
+                asuser.run_as_user(
+                    asuser.identity(self._policy, to),
+                    lambda: _take_over(target, over.name, number, begun=begun),
+                    _TIMEOUT,
+                    keep=(number,),
+                    file_limit=_NO_FILE_LIMIT,
+                )
+        finally:
+            os.unlink(path)
+
+    # The purge
+
+    def remains(self) -> list[str]:
+        """Return what is still there."""
+        found = [f"remove the retired container {one.container}" for one in self._kept()]
+        found += [f"remove the image {name}" for name in self._images()]
+        found += [f"remove {one.path}" for one in self.trees()]
+        return [*found, *([f"remove the account {self._name}"] if self._has_account() else [])]
+
+    def _kept(self) -> list[retired.Kept]:
+        return [] if self._engine is None else retired.kept(self._engine, uid=self._uid)
+
+    def _images(self) -> list[str]:
+        listed = [] if self._engine is None else self._engine.images(f"lab/{self._name}/*")
+        return sorted(tag for image in listed for tag in image.get("RepoTags") or [])
+
+    def _has_account(self) -> bool:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(self._name).pw_uid == self._uid
+        return False
+
+    def remove(self) -> None:
+        """Remove all of it, the account last."""
+        if self._engine is not None:
+            with locks.hold(f"user-{self._uid}"):
+                for one in self._kept():
+                    self._engine.remove(one.actual.id)
+            for name in self._images():
+                self._engine.remove_image(name)
+        for tree_ in self.trees():
+            self._remove_tree(tree_.path)
+        with contextlib.suppress(OSError):
+            os.rmdir(posixpath.join(policies.HOMES_ROOT, self._name))
+        if self._has_account():
+            hostfiles.run(("userdel", self._name))
+        # userdel(8) leaves the private group where login.defs says so.
+        if hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout:
+            hostfiles.run(("groupdel", self._name))
+
+    def _remove_tree(self, path: str) -> None:
+        asuser.run_as_user(self._who(), lambda: _empty(path), _TIMEOUT)
+        above = safefs.open_directory(posixpath.dirname(path))
+        try:
+            os.rmdir(posixpath.basename(path), dir_fd=above)
+        except OSError as error:
+            raise HostError(f"{path} cannot be removed: {error.strerror}.", "Look into it.") from error
+        finally:
+            os.close(above)
+
+
+def _status(number: str) -> tuple[list[str], str]:
+    """Return the uids of a process, and the letter of its state."""
+    with open(f"/proc/{number}/status", encoding="utf-8", errors="replace") as file:
+        found = dict(line.split(":", 1) for line in file if ":" in line)
+    return found.get("Uid", "").split(), found.get("State", "").strip()[:1]
+
+
+def _record(uid: int) -> str:
+    return f"offboarding/{uid}.json"
+
+
+def _owner(name: str) -> int:
+    with contextlib.suppress(InvalidInput):
+        return names.parse_container_name(name)[1]
+    return -1
+
+
+def _listed(path: str) -> list[str]:
+    """Return the projects that have a folder in a folder of root's."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(path)):
+            with contextlib.suppress(InvalidInput):
+                found.append(names.project_name(name))
+    return found
+
+
+# The file of an archive
+
+
+class _File:
+    """A file of root's that is written; it counts and hashes, and leaves room on the disk."""
+
+    def __init__(self, file: BinaryIO, of: str) -> None:
+        self._file = file
+        self._of = of
+        self._hash = hashlib.sha256()
+        room = os.fstatvfs(file.fileno())
+        self._room = room.f_frsize * max(0, room.f_bavail - room.f_blocks // _SPARE)
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was written."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        """Write bytes; raise Refused when there is no more room."""
+        self.size += len(data)
+        if self.size > self._room:
+            raise told_room(self._of, self._room)
+        self._hash.update(data)
+        return self._file.write(data)
+
+
+@contextlib.contextmanager
+def _written(path: str, of: str) -> Iterator[_File]:
+    """Yield a new file, which gets its name, in place of an older one, when all went well."""
+    directory, name = posixpath.split(path)
+    folder = _own_folder(directory)
+    part = f".{name.lstrip('.')}.part"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(part, flags, 0o600, dir_fd=folder), "wb") as file:
+                yield _File(file, of)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+    except OSError as error:
+        raise HostError(f"{path} cannot be written: {error.strerror}.", "Nothing was lost.") from error
+    finally:
+        os.close(folder)
+
+
+def _own_folder(path: str) -> int:
+    """Open the folder of the archives, and make it if it is missing; nobody but root may change its way."""
+    way = path
+    while way != "/":
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(way)
+            loose = status.st_mode & 0o022 and not (status.st_mode & stat.S_ISVTX and way != path)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or loose:
+                raise HostError(
+                    f"{way} is no folder that root alone can change.", "Name another 'directory'."
+                )
+        way = posixpath.dirname(way)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return safefs.open_directory(path)
+    except OSError as error:
+        raise HostError(f"{path} cannot be made: {error.strerror}.") from error
+
+
+# In the child, which is the user
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    folder = safefs.open_directory(path)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _digest(path: str) -> str:
+    with _opened(path) as folder:
+        return archive.look(folder).digest
+
+
+def _pack(path: str, name: str, output: BinaryIO) -> dict[str, Any]:
+    with _opened(path) as folder:
+        before = archive.look(folder)
+        # Two changes within one tick of the kernel's clock can have one time; a tick is at most 10 ms.
+        time.sleep(0.1)
+        packed = archive.pack(folder, name, output)
+        return {"digest": before.digest, "blocked": packed.blocked[:_SHOWN]}
+
+
+def _verify(path: str, number: int) -> str:
+    with _opened(path) as folder, os.fdopen(number, "rb", closefd=False) as file:
+        archive.read(file, archive.Comparing(folder))
+        return archive.look(folder).digest
+
+
+def _take_over(workspace: str, name: str, number: int, *, begun: bool) -> None:
+    keeping.heal(workspace)
+    place = posixpath.join(workspace, name)
+    with os.fdopen(number, "rb", closefd=False) as file:
+        if begun and os.path.lexists(place) and _is_same(place, file):
+            return  # it was done, and the run broken off before that was noted
+        file.seek(0)
+        keeping.bring_in(workspace, file, name, own=False)
+
+
+class _Handed(archive.Comparing):
+    """Compares with a project that was handed over: setuid, setgid and sticky bits were not."""
+
+    def folder(self, entry: archive.Entry) -> None:
+        super().folder(replace(entry, mode=entry.mode & 0o777))
+
+    def file(self, entry: archive.Entry, source: Any) -> None:
+        super().file(replace(entry, mode=entry.mode & 0o777), source)
+
+
+def _is_same(path: str, file: BinaryIO) -> bool:
+    try:
+        with _opened(path) as folder:
+            archive.read(file, _Handed(folder))
+    except (LabError, OSError):
+        return False
+    return True
+
+
+def _empty(path: str) -> None:
+    """Remove all that is in a folder, which itself is in a folder of root's."""
+    with _opened(path) as folder:
+        os.fchmod(folder, 0o700)
+    with _opened(path) as folder:
+        for name in os.listdir(folder):
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                tree.remove(folder, name)
+            else:
+                os.unlink(name, dir_fd=folder)
