@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from . import (
+    cli_backup,
     cli_container,
     cli_doctor,
     cli_gpu,
@@ -55,6 +56,7 @@ COMMANDS: tuple[Command, ...] = (
     *cli_workspace.COMMANDS,
     *cli_share.COMMANDS,
     *cli_lab.COMMANDS,
+    *cli_backup.COMMANDS,
     *cli_gpu.COMMANDS,
 )
 

@@ -3,7 +3,7 @@
 """The command ``lab``, for the admins of a server: how it stands, who uses it, what was done, what holds.
 
 It runs as root and reads the whole policy; whoever is not root gets one sentence. Nothing of it goes through
-the broker, which is for lab users. All of it only looks.
+the broker, which is for lab users. All of it only looks; what makes backups is in ``cli_backup``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import POLICY_PATH, VERSION, hostfiles, names
+from . import POLICY_PATH, VERSION, cli_backup, hostfiles, names
 from .calls import Call, Command
 from .errors import Refused
 from .policy import Policy, load
@@ -108,6 +108,7 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
     if given["unlimited"]:
         promised += f"; no limit for {', '.join(given['unlimited'])}"
     found.append(("quotas", promised))
+    found += cli_backup.fact(seen["backup"])
     for name, projects in sorted(running.items()):
         found.append((fit(name, _LABEL - 1), ", ".join(projects)))
     if seen["units_problem"]:

@@ -32,6 +32,7 @@ def text(seen: Mapping[str, Any]) -> str:
     given = seen["overcommit"]
     lines += _metric("quota_promised_bytes", "Hard quotas of all users together.", [({}, given["promised"])])
     lines += _metric("quota_disk_bytes", "Size of the disk of the homes.", [({}, given["size"])])
+    lines += _backups(seen["backup"])
     if docker:
         lines += _docker(seen)
     lines += _metric("written_seconds", "When this was written.", [({}, seen["host"]["time"])])
@@ -58,6 +59,22 @@ def _users(users: Iterable[Mapping[str, Any]]) -> list[str]:
     lines: list[str] = []
     for name, words, value in kinds:
         lines += _metric(name, words, [({"user": user["name"]}, value(user)) for user in known])
+    return lines
+
+
+def _backups(seen: Mapping[str, Any] | None) -> list[str]:
+    """Return the metrics of backups; 0 is never."""
+    kinds: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+        ("backup_seconds", "When the last backup of a user was made.", lambda one: float(one["done"])),
+        ("backup_failed", "Whether the newest backup of a user failed.", lambda one: bool(one["problem"])),
+        ("drill_seconds", "When the last drill restored a user's files.", lambda one: float(one["drilled"])),
+        ("drill_failed", "Whether the newest drill failed.", lambda one: bool(one["drill_problem"])),
+        ("drill_compared_files", "Files that were the same in it.", lambda one: int(one["compared"])),
+    )
+    lines: list[str] = []
+    for name, words, value in kinds:
+        users = seen["users"] if seen else []
+        lines += _metric(name, words, [({"user": one["user"]}, value(one)) for one in users])
     return lines
 
 

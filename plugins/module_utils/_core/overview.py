@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from . import accounts, audit, checks_host, mounts, report, room, units
+from . import accounts, audit, backup, checks_host, mounts, report, room, units
 from .accounts import Account
 from .engine import DEFAULT_URL
 from .errors import LabError, NotFound
@@ -41,6 +42,7 @@ def look(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict
     seen["units"], seen["units_problem"] = _units()
     seen["left"], seen["left_problem"] = _left(policy)
     seen["overcommit"] = _overcommit(policy)
+    seen["backup"] = _backup(policy, seen["host"]["time"])
     seen["attention"] = attention(seen)
     return seen
 
@@ -107,6 +109,17 @@ def _is_closed(account: Account) -> bool:
     return account.closed or not account.local
 
 
+def _backup(policy: Policy, now: float) -> dict[str, Any] | None:
+    if policy.backup is None:
+        return None
+    try:
+        found = backup.records(policy)
+    except LabError as error:
+        return {"users": [], "bad": [str(error)], "warn": []}
+    bad, warn = backup.attention(policy.backup, found, now)
+    return {"users": [asdict(one) for one in found], "bad": bad, "warn": warn}
+
+
 def _overcommit(policy: Policy) -> dict[str, Any]:
     total, unlimited = checks_host.promised(policy.users)
     numbers = os.statvfs(policy.home_root)
@@ -133,6 +146,9 @@ def attention(seen: Mapping[str, Any]) -> list[dict[str, str]]:
     users_full, users_filling = _full_users(seen["users"])
     bad += full + users_full
     warn += filling + users_filling
+    backups = seen.get("backup") or {"bad": [], "warn": []}
+    bad += backups["bad"]
+    warn += backups["warn"]
     warn += [f"{one['name']} left, and the account is open" for one in seen["left"] if not one["closed"]]
     drifted = [one for one in seen["projects"] if one["drift"]]
     warn += [f"{one['user']}/{one['name']} is not as declared: {one['reason']}" for one in drifted]

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from . import POLICY_PATH, diskrules, gpurequests, liferules, names, policy_gpus
+from . import POLICY_PATH, backuprules, diskrules, gpurequests, liferules, names, policy_gpus
+from .backuprules import BackupRules
 from .diskrules import DiskRules
 from .errors import HostError, InvalidInput, NotFound
 from .liferules import LifeRules
@@ -280,6 +281,8 @@ class Policy:
     disks: DiskRules = field(default_factory=DiskRules)
     life: LifeRules = field(default_factory=LifeRules)
     gpu: GpuPolicy = field(default_factory=GpuPolicy)
+    #: None where nothing is backed up.
+    backup: BackupRules | None = None
 
     @property
     def home_root(self) -> str:
@@ -969,6 +972,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         disks=diskrules.read(root, prefix, _quota),
         life=liferules.read(root, prefix),
         gpu=policy_gpus.read(root.table(prefix + "gpu"), by_group, by_user),
+        backup=backuprules.read(root, prefix),
     )
     diskrules.check_default(policy.disks, users, filesystems, prefix)
     return policy, keys
@@ -1043,6 +1047,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         **diskrules.dump(policy.disks),
         "lifecycle": asdict(policy.life),
         "gpu": policy_gpus.dump(policy.gpu),
+        "backup": backuprules.dump(policy.backup),
     }
 
 
@@ -1062,7 +1067,7 @@ def parse(data: object) -> Policy:
 def public(policy: Policy) -> Policy:
     """Return what every user of the server may read: no environment, which may hold secrets, no files."""
     projects = tuple(replace(project, environment=(), files=()) for project in policy.projects)
-    return replace(policy, environment=(), projects=projects)
+    return replace(policy, environment=(), projects=projects, backup=None)
 
 
 def load(path: str = POLICY_PATH) -> Policy:

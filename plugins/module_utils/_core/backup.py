@@ -1,0 +1,384 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Backups of the lab users: one repository for each, which restic encrypts; their records; restoring.
+
+A user's repository is ``<repository>/<name of the server>/<user>``, its password derived from the one that IT
+set, so that who has one user's has no other's. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import posixpath
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import STATE_DIRECTORY, hostfiles, locks, restic, state
+from . import policy as policies
+from .backuprules import BackupRules
+from .errors import HostError, InvalidInput, LabError, NotFound, Refused
+from .names import printable
+from .policy import Policy, User
+from .restic import Repository
+
+PASSWORD_PATH = "/etc/lab-server/backup/password"  # noqa: S105  # the path of one
+ENVIRONMENT_PATH = "/etc/lab-server/backup/environment"
+LATEST = "latest"
+HOUR = 3600
+
+_LEAST_PASSWORD = 16
+_SNAPSHOT = re.compile(r"latest|[0-9a-f]{8,64}")
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
+# What can be made anew. Folders with a CACHEDIR.TAG are left out by restic itself.
+_CACHES = ("__pycache__", ".cache/pip", ".cache/uv")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one user's backup and drill; times are 0 for never.
+
+    ``made``: where a repository was made; it is not made anew where one was.
+    """
+
+    user: str
+    made: str = ""
+    tried: float = 0.0
+    done: float = 0.0
+    problem: str = ""
+    snapshot: str = ""
+    incomplete: bool = False
+    drilled: float = 0.0
+    drill_problem: str = ""
+    compared: int = 0
+    changed: int = 0
+
+
+def rules_of(policy: Policy) -> BackupRules:
+    """Return the rules; raise Refused where there are none."""
+    if policy.backup is None:
+        raise Refused("This server makes no backups.", "Set lab_backup in the inventory; see docs/backup.md.")
+    return policy.backup
+
+
+# ---- decisions -------------------------------------------------------------------------------------------
+
+
+def password(master: str, user: str) -> str:
+    """Return the password of a user's repository: HMAC-SHA256 of the name, with IT's password as the key."""
+    return hmac.new(master.encode(), f"lab.server backup {user}".encode(), hashlib.sha256).hexdigest()
+
+
+def url(rules: BackupRules, server: str, user: str) -> str:
+    """Return where a user's repository is."""
+    return f"{rules.repository.rstrip('/')}/{server}/{user}"
+
+
+def places(policy: Policy, user: User) -> tuple[str, ...]:
+    """Return what is backed up: home, workspace, kept homes of containers. The parents are root's."""
+    return (user.home, policy.workspace(user), posixpath.join(policies.HOMES_ROOT, user.name))
+
+
+def backup_arguments(rules: BackupRules, user: User, trees: Sequence[str]) -> list[str]:
+    """Return the words of ``restic backup``."""
+    homes = posixpath.join(policies.HOMES_ROOT, user.name)
+    excluded = [*_CACHES, posixpath.join(user.home, ".cache"), posixpath.join(homes, "*", ".cache")]
+    return [
+        *("backup", "--json", "--one-file-system", "--exclude-caches", "--tag=lab-server"),
+        *(f"--exclude={pattern}" for pattern in (*excluded, *rules.exclude)),
+        *("--", *trees),
+    ]
+
+
+def forget_arguments(rules: BackupRules) -> list[str]:
+    """Return the words of ``restic forget``; what was backed up may change, so it makes no groups."""
+    kept = (("daily", rules.keep_daily), ("weekly", rules.keep_weekly), ("monthly", rules.keep_monthly))
+    return ["forget", "--prune", "--group-by=", *(f"--keep-{name}={count}" for name, count in kept if count)]
+
+
+def literal(path: str) -> str:
+    """Return the pattern that matches this path alone (Go's filepath.Match)."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", path)
+
+
+def locate(policy: Policy, user: User, path: str) -> str:
+    """Return where a path of a user is in a snapshot; a relative one begins in the workspace.
+
+    Raises InvalidInput for one that is written in another way than plainly, or is not the user's.
+    """
+    workspace = policy.workspace(user)
+    shown = posixpath.join(user.home, "workspace")
+    found = posixpath.join(workspace, path)
+    if not path or posixpath.normpath(found) != found or not found.isprintable():
+        raise InvalidInput(
+            f"{printable(path)[:80]!r} is no plain path.",
+            "Write it as thesis/data, without '..' and a last '/'.",
+        )
+    if found == shown or found.startswith(shown + "/"):
+        found = workspace + found[len(shown) :]
+    if not any(found == place or found.startswith(place + "/") for place in places(policy, user)):
+        raise InvalidInput(
+            f"{printable(path)[:80]} is not in a folder of {user.name}'s that is backed up.",
+            f"It is relative to the workspace, or begins with {user.home}/.",
+        )
+    return found
+
+
+def attention(rules: BackupRules, records: Sequence[Record], now: float) -> tuple[list[str], list[str]]:
+    """Return what needs a hand, (bad, warn): backups and drills that failed, or are too old."""
+    bad: list[str] = []
+    warn: list[str] = []
+    for one in records:
+        if one.problem:
+            bad.append(f"the backup of {one.user} failed: {one.problem}")
+        elif not one.done:
+            warn.append(f"{one.user} has no backup yet")
+        elif now - one.done > rules.alarm_hours * HOUR:
+            bad.append(f"the backup of {one.user} is {round((now - one.done) / HOUR)} hours old")
+        if one.drill_problem:
+            bad.append(f"the restore drill of {one.user} failed: {one.drill_problem}")
+        elif one.done and not one.drilled:
+            warn.append(f"no drill has restored the backup of {one.user} yet")
+        elif one.drilled and now - one.drilled > rules.drill_days * 24 * HOUR:
+            warn.append(
+                f"the restore drill of {one.user} is {round((now - one.drilled) / HOUR / 24)} days old"
+            )
+    return bad, warn
+
+
+# ---- records ---------------------------------------------------------------------------------------------
+
+
+def _name(user: str) -> str:
+    return posixpath.join("backup", f"{user}.json")
+
+
+def record(user: str) -> Record:
+    """Return what is known of a user's backup; one that is damaged is a problem of its own."""
+    try:
+        data = json.loads(state.read_record(_name(user)) or "{}")
+        return Record(**{**data, "user": user})
+    except (ValueError, TypeError):
+        return Record(user, problem="its record is damaged; the next backup writes a new one")
+
+
+def keep(one: Record) -> Record:
+    """Write a record and return it."""
+    state.write_record(_name(one.user), json.dumps(asdict(one), sort_keys=True))
+    return one
+
+
+def records(policy: Policy) -> list[Record]:
+    """Return the records of all users."""
+    return [record(user.name) for user in policy.users]
+
+
+# ---- the repository --------------------------------------------------------------------------------------
+
+
+def _secret(path: str) -> str | None:
+    """Return the text of a file that only root can read; None without one."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+        raise HostError(
+            f"{path} can be read by others than root.", f"Run: chown root {path}; chmod 600 {path}"
+        )
+    return hostfiles.read_text(path)
+
+
+def repository(policy: Policy, user: User) -> Repository:
+    """Return a user's repository; raise HostError without a password."""
+    rules = rules_of(policy)
+    master = (_secret(PASSWORD_PATH) or "").strip()
+    if len(master) < _LEAST_PASSWORD:
+        raise HostError(
+            f"{PASSWORD_PATH} holds no password of {_LEAST_PASSWORD} characters.",
+            "Set backup_password, and run the playbook with --tags backup.",
+        )
+    lines = [line for line in (_secret(ENVIRONMENT_PATH) or "").splitlines() if line.strip()]
+    matches = [_VARIABLE.fullmatch(line) for line in lines]
+    if not all(matches):
+        raise HostError(f"{ENVIRONMENT_PATH} holds a line that is not NAME=value.", "Run the playbook again.")
+    environment = tuple((match.group(1), match.group(2)) for match in matches if match)
+    where = url(rules, os.uname().nodename, user.name)
+    return Repository(where, password(master, user.name), environment)
+
+
+def _check_place(rules: BackupRules) -> None:
+    """Refuse a folder for repositories that is missing, or that somebody else than root can write."""
+    if not rules.path:
+        return
+    try:
+        status = os.lstat(rules.path)
+    except OSError as error:
+        raise HostError(
+            f"{rules.path} for the backups cannot be looked at: {error.strerror}.", "Mount or make it."
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
+        raise HostError(
+            f"{rules.path} for the backups is no folder that only root writes.",
+            f"Run: chmod 700 {rules.path}",
+        )
+
+
+def _there(place: Repository) -> bool:
+    """Say whether the repository is there and its password right; raise HostError where that is not told."""
+    try:
+        restic.run(place, ["cat", "config", "--no-lock"], timeout=300)
+    except HostError as error:
+        if "unable to open config file" in error.message or "Is there a repository" in error.message:
+            return False
+        raise
+    return True
+
+
+def _make(place: Repository, known: Record) -> Record:
+    """Make the repository where there is none; where there was one, its disk may not be mounted."""
+    if _there(place):
+        return Record(**{**asdict(known), "made": place.url})
+    if known.made == place.url:
+        raise HostError(
+            f"The repository of {known.user} was there and is gone.",
+            f"Mount its disk; to begin a new one remove {STATE_DIRECTORY}/{_name(known.user)}.",
+        )
+    restic.run(place, ["init"], timeout=600)
+    return keep(Record(**{**asdict(known), "made": place.url}))
+
+
+# ---- backups ---------------------------------------------------------------------------------------------
+
+
+def back_up(policy: Policy, user: User) -> Record:
+    """Back a user up and drop what is not kept any more; what goes wrong is in the record, not raised."""
+    with locks.hold(f"backup-{user.uid}", timeout=5, title=f"the backup of {user.name}"):
+        known = record(user.name)
+        now = time.time()
+        try:
+            found = _back_up(policy, user, known)
+        except LabError as error:
+            return keep(Record(**{**asdict(known), "tried": now, "problem": printable(str(error))}))
+        return keep(Record(**{**asdict(found), "tried": now, "done": time.time(), "problem": ""}))
+
+
+def _back_up(policy: Policy, user: User, known: Record) -> Record:
+    rules = rules_of(policy)
+    _check_place(rules)
+    trees = [place for place in places(policy, user) if _is_folder(place)]
+    if not trees:
+        raise HostError(f"{user.name} has no home and no workspace.", "Run the playbook lab.server.site.")
+    place = repository(policy, user)
+    known = _make(place, known)
+    # Locks of processes that are gone.
+    restic.run(place, ["unlock"], timeout=600)
+    done = restic.run(
+        place,
+        backup_arguments(rules, user, trees),
+        capabilities=(restic.DAC_READ_SEARCH,),
+        trees=trees,
+        accept=(0, restic.INCOMPLETE),
+    )
+    restic.run(place, forget_arguments(rules))
+    return Record(
+        **{
+            **asdict(known),
+            "snapshot": _snapshot_of(done.stdout),
+            "incomplete": done.returncode == restic.INCOMPLETE,
+        }
+    )
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _snapshot_of(output: str) -> str:
+    """Return the id in the summary that ``restic backup --json`` ends with."""
+    for line in reversed(output.splitlines()):
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(message, Mapping) and message.get("message_type") == "summary":
+            return str(message.get("snapshot_id", ""))[:64]
+    raise HostError("restic backup told of no snapshot.", "Look at it with: lab backup USER --list.")
+
+
+def snapshots(policy: Policy, user: User) -> list[dict[str, Any]]:
+    """Return a user's snapshots, the oldest first: id and time as restic tells it."""
+    done = restic.run(repository(policy, user), ["snapshots", "--json", "--no-lock"], timeout=600)
+    found = json.loads(done.stdout) or []
+    return [
+        {"id": str(one["short_id"]), "time": str(one["time"])[:19], "paths": one["paths"]} for one in found
+    ]
+
+
+# ---- restoring -------------------------------------------------------------------------------------------
+
+
+def restore(policy: Policy, user: User, path: str, target: str, snapshot: str = LATEST) -> str:
+    """Restore a path of a user's into the new folder ``target``, for root alone; return where it is now.
+
+    Raises InvalidInput, Refused, NotFound and HostError; nothing is left behind then.
+    """
+    if not _SNAPSHOT.fullmatch(snapshot):
+        raise InvalidInput(f"{printable(snapshot)[:40]!r} is no snapshot.", "See: lab backup USER --list.")
+    wanted = locate(policy, user, path)
+    target = os.path.abspath(target)
+    _check_target(target)
+    place = repository(policy, user)
+    scratch = tempfile.mkdtemp(prefix=".lab-restore-", dir=os.path.dirname(target))
+    try:
+        extract(place, snapshot, [wanted], scratch, owned=True)
+        found = scratch + wanted
+        if not os.path.lexists(found):
+            raise NotFound(
+                f"{printable(path)} is not in that snapshot.", f"See others: lab backup {user.name} --list."
+            )
+        os.mkdir(target, 0o700)
+        final = os.path.join(target, posixpath.basename(wanted))
+        os.rename(found, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def extract(place: Repository, snapshot: str, paths: Sequence[str], target: str, *, owned: bool) -> None:
+    """Restore paths into a folder of root's; ``owned``: with their owners, which needs capabilities."""
+    included = [f"--include={literal(path)}" for path in paths]
+    words = ["restore", f"--target={target}", *included, "--", snapshot]
+    needed = (restic.CHOWN, restic.DAC_OVERRIDE, restic.FOWNER)
+    restic.run(place, words, capabilities=needed if owned else (), timeout=86400)
+
+
+def _check_target(target: str) -> None:
+    """Refuse a target that is there, or below a folder that somebody else than root can write."""
+    if os.path.lexists(target):
+        raise Refused(f"{printable(target)} is there already.", "Name a folder that is not there yet.")
+    parent = os.path.dirname(target)
+    while True:
+        try:
+            status = os.lstat(parent)
+        except OSError as error:
+            raise InvalidInput(f"{printable(parent)}: {error.strerror}.", "Make it first.") from error
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
+            raise Refused(
+                f"{printable(parent)} is no folder that only root writes.",
+                "Restore below one such as /root, then hand it to the user.",
+            )
+        if parent == "/":
+            return
+        parent = os.path.dirname(parent)

@@ -1,0 +1,192 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``lab backup``, ``lab restore`` and ``lab drill``, for the admins of a server; they run as root."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from . import POLICY_PATH
+from .calls import Call, Command
+from .errors import Refused
+from .policy import Policy, User, load
+from .terminal import moment
+
+
+def _policy() -> Policy:
+    """Return the whole policy, for root; raise Refused for everybody else, and where there are no backups."""
+    from . import backup
+
+    if os.getuid() != 0:
+        raise Refused(
+            "This command is for the admins of the server.",
+            "Admins call it by sudo, such as: sudo lab backup.",
+        )
+    policy = load(POLICY_PATH)
+    backup.rules_of(policy)
+    return policy
+
+
+def _users(policy: Policy, name: str) -> tuple[User, ...]:
+    return (policy.user(name),) if name else policy.users
+
+
+def _backup(call: Call) -> int:
+    from . import backup
+
+    policy = _policy()
+    users = _users(policy, call.options.user)
+    if call.options.list:
+        return _list(call, policy, users)
+    if call.options.dry_run:
+        return _would(call, policy, users)
+    found = []
+    for user in users:
+        one = backup.back_up(policy, user)
+        found.append(asdict(one))
+        if not call.json:
+            left_out = "; some files could not be read" if one.incomplete else ""
+            failed = f"failed: {one.problem}"
+            call.out.line(
+                f"{one.user}: {failed if one.problem else f'snapshot {one.snapshot[:8]}{left_out}'}"
+            )
+    if call.json:
+        call.answer({"users": found})
+    return 1 if any(one["problem"] for one in found) else 0
+
+
+def _would(call: Call, policy: Policy, users: tuple[User, ...]) -> int:
+    from . import backup
+
+    plan = [{"user": user.name, "folders": list(backup.places(policy, user))} for user in users]
+    if call.json:
+        call.answer({"would": plan})
+        return 0
+    for one in plan:
+        call.out.line(f"{one['user']}: would back up {', '.join(one['folders'])}")
+    return 0
+
+
+def _list(call: Call, policy: Policy, users: tuple[User, ...]) -> int:
+    from . import backup
+
+    found = {user.name: backup.snapshots(policy, user) for user in users}
+    if call.json:
+        call.answer({"snapshots": found})
+        return 0
+    for name, taken in found.items():
+        for one in taken:
+            call.out.line(f"{name}  {one['id']}  {one['time']}")
+        if not taken:
+            call.out.line(f"{name} has no snapshots.")
+    return 0
+
+
+def _user_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "user", metavar="USER", nargs="?", default="", help="one user; all of them without it"
+    )
+
+
+def _backup_arguments(parser: argparse.ArgumentParser) -> None:
+    _user_argument(parser)
+    parser.add_argument(
+        "--list", action="store_true", help="list the snapshots that there are, and make none"
+    )
+
+
+def _restore(call: Call) -> int:
+    from . import backup
+
+    policy, options = _policy(), call.options
+    user = policy.user(options.user)
+    if options.dry_run:
+        wanted = backup.locate(policy, user, options.path)
+        if call.json:
+            call.answer({"would": wanted})
+        else:
+            call.out.line(f"Would restore {wanted} of snapshot {options.snapshot} into {options.to}.")
+        return 0
+    place = backup.restore(policy, user, options.path, options.to, options.snapshot)
+    if call.json:
+        call.answer({"restored": place})
+    else:
+        call.out.line(f"Restored to {place}, for root alone.")
+    return 0
+
+
+def _restore_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("user", metavar="USER", help="whose")
+    parser.add_argument("path", metavar="PATH", help="a path in the workspace, or an absolute one")
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="a folder that is not there yet")
+    parser.add_argument(
+        "--snapshot", metavar="ID", default="latest", help="as lab backup USER --list tells it; %(default)s"
+    )
+
+
+def _drill(call: Call) -> int:
+    from . import drill
+
+    policy = _policy()
+    found = []
+    for user in _users(policy, call.options.user):
+        one = drill.drill(policy, user)
+        found.append(asdict(one))
+        if not call.json:
+            words = f"{one.compared} files are as they were, {one.changed} changed since"
+            call.out.line(f"{one.user}: {f'failed: {one.drill_problem}' if one.drill_problem else words}")
+    if call.json:
+        call.answer({"users": found})
+    return 1 if any(one["drill_problem"] for one in found) else 0
+
+
+def fact(seen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the line of ``lab status``, none where there are no backups."""
+    if seen is None:
+        return []
+    done = [one["done"] for one in seen["users"] if one["done"]]
+    drilled = sum(1 for one in seen["users"] if one["drilled"] and not one["drill_problem"])
+    oldest = f", the oldest of {moment(min(done))}" if done else ""
+    everybody = len(seen["users"])
+    return [("backups", f"{len(done)} of {everybody} users{oldest}; restored in a drill: {drilled}")]
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        ("lab", "backup"),
+        "back up the users' files",
+        "For root. Make an encrypted snapshot of home and workspace of each user, or of one, and drop the "
+        "snapshots that are not kept any more. A timer does it each day. It ends with 1 if one failed.",
+        "lab backup alice",
+        _backup,
+        named=False,
+        dry_run=True,
+        arguments=_backup_arguments,
+    ),
+    Command(
+        ("lab", "restore"),
+        "restore files of a user from the backup",
+        "For root. Restore a file or folder of a user from a snapshot into a new folder that only root can "
+        "enter. Nothing of the user's is touched.",
+        "lab restore alice thesis/data --to /root/restored",
+        _restore,
+        named=False,
+        dry_run=True,
+        arguments=_restore_arguments,
+    ),
+    Command(
+        ("lab", "drill"),
+        "prove that the backups can be restored",
+        "For root. Restore some files of each user's newest snapshot, chosen anew each time, compare them "
+        "byte by byte with those that did not change since, and remove them again. A timer does it each "
+        "week. It ends with 1 if one failed.",
+        "lab drill alice",
+        _drill,
+        named=False,
+        arguments=_user_argument,
+    ),
+)

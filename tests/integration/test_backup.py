@@ -1,0 +1,296 @@
+"""Backups by the real restic into a folder, restored and compared; what users do to lead it astray."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import backup, drill, locks, restic, state
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core.backuprules import BackupRules
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+
+SECRET = "correct horse battery staple"
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder of root's below folders of root's alone, as a server has it."""
+    folder = Path(tempfile.mkdtemp(prefix="lab-backup-test-", dir="/var/lib"))
+    folder.chmod(0o755)
+    for name in ("repository", "state", "restored", "cache"):
+        (folder / name).mkdir(mode=0o700)
+    (folder / "password").write_text(SECRET + "\n")
+    (folder / "password").chmod(0o600)
+    monkeypatch.setattr(backup, "PASSWORD_PATH", str(folder / "password"))
+    monkeypatch.setattr(backup, "ENVIRONMENT_PATH", str(folder / "environment"))
+    monkeypatch.setattr(locks, "RUN_DIRECTORY", str(folder / "run"))
+    monkeypatch.setattr(restic, "CACHE", str(folder / "cache"))
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(folder / "state"))
+    monkeypatch.setattr(drill, "STATE_DIRECTORY", str(folder / "state"))
+    monkeypatch.setattr(policies, "HOME_ROOT", str(folder / "home"))
+    monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(folder / "home/.workspaces"))
+    monkeypatch.setattr(policies, "HOMES_ROOT", str(folder / "home/.homes"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def policy(place: Path) -> Policy:
+    limits = {"containers": 1, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+    quota = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+    made, _keys = policies.from_inventory(
+        {
+            "lab_groups": [{"name": "students", "gid": 3101, "limits": limits, "quota": quota}],
+            "lab_users": [
+                {"name": "alice", "uid": 2001, "group": "students"},
+                {"name": "bob", "uid": 2002, "group": "students"},
+            ],
+        }
+    )
+    return made
+
+
+@pytest.fixture
+def server(policy: Policy, place: Path) -> Policy:
+    """Return a policy with backups, whose users have a home and a workspace with files."""
+    made = replace(policy, backup=BackupRules(str(place / "repository"), ("*.ckpt",)))
+    for user in policy.users:
+        for folder in (Path(user.home), Path(made.workspace(user))):
+            folder.mkdir(parents=True, mode=0o700)
+            os.chown(folder, user.uid, user.gid)
+            folder.chmod(0o700)
+            _write(user, folder / "note", f"of {user.name}\n")
+    return made
+
+
+def _write(user: User, path: Path, text: str) -> Path:
+    missing = [one for one in path.parents if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir()
+        os.chown(one, user.uid, user.gid)
+    path.write_text(text)
+    os.chown(path, user.uid, user.gid)
+    return path
+
+
+def _listed(policy: Policy, user: User) -> set[str]:
+    lines = restic.lines(backup.repository(policy, user), ["ls", "--json", "latest"])
+    return {json.loads(line).get("path", "") for line in lines}
+
+
+def test_what_was_backed_up_comes_back_byte_by_byte(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    workspace = Path(server.workspace(alice))
+    data = random.Random(1).randbytes(3 << 20)
+    odd = _write(alice, workspace / "thesis/[a]*?\\ b", "odd")
+    large = _write(alice, workspace / "thesis/data", "")
+    large.write_bytes(data)
+    os.symlink("/etc/shadow", workspace / "thesis/link")
+    os.mkfifo(workspace / "thesis/fifo")
+    assert backup.back_up(server, alice).problem == ""
+    shutil.rmtree(workspace / "thesis")
+
+    final = Path(backup.restore(server, alice, "thesis", str(place / "restored/a")))
+    assert (final / "data").read_bytes() == data
+    assert (final / odd.name).read_text() == "odd"
+    assert os.readlink(final / "link") == "/etc/shadow"
+    assert (final / "data").stat().st_uid == alice.uid
+    assert (place / "restored/a").stat().st_mode & 0o777 == 0o700
+    one = Path(backup.restore(server, alice, f"thesis/{odd.name}", str(place / "restored/b")))
+    assert one.read_text() == "odd"
+    assert sorted(path.name for path in (place / "restored/b").iterdir()) == [odd.name]
+
+
+def test_caches_and_what_it_says_are_left_out(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    workspace, home = Path(server.workspace(alice)), Path(alice.home)
+    out = [
+        _write(alice, workspace / "p/__pycache__/a.pyc", ""),
+        _write(alice, workspace / ".cache/pip/wheel", ""),
+        _write(alice, workspace / ".cache/uv/wheel", ""),
+        _write(alice, home / ".cache/thing", ""),
+        _write(alice, Path(policies.HOMES_ROOT) / "alice/p/.cache/thing", ""),
+        _write(alice, workspace / "p/epoch.ckpt", ""),
+    ]
+    _write(alice, workspace / "torch/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n")
+    out.append(_write(alice, workspace / "torch/thing", ""))
+    kept = [
+        _write(alice, workspace / ".cache/huggingface/model", ""),
+        _write(alice, Path(policies.HOMES_ROOT) / "alice/p/.bashrc", ""),
+        home / "note",
+    ]
+    assert backup.back_up(server, alice).problem == ""
+    listed = _listed(server, alice)
+    assert {str(path) for path in kept} <= listed
+    assert not {str(path) for path in out} & listed
+
+
+def test_a_user_cannot_read_the_repository_and_it_holds_no_words(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    _write(alice, Path(server.workspace(alice)) / "secret", "the-treasure " * 1000)
+    backup.back_up(server, alice)
+    done = subprocess.run(
+        ["ls", str(place / "repository")], user=alice.uid, group=alice.gid, capture_output=True, check=False
+    )
+    assert done.returncode != 0
+    files = [path for path in (place / "repository").rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"the-treasure" in path.read_bytes() for path in files)
+
+
+def test_each_user_has_a_repository_and_a_password_of_its_own(server: Policy) -> None:
+    alice, bob = server.user("alice"), server.user("bob")
+    assert backup.back_up(server, alice).problem == backup.back_up(server, bob).problem == ""
+    wrong = replace(backup.repository(server, bob), url=backup.repository(server, alice).url)
+    with pytest.raises(HostError, match="wrong password"):
+        restic.run(wrong, ["snapshots"])
+    assert not any("/bob" in path for path in _listed(server, alice))
+
+
+def test_a_folder_that_is_swapped_for_a_link_meanwhile_leads_nowhere(server: Policy) -> None:
+    alice, bob = server.user("alice"), server.user("bob")
+    workspace = Path(server.workspace(alice))
+    _write(bob, Path(server.workspace(bob)) / "f/loot", "bob's")
+    _write(alice, workspace / "f/own", "mine")
+    os.symlink(Path(server.workspace(bob)) / "f", workspace / "g")
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            os.rename(workspace / "f", workspace / "h")
+            os.rename(workspace / "g", workspace / "f")
+            os.rename(workspace / "f", workspace / "g")
+            os.rename(workspace / "h", workspace / "f")
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        # Straight at the link, as after a won race: the kernel refuses it in the tree of this process.
+        done = restic.run(backup.Repository(str(workspace), "x"), ["version"], trees=[str(workspace)])
+        assert "restic" in done.stdout
+        for _turn in range(3):
+            backup.back_up(server, alice)
+    finally:
+        ended.set()
+        swapping.join()
+    for snapshot in backup.snapshots(server, alice):
+        lines = restic.lines(backup.repository(server, alice), ["ls", "--json", snapshot["id"]])
+        assert not any("loot" in line for line in lines)
+
+
+def test_the_process_passes_no_link_writes_nothing_and_has_one_capability(
+    server: Policy, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = server.user("alice"), server.user("bob")
+    workspace = Path(server.workspace(alice))
+    os.symlink(server.workspace(bob), workspace / "way")
+    program = place / "probe"
+    program.write_text(
+        f"#!/bin/sh\ncat {workspace}/note; cat {workspace}/way/note; touch {workspace}/new\n"
+        "grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(restic, "PROGRAM", str(program))
+    trees, needed = [str(workspace)], (restic.DAC_READ_SEARCH,)
+    done = restic.run(backup.Repository("x", "x"), ["x"], trees=trees, capabilities=needed)
+    assert done.stdout.startswith("of alice\n")
+    assert "of bob" not in done.stdout
+    assert "Too many levels of symbolic links" in done.stderr
+    assert "Read-only file system" in done.stderr
+    # /proc/self/status: bit 2 is CAP_DAC_READ_SEARCH.
+    assert "CapEff:\t0000000000000004" in done.stdout
+    assert "CapBnd:\t0000000000000004" in done.stdout
+    assert "NoNewPrivs:\t1" in done.stdout
+    assert not (workspace / "new").exists()
+
+
+def test_a_drill_compares_and_finds_what_is_not_as_it_was(
+    server: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = server.user("alice")
+    workspace = Path(server.workspace(alice))
+    for number in range(5):
+        _write(alice, workspace / f"p/{number}", f"number {number}")
+    backup.back_up(server, alice)
+    found = drill.drill(server, alice)
+    assert (found.drill_problem, found.compared, found.changed) == ("", 7, 0)
+    assert found.drilled > 0
+
+    _write(alice, workspace / "p/0", "changed")
+    (workspace / "p/1").unlink()
+    os.symlink("/etc/shadow", workspace / "p/1")
+    found = drill.drill(server, alice)
+    assert (found.drill_problem, found.compared, found.changed) == ("", 5, 2)
+    assert os.listdir(drill.STATE_DIRECTORY) == ["backup"]
+
+    real = backup.extract
+
+    def spoiled(place: restic.Repository, snapshot: str, paths: list[str], target: str, **more: bool) -> None:
+        real(place, snapshot, paths, target, **more)
+        Path(target + str(workspace / "p/2")).write_text("number X")
+
+    monkeypatch.setattr(backup, "extract", spoiled)
+    found = drill.drill(server, alice)
+    assert found.drill_problem.startswith(f"{workspace}/p/2 differs from what was backed up.")
+    bad, _warn = backup.attention(backup.rules_of(server), [found], found.done)
+    assert len(bad) == 1
+
+
+def test_a_damaged_repository_fails_the_drill(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    backup.back_up(server, alice)
+    packs = [path for path in (place / "repository").rglob("data/*/*") if path.is_file()]
+    for pack in packs:
+        pack.chmod(0o600)
+        pack.write_bytes(bytes(byte ^ 255 for byte in pack.read_bytes()))
+    shutil.rmtree(place / "cache")
+    (place / "cache").mkdir(mode=0o700)
+    assert drill.drill(server, alice).drill_problem
+
+
+def test_a_repository_that_is_gone_is_not_made_anew(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    first = backup.back_up(server, alice)
+    shutil.rmtree(place / "repository")
+    assert "No such file" in backup.back_up(server, alice).problem
+    (place / "repository").mkdir(mode=0o700)
+    found = backup.back_up(server, alice)
+    assert "was there and is gone" in found.problem
+    assert found.done == first.done
+    assert list((place / "repository").iterdir()) == []
+
+
+def test_old_snapshots_go(server: Policy) -> None:
+    alice = server.user("alice")
+    for _turn in range(3):
+        backup.back_up(server, alice)
+    # All of one day: the last stays.
+    assert len(backup.snapshots(server, alice)) == 1
+
+
+def test_what_cannot_be_restored_is_said_and_leaves_nothing(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    backup.back_up(server, alice)
+    with pytest.raises(NotFound, match="is not in that snapshot"):
+        backup.restore(server, alice, "nothing", str(place / "restored/a"))
+    with pytest.raises(Refused, match="is there already"):
+        backup.restore(server, alice, "note", str(place / "restored"))
+    with pytest.raises(Refused, match="no folder that only root writes"):
+        backup.restore(server, alice, "note", str(Path(server.workspace(alice)) / "new"))
+    assert list((place / "restored").iterdir()) == []
+
+
+def test_a_password_that_others_can_read_is_refused(server: Policy, place: Path) -> None:
+    (place / "password").chmod(0o644)
+    assert "can be read by others" in backup.back_up(server, server.user("alice")).problem

@@ -1,0 +1,274 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What backups and drills decide, and how they are told; the real restic is in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    backup,
+    backuprules,
+    cli_backup,
+    drill,
+    metrics,
+    policy,
+    restic,
+    state,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.backup import Record
+from ansible_collections.lab.server.plugins.module_utils._core.backuprules import BackupRules
+from ansible_collections.lab.server.plugins.module_utils._core.drill import Node, Seen
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
+from conftest import Run
+
+RULES = BackupRules("/backup", ("*.ckpt",))
+HOUR = 3600
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def backed_up(lab: Policy) -> Policy:
+    return replace(lab, backup=RULES)
+
+
+@pytest.fixture
+def admin(run: Run, backed_up: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(cli_backup, "load", lambda _path: backed_up)
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    return run
+
+
+# ---- the policy ------------------------------------------------------------------------------------------
+
+
+def test_the_rules_survive_the_file_and_are_not_for_everybody(backed_up: Policy) -> None:
+    plain = json.loads(json.dumps(policy.dump(backed_up)))
+    assert policy.parse(plain) == backed_up
+    assert policy.public(backed_up).backup is None
+    # The policy of a server that was written before there were backups.
+    del plain["backup"]
+    assert policy.parse(plain).backup is None
+    assert backuprules.dump(None) is None
+
+
+@pytest.mark.parametrize(
+    ("repository", "path"),
+    [("/backup", "/backup"), ("sftp:lab@store.example.org:/b", ""), ("s3:https://s3.example.org/b", "")],
+)
+def test_only_a_folder_is_a_path(repository: str, path: str) -> None:
+    assert BackupRules(repository).path == path
+
+
+# ---- what is backed up -----------------------------------------------------------------------------------
+
+
+def test_each_user_has_another_password_and_place() -> None:
+    # As the command of docs/backup.md tells it.
+    known = "dc1f1d37dce8434c"
+    assert backup.password("correct horse battery staple", "alice").startswith(known)
+    assert backup.password("a" * 16, "alice") != backup.password("a" * 16, "bob")
+    assert backup.password("a" * 16, "alice") != backup.password("b" * 16, "alice")
+    assert backup.url(RULES, "one", "alice") == "/backup/one/alice"
+
+
+def test_no_secret_is_in_arguments_or_in_what_is_printed(lab: Policy) -> None:
+    place = restic.Repository("/backup", "secret-password", (("AWS_SECRET_ACCESS_KEY", "secret-key"),))
+    command, options = restic._prepared(
+        place, backup.backup_arguments(RULES, lab.user("alice"), ["/x"]), (), ()
+    )
+    assert "secret" not in " ".join(command) and "secret" not in repr(place)
+    assert options["env"]["RESTIC_PASSWORD"] == "secret-password"
+    assert options["env"]["AWS_SECRET_ACCESS_KEY"] == "secret-key"
+
+
+def test_caches_are_left_out_and_trees_come_after_the_options(lab: Policy) -> None:
+    words = backup.backup_arguments(RULES, lab.user("alice"), ["/home/alice"])
+    assert words[-2:] == ["--", "/home/alice"]
+    for word in ("--exclude-caches", "--one-file-system", "--exclude=__pycache__", "--exclude=*.ckpt"):
+        assert word in words
+    assert "--exclude=/home/alice/.cache" in words
+
+
+def test_what_is_not_kept_is_not_asked_for() -> None:
+    words = backup.forget_arguments(replace(RULES, keep_monthly=0))
+    assert words == ["forget", "--prune", "--group-by=", "--keep-daily=7", "--keep-weekly=5"]
+
+
+# ---- restoring -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("thesis/data", "/home/.workspaces/alice/thesis/data"),
+        ("/home/alice/workspace/thesis", "/home/.workspaces/alice/thesis"),
+        ("/home/alice/workspace", "/home/.workspaces/alice"),
+        ("/home/alice/.bashrc", "/home/alice/.bashrc"),
+        ("/home/.homes/alice/thesis", "/home/.homes/alice/thesis"),
+    ],
+)
+def test_where_a_path_is_in_a_snapshot(lab: Policy, path: str, found: str) -> None:
+    assert backup.locate(lab, lab.user("alice"), path) == found
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", ".", "..", "../bob", "a/../b", "a//b", "a/", "/etc/shadow", "/home/bob", "/home/alicex", "a\nb"],
+)
+def test_a_path_that_is_not_plain_or_not_the_users_is_refused(lab: Policy, path: str) -> None:
+    with pytest.raises(InvalidInput):
+        backup.locate(lab, lab.user("alice"), path)
+
+
+def test_a_pattern_matches_its_path_alone() -> None:
+    assert backup.literal(r"/a/[b]*?\c d") == r"/a/\[b\]\*\?\\c d"
+
+
+@pytest.mark.parametrize("snapshot", ["--help", "latest:x", "abc", "ABCDEF01", ""])
+def test_what_is_no_snapshot_never_reaches_restic(backed_up: Policy, snapshot: str) -> None:
+    with pytest.raises(InvalidInput, match="is no snapshot"):
+        backup.restore(backed_up, backed_up.user("alice"), "thesis", "/root/x", snapshot)
+
+
+# ---- the drill -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2023-11-14T22:13:20Z", 1_700_000_000_000_000_000),
+        ("2023-11-14T22:13:20.5Z", 1_700_000_000_500_000_000),
+        ("2023-11-14T23:13:20.123456789+01:00", 1_700_000_000_123_456_789),
+        ("2023-11-14T17:13:20.000000001-05:00", 1_700_000_000_000_000_001),
+    ],
+)
+def test_times_are_read_to_the_nanosecond(text: str, expected: int) -> None:
+    assert drill.nanoseconds(text) == expected
+
+
+def _line(path: str, **more: object) -> str:
+    time = "2023-11-14T22:13:20Z"
+    data = {"struct_type": "node", "type": "file", "path": path, "size": 1, "mtime": time, "ctime": time}
+    return json.dumps({**data, **more})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON",
+        "[]",
+        "3",
+        json.dumps({"struct_type": "snapshot"}),
+        _line("/a", type="symlink"),
+        _line("/a", size=1 << 40),
+        _line("/a\ufffd"),
+        _line("/a", mtime="yesterday"),
+        _line("/a", size=None),
+    ],
+)
+def test_what_is_no_file_for_a_sample_is_left_out(line: str) -> None:
+    assert drill.node(line) is None
+
+
+def test_a_sample_is_bounded_and_each_file_may_be_in_it() -> None:
+    lines = [_line(f"/{number}") for number in range(50)]
+    met = {one.path for turn in range(200) for one in drill.sample(lines, 5, random.Random(turn))}
+    assert len(met) == 50
+    assert all(len(drill.sample(lines, 5, random.Random(turn))) == 5 for turn in range(20))
+    large = [_line(f"/{number}", size=60 << 20) for number in range(50)]
+    assert sum(one.size for one in drill.sample(large, 50, random.Random(1))) <= 512 << 20
+
+
+def test_a_file_of_the_same_times_must_be_the_same() -> None:
+    one = Node("/a", 3, 5, 7)
+    assert drill.verdict(one, Seen(3, 5, 7, "x"), "x") == "same"
+    assert drill.verdict(one, Seen(3, 5, 7, "x"), "y") == "differs from what was backed up"
+    assert drill.verdict(one, Seen(3, 5, 7, "x"), "") == "could not be restored"
+    for now in (None, Seen(4, 5, 7, "x"), Seen(3, 6, 7, "x"), Seen(3, 5, 8, "x"), Seen(3, 5, 7, "")):
+        assert drill.verdict(one, now, "y") == "changed"
+    now = {"/a": Seen(3, 5, 7, "x")}
+    assert drill.judge([one], now, {"/a": "x"}) == {"compared": 1, "changed": 0}
+    with pytest.raises(HostError, match="/a could not be restored"):
+        drill.judge([one], now, {"/a": ""})
+
+
+# ---- how it is told --------------------------------------------------------------------------------------
+
+GOOD = Record("alice", done=NOW - HOUR, drilled=NOW - HOUR, compared=3)
+
+
+@pytest.mark.parametrize(
+    ("record", "level", "words"),
+    [
+        (replace(GOOD, problem="no disk"), "bad", "the backup of alice failed: no disk"),
+        (replace(GOOD, done=NOW - 60 * HOUR), "bad", "the backup of alice is 60 hours old"),
+        (replace(GOOD, drill_problem="/a differs"), "bad", "the restore drill of alice failed: /a differs"),
+        (Record("alice"), "warn", "alice has no backup yet"),
+        (replace(GOOD, drilled=0.0), "warn", "no drill has restored the backup of alice yet"),
+        (replace(GOOD, drilled=NOW - 480 * HOUR), "warn", "the restore drill of alice is 20 days old"),
+    ],
+)
+def test_what_needs_a_hand(record: Record, level: str, words: str) -> None:
+    bad, warn = backup.attention(RULES, [record], NOW)
+    assert (bad, warn) == (([words], []) if level == "bad" else ([], [words]))
+    assert backup.attention(RULES, [GOOD], NOW) == ([], [])
+
+
+def test_a_damaged_record_is_a_problem_and_no_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    assert backup.record("alice") == Record("alice")
+    assert backup.keep(GOOD) == backup.record("alice") == GOOD
+    for text in ("{", "[]", '{"unknown": 1}'):
+        (tmp_path / "backup/alice.json").write_text(text)
+        assert "damaged" in backup.record("alice").problem
+
+
+def test_status_and_metrics_tell_of_backups() -> None:
+    assert cli_backup.fact(None) == []
+    seen = {"users": [asdict(GOOD), asdict(Record("bob"))]}
+    [(label, text)] = cli_backup.fact(seen)
+    assert label == "backups" and text.startswith("1 of 2 users") and text.endswith("in a drill: 1")
+    lines = metrics._backups(seen)
+    assert f'lab_server_backup_seconds{{user="alice"}} {NOW - HOUR!r}' in lines
+    assert 'lab_server_backup_failed{user="bob"} 0' in lines
+    assert metrics._backups(None) == []
+
+
+@pytest.mark.parametrize("words", [("backup",), ("restore", "alice", "x", "--to", "/root/x"), ("drill",)])
+def test_who_is_not_root_is_told_so(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run("lab", *words)
+    assert (code, out) == (3, "") and "admins" in err
+
+
+def test_without_backups_that_is_said(run: Run, lab: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(cli_backup, "load", lambda _path: lab)
+    code, _out, err = run("lab", "drill")
+    assert code == 3 and "makes no backups" in err
+
+
+def test_a_dry_run_only_tells(admin: Run, backed_up: Policy) -> None:
+    code, out, _err = admin("lab", "backup", "alice", "--dry-run")
+    assert code == 0 and out.startswith("alice: would back up /home/alice, ")
+    words = ("lab", "restore", "alice", "thesis", "--to", "/root/x", "--dry-run")
+    wanted = f"{backed_up.workspace(backed_up.user('alice'))}/thesis"
+    told = f"Would restore {wanted} of snapshot latest into /root/x.\n"
+    assert admin(*words)[:2] == (0, told)
+    assert admin("lab", "backup", "nobody")[0] == 4
+
+
+def test_one_that_failed_ends_with_1(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "back_up", lambda _policy, user: Record(user.name, problem="no disk"))
+    code, out, _err = admin("lab", "backup", "alice")
+    assert (code, out) == (1, "alice: failed: no disk\n")
+    monkeypatch.setattr(drill, "drill", lambda _policy, user: replace(GOOD, user=user.name))
+    code, out, _err = admin("lab", "drill", "alice")
+    assert (code, out) == (0, "alice: 3 files are as they were, 0 changed since\n")
