@@ -138,7 +138,6 @@ class Deeds(Protocol):
 
     def find(self, user: str) -> int:
         """Return the uid; raise NotFound for a name that is no lab user's."""
-        ...
 
     def load(self, uid: int) -> Record | None: ...
 
@@ -146,7 +145,6 @@ class Deeds(Protocol):
 
     def to_shut(self) -> list[str]:
         """Return what has to be done to shut the account, in words."""
-        ...
 
     def shut(self) -> None: ...
 
@@ -156,7 +154,6 @@ class Deeds(Protocol):
 
     def processes(self) -> int:
         """Return how many processes of the user run outside of containers."""
-        ...
 
     def end_processes(self) -> None: ...
 
@@ -168,21 +165,17 @@ class Deeds(Protocol):
 
     def verify(self, tree: Tree, packed: Packed) -> None:
         """Read an archive again and compare it with its tree; raise LabError."""
-        ...
 
     def check_hand_over(self, over: HandOver, *, begun: bool) -> None:
         """Raise LabError when it cannot be done."""
-        ...
 
     def hand_over(self, over: HandOver, directory: str, *, begun: bool) -> None: ...
 
     def check_archive(self, packed: Packed) -> None:
         """Raise HostError unless the file is the one that was verified."""
-        ...
 
     def remains(self) -> list[str]:
         """Return what a purge removes, in words."""
-        ...
 
     def remove(self) -> None: ...
 
