@@ -325,7 +325,7 @@ def test_a_launch_asks_for_what_it_was_told(server: Server, monkeypatch: pytest.
         return {"log": "logs/x.log"}
 
     monkeypatch.setattr(containers, "batch", batch)
-    plain = {"own": OwnWishes(), "rebuild": False, "with_jupyter": False, "check": False}
+    plain = {"own": OwnWishes(), "rebuild": False, "with_jupyter": False, "check": False, "waits": False}
     words = ["cpus=0.5", "memory=64m", "rebuild=yes", "command=sleep 9"]
     code, events = server.call(2001, "project-launch", "thesis", *words)
     assert code == 0 and events[-1]["data"]["job"] == {"log": "logs/x.log"}
