@@ -364,6 +364,14 @@ def test_server_info(look: Any, given: dict[str, Any], thesis: Any) -> None:
     keep_promises("server_info", [Step(given, changes=False)], look)
 
 
+def test_gpu_info() -> None:
+    # NVIDIA's library makes its device nodes where it finds none (nvidia-modprobe); a look is to make none.
+    def nodes() -> dict[str, bool]:
+        return {name: True for name in os.listdir("/dev") if name.startswith("nvidia")}
+
+    keep_promises("gpu_info", [Step({}, changes=False)], nodes)
+
+
 def test_every_module_is_here() -> None:
     others = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(MODULES) <= {*ON_THE_HOST, *others}

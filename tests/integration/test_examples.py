@@ -11,23 +11,27 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible_collections.lab.server.plugins.module_utils._core import departing
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from private_root import CHECKOUT, MODULES, PACKAGE, PrivateRoot, call_in_child, next_second, run_module
 
 LIMITS = {"containers": 5, "cpus": 2, "memory": "4g", "pids": 512, "shm": "1g", "gpus": 0}
 QUOTA = {"soft": "9g", "hard": "10g", "inodes_soft": 900000, "inodes_hard": 1000000}
-IN_THE_PRIVATE_ROOT = sorted(set(MODULES) - {"project_containers", "project_images", "server_info"})
+OTHERS = {"gpu_info", "offboarding", "project_containers", "project_images", "server_info"}
+IN_THE_PRIVATE_ROOT = sorted(set(MODULES) - OTHERS)
 
 
 @dataclass
@@ -137,6 +141,39 @@ def test_in_a_private_root(private_root: PrivateRoot, docker: Any, tiny: str, na
     assert all(answer["changed"] for answer in answers)
 
 
+def test_offboarding(private_root: PrivateRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Processes of who leaves are ended, so these are numbers that nobody has.
+    people = [
+        {"name": name, "uid": 29620 + n, "group": "students"} for n, name in enumerate(("alice", "bob"))
+    ]
+    policy = _policy(lab_users=people)
+    accounts = {
+        "groups": [{"name": "students", "gid": 3101}],
+        "users": [{**one, "limits": {"cpus": 2, "memory": "4g", "pids": 512}} for one in people],
+    }
+    survey = {"user": "alice", "name": "survey"}
+    for name, arguments in (
+        ("users", accounts),
+        ("workspaces", {"policy": policy, "projects": [survey]}),
+        ("commands", {"policy": policy}),
+    ):
+        made = run_module(name, arguments, check=False, call=private_root.call)
+        assert not made.get("failed"), made
+    stage = Stage(private_root.call)
+    leaves, purge = examples("offboarding")
+    monkeypatch.setattr(sys.modules[__name__], "examples", lambda _name: [leaves])
+    (left,) = run_examples("offboarding", stage)
+    assert left["changed"] and (private_root.path / "home/.workspaces/bob/survey").is_dir()
+    assert len(list((private_root.path / "home/.offboarded").iterdir())) == 2
+    # A month later.
+    now = time.time() + 32 * 86400
+    later = SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(departing, "time", later)
+    monkeypatch.setattr(sys.modules[__name__], "examples", lambda _name: [purge])
+    (purged,) = run_examples("offboarding", stage)
+    assert purged["changed"] and not (private_root.path / "home/alice").exists()
+
+
 # On the folders of conftest
 
 
@@ -188,6 +225,12 @@ def test_project_containers(engine: Any, stage: Stage, bob: Any, inside: Any) ->
     inside(bob, "survey", "echo hello > ~/kept")
     answers = run_examples("project_containers", stage)
     assert all(answer["changed"] for answer in answers)
+
+
+def test_gpu_info(tmp_path: Path) -> None:
+    (info, shown) = ansible_playbook(tmp_path, examples("gpu_info"))
+    assert not info["changed"] and info["gpu"]["problem"] and info["gpu"]["gpus"] == []
+    assert shown["skipped"]
 
 
 def test_server_info(engine: Any, stage: Stage, tmp_path: Path) -> None:
