@@ -130,18 +130,13 @@ def integration() -> list[Step]:
     return steps
 
 
-def molecule(
-    distro: str, scenario: str = "default", *, tests: str = "all", limit: float = 3300
-) -> list[Step]:
-    """Return the step of a scenario on a virtual machine of ``distro``, ended after ``limit`` seconds.
-
-    ``tests``: "all", or "quick" for those that tell the most for their time (the scenario's conftest.py).
-    """
+def molecule(distro: str, scenario: str = "default", *, limit: float = 3300) -> list[Step]:
+    """Return the step of a scenario on a virtual machine of ``distro``, ended after ``limit`` seconds."""
     return [
         Step(
             f"{scenario} {distro}",
             tool("molecule", "test", "--no-command-borders", "--scenario-name", scenario),
-            {"DISTRO": distro, "LAB_VM_NAME": f"molecule-{distro}", "LAB_TESTS": tests},
+            {"DISTRO": distro, "LAB_VM_NAME": f"molecule-{distro}"},
             junit=True,
             molecule=True,
             cleanup=python("vm.py", "destroy", f"molecule-{distro}", f"molecule-{distro}-twin"),
@@ -309,7 +304,7 @@ def main() -> int:
         "integration": [integration()],
         "molecule": [molecule(arguments.distro, arguments.scenario)],
         # The older engine and its SDK are those of the virtual machine.
-        "test": [quick, molecule(arguments.distro, tests="quick")],
+        "test": [quick, molecule(arguments.distro)],
         # Side by side: a machine has one processor, and a scenario has one machine for its longer half.
         "test-all": [
             [*quick, installed],

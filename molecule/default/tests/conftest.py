@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "inventories" / "example"
 MACHINES = Path(os.environ.get("LAB_VM_ROOT") or ROOT / ".vm")
 ALICE, BOB, CAROL, DAVE = 2001, 2002, 2003, 2004
-#: What 'make test' leaves to 'make test-all': it takes minutes, and most of it needs a newer Docker.
-collect_ignore = ["test_70_gpu.py"] if os.environ.get("LAB_TESTS") == "quick" else []
 
 
 def _machines() -> list[str]:
