@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tools")]
 
 from ansible_collections.lab.server.plugins.module_utils import _core  # noqa: E402  # needs the path above
-from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa: E402
+from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa: E402  # as above
     gpuleases,
     gpurequests,
     locks,
@@ -28,8 +28,8 @@ from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa:
     spec,
     state,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device  # noqa: E402
-from bench_engine import Promise, Report, seconds  # noqa: E402
+from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device  # noqa: E402  # as above
+from bench_engine import Promise, Report, seconds  # noqa: E402  # as above
 
 CARDS, PARTS, CONTAINERS, HOLDERS, WAITING, TURNS = 16, 7, 200, 100, 10, 50
 ALLOWED = 20.0

@@ -118,12 +118,12 @@ def test_a_user_leaves(engine, policy, root, alice, bob, thesis, home, inside, l
     assert leave(hand_over=over) == []
 
     leave(purge=True, fails="kept until")
-    assert home.exists()
+    assert home.exists() and engine.images("lab/2001/*")
     promised = leave(time.time() + LATER, check=True, purge=True)
     assert leave(time.time() + LATER, purge=True) == promised
     assert not home.exists() and not Path(policy.workspace(alice)).exists()
     assert not (root / "home/.homes/alice").exists()
-    assert retired.kept(engine, uid=2001) == [] and engine.images("lab/alice/*") == []
+    assert retired.kept(engine, uid=2001) == [] and engine.images("lab/2001/*") == []
     assert copy.exists() and len(list(archives.iterdir())) == 3
     assert leave(time.time() + LATER, purge=True) == []
     assert formeruids.read() == {2001: "alice"}

@@ -352,6 +352,7 @@ def restore(policy: Policy, user: User, path: str, target: str, snapshot: str = 
         final = os.path.join(target, posixpath.basename(wanted))
         os.rename(found, final)
     finally:
+        # What cannot be removed is root's alone; the error that led here is the one to tell.
         shutil.rmtree(scratch, ignore_errors=True)
     return final
 

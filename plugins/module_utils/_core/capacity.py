@@ -119,7 +119,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 def disks(policy: Policy, filesystems: Iterable[Mapping[str, Any]]) -> tuple[Disk, ...]:
     """Return the file systems (role, mount, size, available), each with what the policy promises of it."""
-    promises = {"home": _homes(policy), "docker": _docker(policy), "data": _data(policy)}
+    promises = {"home": homes(policy), "docker": _docker(policy), "data": _data(policy)}
     return tuple(
         Disk(
             role=str(one["role"]),
@@ -132,7 +132,8 @@ def disks(policy: Policy, filesystems: Iterable[Mapping[str, Any]]) -> tuple[Dis
     )
 
 
-def _homes(policy: Policy) -> tuple[Promise, ...]:
+def homes(policy: Policy) -> tuple[Promise, ...]:
+    """Return what is promised of the homes: each user's hard quota."""
     return tuple(Promise(user.name, user.quota.hard) for user in policy.users)
 
 

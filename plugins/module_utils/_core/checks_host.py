@@ -19,6 +19,7 @@ from . import (
     PUBLIC_POLICY_PATH,
     STATE_DIRECTORY,
     accounts,
+    capacity,
     hostfiles,
     install,
     mounts,
@@ -31,6 +32,7 @@ from . import (
     units,
 )
 from .boot import NOTICES
+from .capacity import Capacity, Disk
 from .errors import HostError, LabError
 from .inspection import FAIL, PASS, PLAYBOOK, SKIP, WARN, Check, Outcome, Server, desired, judged
 from .names import printable, slice_name
@@ -127,23 +129,25 @@ def _quota_write(server: Server) -> Outcome:
     )
 
 
-def promised(users: Iterable[User]) -> tuple[int, list[str]]:
-    """Return the bytes that the hard limits promise together, and the names of users without one."""
-    listed = list(users)
-    return sum(user.quota.hard for user in listed), [user.name for user in listed if not user.quota.hard]
+def of_homes(policy: Policy, size: int) -> Capacity:
+    """Return what the quotas promise of a disk of ``size`` bytes for the homes."""
+    disk = Disk("home", policy.home_root, size, size, capacity.homes(policy))
+    return capacity.judge(disk, policy.disks.overcommit)
 
 
 def overcommit(policy: Policy, size: int) -> Outcome:
     """Compare the quotas with the ``size`` of the disk (bytes) that they are promised of."""
-    total, unlimited = promised(policy.users)
+    given = of_homes(policy, size)
+    total = given.promised
     too_large = [user.name for user in policy.users if user.quota.hard > size]
     said = f"{format_size(total)} promised of {format_size(size)}"
     if too_large:
         detail = f"the quota of {', '.join(too_large)} is larger than the disk ({format_size(size)})"
         return Outcome(FAIL, detail, "Lower it, or enlarge the disk.")
-    if unlimited:
-        return Outcome(WARN, f"{said}; no limit for {', '.join(unlimited)}", "Give everybody a hard quota.")
-    if total > size * policy.disks.overcommit:
+    if given.unbounded:
+        who = ", ".join(given.unbounded)
+        return Outcome(WARN, f"{said}; no limit for {who}", "Give everybody a hard quota.")
+    if given.level == capacity.OVERCOMMITTED:
         return Outcome(
             WARN, f"{said}, {round(total / size * 100)} %", "Not all can use their quotas at the same time."
         )

@@ -298,7 +298,7 @@ class Host:
         return [] if self._engine is None else retired.kept(self._engine, uid=self._uid)
 
     def _images(self) -> list[str]:
-        listed = [] if self._engine is None else self._engine.images(f"lab/{self._name}/*")
+        listed = [] if self._engine is None else self._engine.images(f"lab/{self._uid}/*")
         return sorted(tag for image in listed for tag in image.get("RepoTags") or [])
 
     def _has_account(self) -> bool:

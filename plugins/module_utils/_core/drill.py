@@ -139,6 +139,7 @@ def _drill(policy: Policy, user: User) -> dict[str, Any]:
         backup.extract(place, newest, [one.path for one in chosen], scratch, owned=True)
         restored = {one.path: _digest_of(scratch + one.path) for one in chosen}
     finally:
+        # What cannot be removed is root's alone; the error that led here is the one to tell.
         shutil.rmtree(scratch, ignore_errors=True)
     return judge(chosen, _now(policy, user, chosen), restored)
 

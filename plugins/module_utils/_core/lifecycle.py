@@ -53,14 +53,12 @@ class Look:
     """A container as it is now. ``cpu``: nanoseconds of a processor since its start; 0 when it is down.
 
     ``typed`` is another number when somebody typed in a terminal of it, 0 where there is none (``sessions``).
-    ``busy``: it is known to do something, whatever the processor says.
     """
 
     name: str
     container: str
     live: bool
     cpu: int = 0
-    busy: bool = False
     typed: int = 0
 
 
@@ -94,7 +92,7 @@ def count(before: Counted | None, look: Look, passed: float) -> Counted:
         )
     started_anew = before.down > 0 or look.cpu < before.cpu
     used = look.cpu if started_anew else look.cpu - before.cpu
-    active = look.busy or look.typed not in (0, before.typed)
+    active = look.typed not in (0, before.typed)
     busy = active or passed > LONGEST_LOOK or used / 1e9 >= BUSY_CORES * max(passed, 1e-9)
     over = before.about == DOWN or (before.about == IDLE and busy)
     return replace(

@@ -121,11 +121,14 @@ def _backup(policy: Policy, now: float) -> dict[str, Any] | None:
 
 
 def _overcommit(policy: Policy) -> dict[str, Any]:
-    total, unlimited = checks_host.promised(policy.users)
     numbers = os.statvfs(policy.home_root)
-    size = numbers.f_blocks * numbers.f_frsize
-    allowed = policy.disks.overcommit
-    return {"promised": total, "size": size, "unlimited": unlimited, "allowed": allowed}
+    judged = checks_host.of_homes(policy, numbers.f_blocks * numbers.f_frsize)
+    return {
+        "promised": judged.promised,
+        "size": judged.size,
+        "unlimited": list(judged.unbounded),
+        "allowed": policy.disks.overcommit,
+    }
 
 
 # ---- what needs a hand first -----------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def write_beyond(device: str, taken: Collection[int] = (), root: str = HOME_ROOT
     with locks.hold("verify", timeout=60, title="lab verify"):
         uid = _free(device, taken)
         folder = posixpath.join(root, _FOLDER)
+        # Mostly there is none; one that cannot be removed is told by the mkdir that follows.
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.mkdir(folder, 0o700)
@@ -55,6 +56,7 @@ def write_beyond(device: str, taken: Collection[int] = (), root: str = HOME_ROOT
         except OSError as error:
             raise HostError(f"{folder} cannot be made: {error.strerror}.") from error
         finally:
+            # What stays is removed by the next call; nobody else has that uid.
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(HostError):
                 quota.write(device, quota.USER, uid, quota.NO_LIMIT)
