@@ -124,6 +124,14 @@ options:
             a mapping such as C({memory: 40g}) or C({uuid: GPU-...}), or V(shared) for a part of one.
           - It has them, by uuid, for as long as it is there and not retired, and nobody else has them.
         type: raw
+      run_hours:
+        description:
+          - For how many hours the container may run before it is stopped, whatever its user's limits say; 0
+            is without end. The timer of the role P(lab.server.lifecycle#role) reads it in the policy.
+        type: int
+      idle_hours:
+        description: For how many hours the container may do nothing before it is stopped, in the same way.
+        type: int
 """
 
     POLICY = r"""

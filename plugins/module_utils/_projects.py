@@ -43,6 +43,8 @@ PROJECT = {
     "locked": {"type": "bool", "default": False},
     "on_new_image": {"type": "str", "choices": list(policy.ON_NEW_IMAGE), "default": policy.REPLACE},
     "gpus": {"type": "raw"},
+    "run_hours": {"type": "int"},
+    "idle_hours": {"type": "int"},
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -108,6 +110,8 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         locked=given["locked"],
         on_new_image=wanted.on_new_image,
         gpus=wanted.gpus,
+        run_hours=given["run_hours"],
+        idle_hours=given["idle_hours"],
     )
 
 

@@ -17,6 +17,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
 )
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.liferules import HOUR, LifeRules
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Project as Declared
 
 NAME = "thesis._.2001"
 
@@ -105,6 +106,27 @@ def test_a_notice_that_could_not_be_published_does_not_stand(engine, limited, cl
     clock(12)
     assert did(engine, policy) == {NAME: "notice"}
     assert notices.notices(user.uid)["thesis"]["noticed"]
+
+
+def test_a_declared_project_has_hours_of_its_own(engine, limited, clock, thesis, project_of):
+    policy, user = limited
+    other = project_of(user, "endless")
+    other.write("Dockerfile", (thesis.path / "Dockerfile").read_text())
+    other.write("word", "two\n")
+    mine = {"base": "lab-test/tiny", "files": (), "state": "started", "environment": ()}
+    none = {"cpus": None, "memory": None, "pids": None, "shm": None}
+    endless = Declared(user=user.name, name="endless", type="custom", run_hours=0, **mine, **none)
+    policy = replace(policy, projects=(endless,))
+    for project in ("thesis", "endless"):
+        containers.launch(engine, policy, user, project)
+    did(engine, policy)
+    clock(9)
+    assert did(engine, policy)[NAME] == "notice"
+    clock(12)
+    done = did(engine, policy)
+    assert done[NAME] == "stop" and done.get("endless._.2001") == "nothing"
+    with pytest.raises(Refused, match="not stopped for its time"):
+        ending.put_off(engine, policy, user, "endless", None, check=False)
 
 
 def test_somebody_who_types_keeps_a_container_from_being_idle(engine, limited, clock, thesis, monkeypatch):

@@ -100,6 +100,20 @@ def test_a_user_has_the_groups_values_and_her_own_overrides() -> None:
     assert checked.workspace(carol) == "/home/.workspaces/carol"
 
 
+def test_a_project_that_it_declared_has_hours_of_its_own() -> None:
+    given = inventory()
+    given["lab_groups"][0]["limits"] |= {"run_hours": 10, "idle_hours": 4}
+    given["lab_projects"][0]["run_hours"] = 0
+    checked, _keys = policy.from_inventory(given)
+    project = checked.projects[0]
+    owner = next(user for user in checked.users if user.name == project.user)
+    assert (owner.limits.run_hours, owner.limits.idle_hours) == (10, 4)
+    its = checked.limits_of(owner, project.name)
+    assert (its.run_hours, its.idle_hours) == (0, 4)
+    assert checked.limits_of(owner, "another") == owner.limits
+    assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
+
+
 def test_group_shares_are_the_members_alone() -> None:
     checked, _keys = policy.from_inventory(inventory())
     assert [share.name for share in checked.shares_for(checked.user("carol"))] == ["vision"]
@@ -220,6 +234,8 @@ BAD_INPUT = [
         1,
         r"^lab_projects\[0\] \(my-thesis\)\.gpus: 1 is above the limit of the user alice",
     ),
+    ("lab_projects/0/run_hours", -1, r"\.run_hours: expected a whole number from 0"),
+    ("lab_projects/0/idle_hours", "2d", r"\.idle_hours: expected a whole number from 0"),
     ("lab_projects/0/gpus", "many", r"^lab_projects\[0\] \(my-thesis\)\.gpus: 'many' asks for no GPU"),
     ("lab_projects/0/gpus", True, r"^lab_projects\[0\] \(my-thesis\)\.gpus: True asks for no GPU"),
     (

@@ -54,9 +54,10 @@ class Ended:
     problem: str = ""
 
 
-def is_limited(policy: Policy, user: User) -> bool:
-    """Say whether a user's containers can come to an end by themselves."""
-    return bool(user.limits.run_hours or user.limits.idle_hours or policy.life.retire_hours)
+def is_limited(policy: Policy, user: User, project: str) -> bool:
+    """Say whether the container of a user's project can come to an end by itself."""
+    limits = policy.limits_of(user, project)
+    return bool(limits.run_hours or limits.idle_hours or policy.life.retire_hours)
 
 
 def _record() -> Record:
@@ -85,7 +86,9 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
     """Look at all containers once, and do what is decided; with ``check`` only say it. Raises LabError."""
     with locks.hold(_LOCK):
         found = [(info, _user_of(policy, info)) for info in listing_all(engine, policy)]
-        limited = {info.name: (info, user) for info, user in found if user and is_limited(policy, user)}
+        limited = {
+            info.name: (info, user) for info, user in found if user and is_limited(policy, user, info.project)
+        }
         boot, up = _now()
         typed = sessions.typed(limited) if limited else {}
         looks = [_look(engine, info, typed.get(info.name, 0)) for info, _user in limited.values()]
@@ -95,7 +98,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
         for look in looks:
             info, user = limited[look.name]
             decision, counted[look.name] = decide(
-                counted[look.name], user.limits, policy.life, live=look.live
+                counted[look.name], policy.limits_of(user, info.project), policy.life, live=look.live
             )
             ended.append(
                 Ended(look.name, decision, "" if check else _do(engine, policy, user, info, decision))
@@ -110,7 +113,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
 
 def _do(engine: Engine, policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> str:
     """Carry out a decision; return what went wrong, "" for nothing. The next look tries again."""
-    why = words(decision.about, user.limits, policy.life)
+    why = words(decision.about, policy.limits_of(user, info.project), policy.life)
     try:
         if decision.do == STOP:
             stop(engine, user, info.project, by=events.LIMIT, why=why)
@@ -130,7 +133,7 @@ def _notice(policy: Policy, user: User, info: ContainerInfo, decision: Decision)
         "do": RETIRE if decision.about == "down" else STOP,
         "at": None if decision.left is None else int(time.time() + decision.left),
         "noticed": decision.do != NOTHING,
-        "why": words(decision.about, user.limits, policy.life),
+        "why": words(decision.about, policy.limits_of(user, info.project), policy.life),
     }
 
 
@@ -169,8 +172,9 @@ def put_off(
         now = counted.get(name)
         if now is None or now.container != info.id:
             now = Counted(info.id)
-        longer = extend(now, user.limits, policy.life, hours)
-        decision, longer = decide(longer, user.limits, policy.life, live=True)
+        limits = policy.limits_of(user, project)
+        longer = extend(now, limits, policy.life, hours)
+        decision, longer = decide(longer, limits, policy.life, live=True)
         notice = _notice(policy, user, info, decision)
         if not check:
             counted[name] = longer

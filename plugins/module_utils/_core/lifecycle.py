@@ -146,7 +146,7 @@ def _ends(now: Counted, limits: Limits, rules: LifeRules, *, live: bool) -> dict
 def extend(now: Counted, limits: Limits, rules: LifeRules, hours: int | None = None) -> Counted:
     """Return what is counted when a user puts the stop off; raise Refused where that may not be."""
     if not (limits.run_hours or limits.idle_hours):
-        raise Refused("Your containers are not stopped for their time.", "There is nothing to put off.")
+        raise Refused("This container is not stopped for its time.", "There is nothing to put off.")
     if now.extended >= rules.extend_times:
         raise Refused(
             f"It was put off {now.extended} times already, which is as often as it may be.",

@@ -49,6 +49,8 @@ _KEPT: dict[str, object] = {"retire_keep": 7, "retire_size": "10g", "images_keep
 _CACHE: dict[str, object] = {"size": "10g", "address": "10.213.0.1/24", "port": 80}
 # A cache that is smaller than one large package keeps nothing for long.
 _LEAST_CACHE = 100 << 20
+# Ten years: what is to run longer has no limit.
+_LONGEST_HOURS = 87600
 # Ports that only root can listen on (ip(7)): a user could take the place of a cache that is down.
 _HIGHEST_CACHE_PORT = 1023
 _HTTPS = 443
@@ -227,6 +229,9 @@ class Project:
     on_new_image: str = REPLACE
     #: A request for GPUs in its canonical text; "" for none.
     gpus: str = ""
+    #: For how long its container may run, and do nothing, in hours; 0: without end.
+    run_hours: int | None = None
+    idle_hours: int | None = None
 
 
 @dataclass(frozen=True)
@@ -302,6 +307,16 @@ class Policy:
     def keeps_versions(self, user: str, project: str) -> bool:
         """Say whether IT declared that a project's image keeps the versions of its Python packages."""
         return any(one.locked and (one.user, one.name) == (user, project) for one in self.projects)
+
+    def limits_of(self, user: User, project: str) -> Limits:
+        """Return the user's limits with the hours that IT declared for the container of a project."""
+        for one in self.projects:
+            if (one.user, one.name) == (user.name, project):
+                given = {"run_hours": one.run_hours, "idle_hours": one.idle_hours}
+                return replace(
+                    user.limits, **{key: hours for key, hours in given.items() if hours is not None}
+                )
+        return user.limits
 
     def group(self, name: str) -> Group:
         """Return the group of that name; raise NotFound."""
@@ -535,8 +550,8 @@ def _limits(table: _Table) -> Limits:
         layers_files=table.integer("layers_files", 0, 1 << 40),
         images_size=table.size("images_size"),
         data_size=table.size("data_size"),
-        run_hours=table.integer("run_hours", 0, 87600),
-        idle_hours=table.integer("idle_hours", 0, 87600),
+        run_hours=table.integer("run_hours", 0, _LONGEST_HOURS),
+        idle_hours=table.integer("idle_hours", 0, _LONGEST_HOURS),
     )
     table.done()
     for key in ("layers_size", "images_size", "data_size"):
@@ -800,6 +815,8 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         locked=table.boolean("locked"),
         on_new_image=table.choice("on_new_image", ON_NEW_IMAGE, REPLACE),
         gpus=gpurequests.text_of(table.take("gpus"), table.at("gpus")),
+        run_hours=_hours(table, "run_hours"),
+        idle_hours=_hours(table, "idle_hours"),
     )
     table.done()
     request = gpurequests.requested(project.gpus)
@@ -824,6 +841,13 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
             f"Use one of: {', '.join(base.name for base in bases) or 'none is declared'}.",
         )
     return project
+
+
+def _hours(table: _Table, key: str) -> int | None:
+    if table._left.get(key) is None:
+        table.take(key)
+        return None
+    return table.integer(key, 0, _LONGEST_HOURS)
 
 
 def _package_cache(table: _Table) -> PackageCache:

@@ -127,7 +127,7 @@ def test_a_stop_is_put_off_so_often_and_so_far() -> None:
     assert now.granted == 15 * HOUR
     with pytest.raises(Refused, match="2 times already"):
         lifecycle.extend(now, limits, RULES)
-    with pytest.raises(Refused, match="not stopped for their time"):
+    with pytest.raises(Refused, match="not stopped for its time"):
         lifecycle.extend(Counted("1"), NONE, RULES)
 
 
