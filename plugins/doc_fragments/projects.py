@@ -132,6 +132,24 @@ options:
       idle_hours:
         description: For how many hours the container may do nothing before it is stopped, in the same way.
         type: int
+      keep:
+        description:
+          - Folders of the container that are kept when it is retired, on the file system of the homes, where
+            they count against the quota of their user. M(lab.server.workspaces) makes them.
+          - A folder that is not declared any more is no longer mounted. It is not removed.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          path:
+            description: The path in the container, such as C(/opt/packages).
+            type: str
+            required: true
+          size:
+            description:
+              - What its files may hold together, such as V(10g), told by C(df) there. It is changed at once.
+              - Without it, and with C(0), only the quota of the user counts.
+            type: str
 """
 
     POLICY = r"""

@@ -45,6 +45,12 @@ PROJECT = {
     "gpus": {"type": "raw"},
     "run_hours": {"type": "int"},
     "idle_hours": {"type": "int"},
+    "keep": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"path": {"type": "str", "required": True}, "size": {"type": "str"}},
+    },
 }
 PROJECTS = {"projects": {"type": "list", "elements": "dict", "default": [], "options": PROJECT}}
 POLICY = {"policy": {"type": "dict"}}
@@ -82,6 +88,7 @@ def wanted_of(given: Mapping[str, Any]) -> Wanted:
         ports=tuple((port["container"], port["host"]) for port in given["ports"]),
         on_new_image=given["on_new_image"],
         gpus=text_of(given["gpus"], f"{where}: gpus"),
+        keep=tuple(kept["path"] for kept in given["keep"]),
     )
 
 
@@ -91,7 +98,7 @@ def _size(given: Mapping[str, Any], key: str, where: str) -> int | None:
 
 def project_of(given: Mapping[str, Any], known: Policy) -> Project:
     """Return one project of a module's list as the policy has it. Raises InvalidInput."""
-    wanted = wanted_of(given)
+    wanted, where = wanted_of(given), f"{given['user']}/{given['name']}"
     first = known.base_images[0].name if known.base_images else ""
     return Project(
         user=wanted.user,
@@ -112,6 +119,10 @@ def project_of(given: Mapping[str, Any], known: Policy) -> Project:
         gpus=wanted.gpus,
         run_hours=given["run_hours"],
         idle_hours=given["idle_hours"],
+        keep=tuple(
+            policy.KeptFolder(kept["path"], parse_size(kept["size"] or 0, f"{where}: keep.size"))
+            for kept in given["keep"]
+        ),
     )
 
 

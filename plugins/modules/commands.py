@@ -166,6 +166,7 @@ def _carried() -> None:
         journal,
         jupyter,
         keeping,
+        keptfolders,
         leases,
         lifecycle,
         liferules,

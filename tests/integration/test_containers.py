@@ -884,6 +884,30 @@ def test_a_persistent_home_outlives_the_container(built, engine, policy, alice, 
     assert inside(alice, "thesis", f"cat ~/.local/made; {SHOWN}").split() == ["mine"]
 
 
+def test_a_kept_folder_outlives_the_container(built, engine, policy, alice, inside, homes_root):
+    wanted = [Wanted("alice", "thesis", keep=("/opt/packages",))]
+    source = homes_root / ".homes/alice/thesis@opt+packages"
+    missing = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert missing.failed and f"{source} is not there" in missing.message
+    source.mkdir(parents=True, mode=0o700)
+    os.chown(source, 2001, 2001)
+    made = containers.reconcile(engine, policy, wanted, check=False)[0]
+    assert not made.failed, made.message
+    assert not containers.reconcile(engine, policy, wanted, check=False)[0].changed
+    inside(alice, "thesis", "echo mine > /opt/packages/made")
+    assert (source / "made").stat().st_uid == 2001
+    assert "/opt/packages" in specs.fates(engine.inspect("thesis._.2001")["Mounts"])["kept"]
+    told = inside(alice, "thesis", "~/.local/bin/workspace where /opt/packages/made")
+    assert "kept" in told and "a folder that is kept for the project" in told
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis", state="absent")], check=False)
+    containers.reconcile(engine, policy, wanted, check=False)
+    shown = inside(alice, "thesis", "ls /opt /opt/packages").split()
+    assert shown == ["/opt:", "packages", "/opt/packages:", "made"]
+    # What is not declared any more is not mounted any more, and not removed.
+    assert containers.reconcile(engine, policy, [replace(wanted[0], keep=())], check=False)[0].changed
+    assert (source / "made").exists()
+
+
 def test_nothing_of_roots_is_written_through_a_kept_home(built, engine, policy, alice, homes_root, root):
     """Who owns the home puts links where something of ours could go."""
     wanted = [Wanted("alice", "thesis", home="persistent")]

@@ -100,10 +100,11 @@ def test_a_user_has_the_groups_values_and_her_own_overrides() -> None:
     assert checked.workspace(carol) == "/home/.workspaces/carol"
 
 
-def test_a_project_that_it_declared_has_hours_of_its_own() -> None:
+def test_a_project_that_it_declared_has_hours_and_kept_folders_of_its_own() -> None:
     given = inventory()
     given["lab_groups"][0]["limits"] |= {"run_hours": 10, "idle_hours": 4}
     given["lab_projects"][0]["run_hours"] = 0
+    given["lab_projects"][0]["keep"] = [{"path": "/opt/packages", "size": "2g"}, {"path": "/data"}]
     checked, _keys = policy.from_inventory(given)
     project = checked.projects[0]
     owner = next(user for user in checked.users if user.name == project.user)
@@ -111,6 +112,7 @@ def test_a_project_that_it_declared_has_hours_of_its_own() -> None:
     its = checked.limits_of(owner, project.name)
     assert (its.run_hours, its.idle_hours) == (0, 4)
     assert checked.limits_of(owner, "another") == owner.limits
+    assert [(kept.path, kept.size) for kept in project.keep] == [("/data", 0), ("/opt/packages", 2 << 30)]
     assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
 
 
@@ -236,6 +238,11 @@ BAD_INPUT = [
     ),
     ("lab_projects/0/run_hours", -1, r"\.run_hours: expected a whole number from 0"),
     ("lab_projects/0/idle_hours", "2d", r"\.idle_hours: expected a whole number from 0"),
+    ("lab_projects/0/keep", "/opt/x", r"\.keep: expected a list"),
+    ("lab_projects/0/keep", [{"size": "1g"}], r"\.keep\[0\]\.path is missing"),
+    ("lab_projects/0/keep", [{"path": "/etc"}], r"\.keep\[0\]\.path: /etc would hide /etc of the container"),
+    ("lab_projects/0/keep", [{"path": "/opt/x", "size": 10}], r"\.size: 10 bytes hold nothing"),
+    ("lab_projects/0/keep", [{"path": "/opt/x", "mode": 1}], r"\.keep\[0\]\.mode: unknown key"),
     ("lab_projects/0/gpus", "many", r"^lab_projects\[0\] \(my-thesis\)\.gpus: 'many' asks for no GPU"),
     ("lab_projects/0/gpus", True, r"^lab_projects\[0\] \(my-thesis\)\.gpus: True asks for no GPU"),
     (

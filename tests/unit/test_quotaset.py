@@ -12,14 +12,23 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    keptfolders,
+    locks,
     mounts,
+    policy,
     quota,
     quotaset,
     shares,
     sharesize,
+    state,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Quota, Share
+from ansible_collections.lab.server.plugins.module_utils._core.policy import (
+    KeptFolder,
+    Project,
+    Quota,
+    Share,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.quotaset import Common, Place
 
 HOME, DOCKER, DATA = "/dev/home", "/dev/docker", "/dev/data"
@@ -292,3 +301,124 @@ def test_a_size_needs_project_quotas(projects: Projects, disks: Disks, tmp_path:
     (item,) = sized(tmp_path, 1 << 30)
     assert item["failed"] and "enforces no project quotas" in str(item["msg"])
     assert not sized(tmp_path, 0)[0]["changed"]
+
+
+# Kept folders of projects
+
+
+@pytest.fixture
+def kept(projects: Projects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a function that makes the kept folders of alice's project with these sizes."""
+    given, _keys = policy.from_inventory(INVENTORY)
+    for module in (policy, keptfolders):
+        monkeypatch.setattr(module, "HOME_ROOT", str(tmp_path / "home"))
+    monkeypatch.setattr(policy, "HOMES_ROOT", str(tmp_path / "home" / ".homes"))
+    for module in (state, keptfolders):
+        monkeypatch.setattr(module, "STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setattr(locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+
+    def make(check: bool = False, **sizes: int) -> list[str]:
+        keep = tuple(KeptFolder(f"/opt/{name}", size) for name, size in sizes.items())
+        fields = dict.fromkeys(("cpus", "memory", "pids", "shm"))
+        thesis = Project("alice", "thesis", "ml", "", (), "started", **fields, environment=(), keep=keep)
+        return keptfolders.reconcile(given, given.user("alice"), [thesis], check=check)
+
+    return make
+
+
+LIMITS = {"containers": 1, "cpus": 1, "memory": "1g", "pids": 64, "shm": "64m", "gpus": 0}
+NONE = dict.fromkeys(("soft", "hard", "inodes_soft", "inodes_hard"), 0)
+INVENTORY = {
+    "lab_gid": 3000,
+    "lab_filesystems": {"home": {"device": "/dev/disk/by-id/home", "fstype": "ext4"}},
+    "lab_groups": [{"name": "students", "gid": 3101, "limits": LIMITS, "quota": NONE}],
+    "lab_users": [{"name": "alice", "uid": 2001, "group": "students"}],
+}
+
+
+def test_kept_folders_are_made_and_their_sizes_set_live(
+    kept: Callable[..., list[str]], projects: Projects, disks: Disks, tmp_path: Path
+) -> None:
+    above = tmp_path / "home" / ".homes" / "alice"
+    one, two = (above / f"thesis@opt+{name}" for name in ("one", "two"))
+    promised = kept(check=True, one=1 << 30, two=0)
+    assert promised == [f"create {one}", f"set size of {one} to 1G", f"create {two}"]
+    assert not above.exists()
+    assert kept(one=1 << 30, two=0) == promised
+    assert kept(one=1 << 30, two=0) == kept(check=True, one=1 << 30, two=0) == []
+    assert [(path.stat().st_uid, path.stat().st_mode & 0o777) for path in (above, one)] == [
+        (0, 0o711),
+        (2001, 0o700),
+    ]
+    number = sharesize.FIRST
+    assert projects.given[one.stat().st_ino] == (number, True)
+    assert projects.given[two.stat().st_ino] == (2001, True)
+    assert {key[2]: limit.hard for key, limit in disks.limits.items()} == {number: 1 << 30}
+    # Live: larger, and the other one gets a size while there is something in it.
+    (two / "file").touch()
+    promised = kept(check=True, one=2 << 30, two=3 << 30)
+    assert (
+        kept(one=2 << 30, two=3 << 30)
+        == promised
+        == [
+            f"set size of {one} to 2G",
+            f"set size of {two} to 3G",
+        ]
+    )
+    assert projects.given[(two / "file").stat().st_ino] == (number + 1, False)
+    assert kept(one=0, two=3 << 30) == [f"set size of {one} to no limit"]
+    assert disks.limits[HOME, quota.PROJECT, number] == quota.NO_LIMIT
+
+
+def test_the_project_of_a_kept_folder_is_never_what_its_owner_says(
+    kept: Callable[..., list[str]], projects: Projects, disks: Disks, tmp_path: Path
+) -> None:
+    kept(one=1 << 30, two=1 << 30)
+    one, two = (tmp_path / "home" / ".homes" / "alice" / f"thesis@opt+{name}" for name in ("one", "two"))
+    # As if alice had put the first into the project of the second, which could be somebody else's.
+    projects.given[one.stat().st_ino] = projects.given[two.stat().st_ino]
+    kept(one=5 << 30, two=1 << 30)
+    assert {key[2]: limit.hard >> 30 for key, limit in disks.limits.items()} == {
+        sharesize.FIRST: 5,
+        sharesize.FIRST + 1: 1,
+    }
+    assert projects.given[one.stat().st_ino] == (sharesize.FIRST, True)
+
+
+def test_a_kept_folder_that_was_removed_gets_its_size_again(
+    kept: Callable[..., list[str]], projects: Projects, tmp_path: Path
+) -> None:
+    kept(one=1 << 30)
+    one = tmp_path / "home" / ".homes" / "alice" / "thesis@opt+one"
+    one.rename(tmp_path / "away")
+    assert kept(one=1 << 30) == [f"create {one}", f"set size of {one} to 1G"]
+    assert projects.given[one.stat().st_ino] == (sharesize.FIRST, True)
+
+
+@pytest.mark.parametrize("planted", ["link", "file", "other"])
+def test_what_is_no_folder_of_the_users_is_not_kept(
+    kept: Callable[..., list[str]], tmp_path: Path, planted: str
+) -> None:
+    above = tmp_path / "home" / ".homes" / "alice"
+    above.mkdir(parents=True)
+    above.parent.chmod(0o711)
+    one = above / "thesis@opt+one"
+    if planted == "link":
+        one.symlink_to(tmp_path)
+    elif planted == "file":
+        one.touch()
+    else:
+        one.mkdir()
+        os.chown(one, 2002, 2002)
+    for check in (True, False):
+        with pytest.raises(HostError, match="is not a folder of alice"):
+            kept(check=check, one=1 << 30)
+
+
+def test_a_damaged_record_of_kept_folders_fails_closed(
+    kept: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    kept(one=1 << 30)
+    state.write_record("kept-folders.json", "[1]")
+    with pytest.raises(HostError, match=r"kept-folders\.json is damaged"):
+        kept(one=2 << 30)

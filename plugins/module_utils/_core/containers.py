@@ -97,6 +97,8 @@ class Wanted:
     ports: tuple[tuple[int, int], ...] = ()
     on_new_image: str = REPLACE
     gpus: str = ""
+    #: Paths of folders in the container that are kept.
+    keep: tuple[str, ...] = ()
 
     @classmethod
     def from_project(cls, project: Project) -> Wanted:
@@ -114,6 +116,7 @@ class Wanted:
             ports=project.ports,
             on_new_image=project.on_new_image,
             gpus=project.gpus,
+            keep=tuple(kept.path for kept in project.keep),
         )
 
     @property
@@ -133,6 +136,7 @@ class Wanted:
             self.home,
             self.ports,
             self.gpus,
+            self.keep,
         )
 
 
@@ -205,7 +209,8 @@ def check_storage(policy: Policy) -> None:
 
 def _check_sources(spec: ContainerSpec) -> None:
     """Raise when a folder to be mounted is missing. All their parents belong to root."""
-    for path in (spec.workspace, spec.data_root, *spec.shares, *filter(None, [spec.home_source])):
+    kept = (source for _path, source in spec.kept)
+    for path in (spec.workspace, spec.data_root, *spec.shares, *kept, *filter(None, [spec.home_source])):
         try:
             there = stat.S_ISDIR(os.lstat(path).st_mode)
         except OSError:
@@ -738,6 +743,8 @@ def _look(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Seq
     way to a mount is refused, and a container that ever ran is never looked into.
     """
     asked = [_LOOK_FORMAT, image.id, spec.data_root, spec.home, bool(spec.home_source), sorted(volumes)]
+    # What was kept of images before there were kept folders counts still.
+    asked += [[path for path, _source in spec.kept]] if spec.kept else []
     record = "looks/" + hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()
     with contextlib.suppress(ValueError, TypeError):
         return _Look(**json.loads(states.read_record(record) or ""))
@@ -776,7 +783,7 @@ def _looked(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: S
 
 def _check_ways(engine: Engine, probe: str, spec: ContainerSpec, volumes: Sequence[str]) -> None:
     """Raise Refused when the image has a link, or a file, on the way to something that will be mounted."""
-    targets = [specs.WORKSPACE, "/run", spec.data_root, *volumes]
+    targets = [specs.WORKSPACE, "/run", spec.data_root, *volumes, *(path for path, _source in spec.kept)]
     if spec.home_source:
         targets.append(spec.home)
     ways = {path for target in targets for path in _way(target)}

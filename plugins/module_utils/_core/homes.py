@@ -71,6 +71,15 @@ def prepare(policy: Policy, user: User, spec: ContainerSpec) -> None:
 
 
 def _make_kept(policy: Policy, user: User, path: str) -> None:
+    if make_folder(policy, user, path):
+        asuser.run_as_user(asuser.identity(policy, user), lambda: _furnish(path))
+
+
+def make_folder(policy: Policy, user: User, path: str) -> bool:
+    """Make a folder of the user's in a folder of root's in HOMES_ROOT; say whether it is empty.
+
+    It counts in the user's project, by which ``df`` tells the user's limit. Raises HostError.
+    """
     above, name = posixpath.split(path)
     root = posixpath.dirname(above)
     try:
@@ -84,13 +93,11 @@ def _make_kept(policy: Policy, user: User, path: str) -> None:
         finally:
             os.close(parent)
         try:
-            empty = _give(policy, user, home, path)
+            return _give(policy, user, home, path)
         finally:
             os.close(home)
     except OSError as error:
         raise HostError(f"{path} could not be made: {error.strerror}.", "Tell your admins.") from error
-    if empty:
-        asuser.run_as_user(asuser.identity(policy, user), lambda: _furnish(path))
 
 
 def _root_folder(path: str) -> None:

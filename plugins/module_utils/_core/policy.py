@@ -55,6 +55,9 @@ _LONGEST_HOURS = 87600
 _HIGHEST_CACHE_PORT = 1023
 _HTTPS = 443
 _HOST_NAME = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+"
+# The path of a kept folder in a container. No part is hidden or goes up; '+' stands for '/' on the host.
+_KEPT_PATH = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
+_KEPT_LIMIT = 100
 # The URL of a folder. It becomes part of a web server's settings, so it holds nothing that has to be quoted.
 _FOLDER_URL = re.compile(
     rf"https?://{_HOST_NAME}(?::[1-9][0-9]{{0,4}})?/(?:[A-Za-z0-9_+~-][A-Za-z0-9_.+~-]*/)*"
@@ -206,6 +209,14 @@ class BaseImage:
 
 
 @dataclass(frozen=True)
+class KeptFolder:
+    """A folder of a container, by its path there, that outlives it; ``size`` is bytes, 0 for none."""
+
+    path: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class Project:
     """A project that IT declared. What is None follows the user's limits."""
 
@@ -232,6 +243,7 @@ class Project:
     #: For how long its container may run, and do nothing, in hours; 0: without end.
     run_hours: int | None = None
     idle_hours: int | None = None
+    keep: tuple[KeptFolder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -340,6 +352,13 @@ class Policy:
         if mode == CONTAINER_HOME:
             return ""
         return posixpath.join(HOMES_ROOT, user.name, project) if mode == PERSISTENT_HOME else user.home
+
+    def kept_source(self, user: User, project: str, path: str) -> str:
+        """Return the folder of the host for a kept folder of a container, by its path there.
+
+        No project's name has an '@', and no kept path a '+', so each has a folder of its own.
+        """
+        return posixpath.join(HOMES_ROOT, user.name, f"{project}@{path.strip('/').replace('/', '+')}")
 
     def share_path(self, share: Share) -> str:
         """Return the path of the share, the same on the host and in the containers."""
@@ -778,7 +797,9 @@ def _port(table: _Table) -> tuple[int, int]:
     return port
 
 
-def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, ...]) -> Project:
+def _project(
+    table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, ...], data_root: str
+) -> Project:
     owner = str(table.required("user"))
     if owner not in users:
         raise InvalidInput(
@@ -817,6 +838,7 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
         gpus=gpurequests.text_of(table.take("gpus"), table.at("gpus")),
         run_hours=_hours(table, "run_hours"),
         idle_hours=_hours(table, "idle_hours"),
+        keep=kept_folders([_kept(one, data_root) for one in table.tables("keep")], table.at("keep")),
     )
     table.done()
     request = gpurequests.requested(project.gpus)
@@ -841,6 +863,40 @@ def _project(table: _Table, users: Mapping[str, User], bases: tuple[BaseImage, .
             f"Use one of: {', '.join(base.name for base in bases) or 'none is declared'}.",
         )
     return project
+
+
+def _kept(table: _Table, data_root: str) -> KeptFolder:
+    table.fill("", {"size": 0})
+    kept = KeptFolder(kept_path(table.required("path"), data_root, table.at("path")), table.size("size"))
+    table.done()
+    if 0 < kept.size < _LEAST_QUOTA:
+        raise InvalidInput(f"{table.at('size')}: {kept.size} bytes hold nothing.", "Give it a unit: 10g.")
+    return kept
+
+
+def kept_folders(given: Iterable[KeptFolder], where: str) -> tuple[KeptFolder, ...]:
+    """Return the kept folders of one container in their order; raise InvalidInput where one is in another."""
+    kept = tuple(sorted(given, key=lambda one: one.path))
+    for one, other in ((one, other) for one in kept for other in kept if one is not other):
+        if _overlaps(one.path, other.path):
+            raise InvalidInput(f"{where}: {other.path} would hide {one.path}.", "Keep one of them.")
+    return kept
+
+
+def kept_path(value: object, data_root: str, where: str) -> str:
+    """Return the path of a kept folder in a container; raise InvalidInput where there can be none."""
+    if not isinstance(value, str) or len(value) > _KEPT_LIMIT or not _KEPT_PATH.fullmatch(value):
+        raise InvalidInput(
+            f"{where}: {_shown(value)} is no path of a folder in a container.",
+            "Begin with '/'; letters, digits, '_', '-' and '.' otherwise.",
+        )
+    taken = [place for place in (*_SYSTEM_PATHS, "/tmp", data_root) if _overlaps(value, place)]  # noqa: S108  # refused
+    taken += [place for place in _OTHERS_PATHS if value == place]
+    if taken:
+        raise InvalidInput(
+            f"{where}: {value} would hide {taken[0]} of the container.", "Choose one like /opt/packages."
+        )
+    return str(value)
 
 
 def _hours(table: _Table, key: str) -> int | None:
@@ -935,7 +991,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
     shares = tuple(_share(table, by_group, users) for table in root.tables(prefix + "shares"))
     bases = tuple(_base_image(table) for table in root.tables(prefix + "base_images"))
     project_tables = root.tables(prefix + "projects")
-    projects = tuple(_project(table, by_user, bases) for table in project_tables)
+    projects = tuple(_project(table, by_user, bases, data_root) for table in project_tables)
     environment = root.environment(prefix + "environment")
     cache = root.take(prefix + "package_cache")
 
@@ -1038,6 +1094,8 @@ def _record(value: Any) -> dict[str, Any]:
             record[one.name] = _as_dict(item)
         elif one.name in ("files", "environment") and isinstance(value, Project):
             record[one.name] = dict(item)
+        elif one.name == "keep":
+            record[one.name] = [asdict(kept) for kept in item]
         elif one.name == "ports":
             record[one.name] = [{"container": inner, "host": host} for inner, host in item]
         elif isinstance(item, tuple):

@@ -122,6 +122,7 @@ def _files(subject: Subject) -> list[str]:
     writable = {spec.workspace: WORKSPACE, **{share: share for share in spec.shares}}
     if spec.home_source:
         writable[spec.home_source] = spec.home
+    writable.update({source: path for path, source in spec.kept})
     found = []
     for mount in subject.host.get("Mounts") or ():
         if mount.get("Type") != "bind":

@@ -20,7 +20,16 @@ from . import VERSION, gpurequests, names
 from . import WORKSPACE as _WORKSPACE
 from .errors import InvalidInput, Refused
 from .leases import Lease, bounds, check_possible
-from .policy import CONTAINER_HOME, HOST_HOME, LOWEST_PORT, Policy, User
+from .policy import (
+    CONTAINER_HOME,
+    HOST_HOME,
+    LOWEST_PORT,
+    KeptFolder,
+    Policy,
+    User,
+    kept_folders,
+    kept_path,
+)
 from .sizes import format_size
 
 LABEL_OWNER = "lab.server.owner"
@@ -47,7 +56,13 @@ JUPYTER_PORT = 8888
 #: Ports of containers are reached from the host itself and from nowhere else.
 HOST_ADDRESS = "127.0.0.1"
 # Fields that came after the first release, and their values before that.
-_ADDED: dict[str, object] = {"home_mode": CONTAINER_HOME, "home_source": "", "ports": (), "gpus": ""}
+_ADDED: dict[str, object] = {
+    "home_mode": CONTAINER_HOME,
+    "home_source": "",
+    "ports": (),
+    "gpus": "",
+    "kept": (),
+}
 # The vendor and class of NVIDIA's CDI devices, which its toolkit names by uuid, too (nvidia-ctk-cdi).
 _CDI_KIND = "nvidia.com/gpu="
 
@@ -76,6 +91,8 @@ class ContainerSpec:
     ports: tuple[tuple[int, int], ...] = ()
     #: The request for GPUs, in its canonical text (gpurequests.py); "" for none.
     gpus: str = ""
+    #: (path in the container, folder of the host) of what is kept beside workspace and home.
+    kept: tuple[tuple[str, str], ...] = ()
     #: What its user asked for. Not a part of what it is: it counts in no comparison, and has its own label.
     wished_cpus: float | None = field(default=None, compare=False)
     wished_memory: int | None = field(default=None, compare=False)
@@ -120,6 +137,7 @@ class ContainerSpec:
             "home": self.home_source or self.home_mode,
             "ports": [f"{HOST_ADDRESS}:{host} to {inner}" for inner, host in self.ports],
             **({"gpus": self.gpus} if self.gpus else {}),
+            **({"keep": [path for path, _source in self.kept]} if self.kept else {}),
         }
 
 
@@ -133,6 +151,7 @@ def parse(text: str) -> ContainerSpec:
         data["shares"] = tuple(str(share) for share in data["shares"])
         data["environment"] = tuple((str(name), str(value)) for name, value in data["environment"])
         data["ports"] = tuple((int(inner), int(host)) for inner, host in data.get("ports", ()))
+        data["kept"] = tuple((str(path), str(source)) for path, source in data.get("kept", ()))
         spec = ContainerSpec(**data)
         same = spec.canonical() == text
     except (ValueError, TypeError, KeyError) as error:
@@ -173,6 +192,8 @@ class Wishes:
     ports: tuple[tuple[int, int], ...] = ()
     #: A request for GPUs in its canonical text; "" for none, unless the user asks for some.
     gpus: str = ""
+    #: Paths of folders in the container that are kept.
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,10 +296,19 @@ def decide(
         home_source=policy.home_source(user, names.project_name(project), wishes.home),
         ports=tuple(sorted(ports)),
         gpus=wishes.gpus or own_gpus,
+        kept=_kept(policy, user, project, wishes.keep),
         wished_cpus=own_cpus,
         wished_memory=own_memory,
         wished_port=own_port,
         wished_gpus=own_gpus,
+    )
+
+
+def _kept(policy: Policy, user: User, project: str, paths: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    where = f"keep of {project}"
+    folders = [KeptFolder(kept_path(path, policy.data_root, where)) for path in paths]
+    return tuple(
+        (one.path, policy.kept_source(user, project, one.path)) for one in kept_folders(folders, where)
     )
 
 
@@ -361,7 +391,8 @@ def check_volumes(spec: ContainerSpec, image: ImageFacts) -> None:
         raise Refused(
             f"The image declares {len(image.volumes)} volumes.", f"No more than {_VOLUMES_LIMIT} are allowed."
         )
-    ours = (WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares)
+    kept = [path for path, _source in spec.kept]
+    ours = (WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares, *kept)
     for volume in image.volumes:
         path = posixpath.normpath("/" + volume.strip().lstrip("/"))
         for own in ours:
@@ -456,11 +487,12 @@ def _mount(source: str, target: str, read_only: bool) -> dict[str, Any]:
 
 
 def mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
-    """Return the mounts: workspace, data root (read-only), the user's shares, and a HOME that is kept."""
+    """Return the mounts: workspace, data root (read-only), the user's shares, and what else is kept."""
     found = [
         _mount(spec.workspace, WORKSPACE, read_only=False),
         _mount(spec.data_root, spec.data_root, read_only=True),
         *(_mount(share, share, read_only=False) for share in spec.shares),
+        *(_mount(source, path, read_only=False) for path, source in spec.kept),
     ]
     if spec.home_source:
         found.append(_mount(spec.home_source, spec.home, read_only=False))

@@ -24,6 +24,7 @@ KEPT, LOST, FOREIGN, NOTHING = "kept", "lost", "foreign", "nothing"
 KINDS: dict[str, tuple[str, str]] = {
     "workspace": (KEPT, "It is in your workspace, which outlives every container."),
     "kept_home": (KEPT, "It is in the home that is kept for the project."),
+    "kept_folder": (KEPT, "It is in a folder that is kept for the project."),
     "home": (KEPT, "It is in your home on the server, which outlives every container."),
     "group": (KEPT, "It is in a folder that a group shares, and is kept."),
     "shared": (KEPT, "It is shared data, which IT keeps; containers can only read it."),
@@ -136,7 +137,7 @@ def kind_inside(mount: Mount, folder: bool) -> str:
         return "shared"
     if posixpath.dirname(mount.point) == HOME_ROOT:
         return "kept_home" if "/.homes/" in mount.root else "home"
-    return "group"
+    return "kept_folder" if "/.homes/" in mount.root else "group"
 
 
 def judge(policy: Policy, user: User, place: Place, table: Iterable[Mount]) -> str:
@@ -156,7 +157,10 @@ def judge(policy: Policy, user: User, place: Place, table: Iterable[Mount]) -> s
     for folder, kind in own.items():
         if below(place.real, folder):
             strange = mount.point != folder and below(mount.point, folder)
-            return "elsewhere" if strange else kind
+            if strange:
+                return "elsewhere"
+            inner = place.real[len(folder) :].lstrip("/").partition("/")[0]
+            return "kept_folder" if kind == "kept_home" and "@" in inner else kind
     for root in (WORKSPACES_ROOT, HOMES_ROOT, HOME_ROOT):
         if below(place.real, root):
             return "server" if place.real == root else "another"

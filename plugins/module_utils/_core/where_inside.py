@@ -171,6 +171,7 @@ judge() {
                             1/home/*/*:*) @group@ ;;
                             1/home/*:*/.homes/*) @kept_home@ ;;
                             1/home/*:*) @home@ ;;
+                            1*:*/.homes/*) @kept_folder@ ;;
                             *) @group@ ;;
                         esac
                         ;;

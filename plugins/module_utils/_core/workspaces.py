@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import asuser, quota, safefs, scaffold
+from . import asuser, keptfolders, quota, safefs, scaffold
 from .errors import HostError, InvalidInput, LabError, NotFound
 from .items import ItemResult
 from .names import printable, project_name
@@ -53,6 +53,7 @@ def reconcile(policy: Policy, wanted: Sequence[WantedWorkspace], *, check: bool)
             made = _workspace(policy, user, check, first)
             first = False
             made += _inside(policy, user, item.projects, check)
+            made += keptfolders.reconcile(policy, user, item.projects, check=check)
         except LabError as error:
             result.failed, result.message = True, str(error)
         except OSError as error:

@@ -185,6 +185,34 @@ def test_wrong_ports(policy, ports):
         specs.decide(policy, policy.user("alice"), "thesis", Wishes(ports=ports))
 
 
+def test_kept_folders_are_mounted_and_are_drift_only_where_there_are_some(policy):
+    alice = policy.user("alice")
+    plain = specs.decide(policy, alice, "thesis")
+    assert "kept" not in json.loads(plain.canonical())
+    spec = specs.decide(policy, alice, "thesis", Wishes(keep=("/opt/packages", "/data")))
+    assert [(one["Source"], one["Target"], one["ReadOnly"]) for one in specs.mounts(spec)[-2:]] == [
+        ("/home/.homes/alice/thesis@data", "/data", False),
+        ("/home/.homes/alice/thesis@opt+packages", "/opt/packages", False),
+    ]
+    assert specs.parse(spec.canonical()) == spec != plain
+    image = specs.ImageFacts("sha256:1", "", ("/opt",))
+    with pytest.raises(Refused, match="VOLUME /opt, which would hide /opt/packages"):
+        specs.check_volumes(spec, image)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        *((path,) for path in ("opt", "/", "/etc/x", "/home/alice/x", "/workspace", "/opt", "/tmp/x")),
+        *((path,) for path in ("/opt/../etc", "/opt//x", "/opt/.x", "/opt/x+y", "/srv/data/mine", "/a\n")),
+        ("/data/one", "/data/one/two"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(policy, paths):
+    with pytest.raises(InvalidInput, match="keep of thesis"):
+        specs.decide(policy, policy.user("alice"), "thesis", Wishes(keep=paths))
+
+
 def test_a_kept_home_is_mounted_and_the_hosts_keys_are_hidden(policy):
     alice = policy.user("alice")
     persistent = specs.decide(policy, alice, "thesis", Wishes(home="persistent"))
