@@ -28,8 +28,8 @@ hyphen between its words it is the same command: `project-launch my-thesis` is `
 - Losing the connection does not stop what was begun. A job of `project launch NAME --command ...` goes on
   when you log out, and its output is kept in a file of the project.
 - Do not put passwords or keys into commands: whoever else is on the server may see what runs.
-- `lab`, the last group, is for the admins of the server: `sudo lab status`. It only looks. `lab verify` ends
-  with 1 when a check failed.
+- `lab` is for the admins of the server: `sudo lab status`. It only looks. `lab verify` ends with 1 when a
+  check failed. `lab share` is for everybody, and publishes for data managers: [datasets](shares.md).
 """
 
 
@@ -55,7 +55,7 @@ def page() -> str:
     for group, about in cli.GROUPS.items():
         parts.append(f"\n## {group}\n\n{about}\n")
         for command in cli.COMMANDS:
-            if command.words[0] == group:
+            if " ".join(command.words[:-1]) == group:
                 parts.append(f"\n- `{usage(command)}`: {command.summary}\n\n      {command.example}\n")
     return "".join(parts)
 

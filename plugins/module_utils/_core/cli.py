@@ -14,6 +14,7 @@ from typing import NoReturn
 from . import (
     cli_backup,
     cli_container,
+    cli_dataset,
     cli_doctor,
     cli_gpu,
     cli_image,
@@ -57,15 +58,18 @@ COMMANDS: tuple[Command, ...] = (
     *cli_share.COMMANDS,
     *cli_lab.COMMANDS,
     *cli_backup.COMMANDS,
+    *cli_dataset.COMMANDS,
     *cli_gpu.COMMANDS,
 )
 
+#: What each group is for; one of two words is among the commands of the other.
 GROUPS = {
     "project": "Your projects: folders of ~/workspace, each with a container of its own.",
     "container": "Your containers: one for each project that was launched.",
     "image": "The images of your projects: what their containers are made of.",
     "workspace": "Your workspace: what is kept, and how much room it has.",
     "lab": "The server, for its admins: called as root.",
+    "lab share": "The published datasets: to look up, and for data managers to publish.",
     "gpu": "The GPUs of this server: who has them, and who waits.",
 }
 
@@ -81,12 +85,31 @@ class _Parser(argparse.ArgumentParser):
 
 def programs() -> list[str]:
     """Return the names of all programs: each group, and each command written with a hyphen."""
-    return sorted({*GROUPS, *("-".join(command.words) for command in COMMANDS)})
+    return sorted({*map(_hyphened, GROUPS), *("-".join(command.words) for command in COMMANDS)})
+
+
+def _hyphened(group: str) -> str:
+    return group.replace(" ", "-")
+
+
+def members(group: str) -> list[Command | str]:
+    """Return the commands of a group, in their order, and the names of the groups in it."""
+    size = len(group.split())
+    found: list[Command | str] = []
+    for command in COMMANDS:
+        if " ".join(command.words[:size]) != group:
+            continue
+        inner = " ".join(command.words[: size + 1])
+        if len(command.words) == size + 1:
+            found.append(command)
+        elif inner not in found:
+            found.append(inner)
+    return found
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"example:\n  {command.example}\n\n{_HELP_ON_CODES}"
+    parser.epilog = f"example:\n  {_on_lines(command.example)}\n\n{_HELP_ON_CODES}"
     if command.named:
         parser.add_argument(
             "name", metavar="NAME", type=name_argument, help="name of the project: a-z, 0-9 and '-'"
@@ -104,6 +127,14 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.usage = f"{parser.prog} [-h] NAME -- COMMAND..."
 
 
+def _on_lines(example: str) -> str:
+    """Return a command line as a shell takes it, on several lines where it is long."""
+    import textwrap
+
+    parts = textwrap.wrap(example, 74, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(parts)
+
+
 def _wrapped(text: str) -> str:
     import textwrap
 
@@ -117,22 +148,33 @@ def build_parser(program: str) -> argparse.ArgumentParser:
             parser = _Parser(prog=program, description=_wrapped(command.description), allow_abbrev=False)
             _fill(parser, command)
             return parser
-    if program not in GROUPS:
-        raise InvalidInput(f"{names.printable(program)} is not a command of lab.server.")
-    parser = _Parser(prog=program, description=GROUPS[program], allow_abbrev=False)
+    for group, about in GROUPS.items():
+        if _hyphened(group) == program:
+            parser = _Parser(prog=program, description=about, allow_abbrev=False)
+            _fill_group(parser, group)
+            return parser
+    raise InvalidInput(f"{names.printable(program)} is not a command of lab.server.")
+
+
+def _fill_group(parser: argparse.ArgumentParser, group: str) -> None:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    for command in COMMANDS:
-        if command.words[0] == program:
-            _fill(
-                verbs.add_parser(
-                    command.words[1],
-                    help=command.summary,
-                    description=_wrapped(command.description),
-                    allow_abbrev=False,
-                ),
-                command,
+    for one in members(group):
+        if isinstance(one, str):
+            about = GROUPS[one]
+            inner = verbs.add_parser(
+                one.split()[-1],
+                help=about[:1].lower() + about[1:].rstrip("."),
+                description=about,
+                allow_abbrev=False,
             )
-    return parser
+            _fill_group(inner, one)
+            continue
+        _fill(
+            verbs.add_parser(
+                one.words[-1], help=one.summary, description=_wrapped(one.description), allow_abbrev=False
+            ),
+            one,
+        )
 
 
 def _parse(program: str, words: Sequence[str]) -> argparse.Namespace:

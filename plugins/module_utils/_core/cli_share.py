@@ -9,9 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from .calls import Call, Command
+from .errors import LabError
 from .policy import Policy, Share, User
 from .sizes import format_size
 from .terminal import fit, table
+
+_DATASETS = 20  # of those that are published, as many are shown beside the shares
 
 READ, WRITE, PUBLISH = "read", "read and write", "read, publish on the server"
 
@@ -50,8 +53,24 @@ def told(policy: Policy, user: User) -> list[dict[str, Any]]:
                 "size": share.size or None,
                 "used": used,
                 "there": os.path.isdir(path),
+                "datasets": _published(policy, share),
             }
         )
+    return found
+
+
+def _published(policy: Policy, share: Share) -> list[dict[str, Any]]:
+    """Return the current versions of the datasets of a share, as plain data."""
+    from . import datasets, publishing
+
+    if share.access != "read-only":
+        return []
+    found = []
+    with suppress(LabError, OSError), publishing.Place(policy, share) as place:
+        for one in place.versions():
+            if one.current and one.dataset:
+                path = f"{place.path}/{one.name}/{datasets.CURRENT}"
+                found.append({**one.dataset.shown(), "path": path})
     return found
 
 
@@ -79,6 +98,15 @@ def _workspace_share(call: Call) -> int:
     for share in shares:
         if share["description"]:
             call.out.line(fit(f"{share['name']}: {share['description']}", call.out.width))
+    published = [one for share in shares for one in share["datasets"]]
+    if published:
+        rows = [[one["path"], one["version"], format_size(one["size"]), one["licence"]] for one in published]
+        call.out.line()
+        for line in table(["DATASET", "VERSION", "SIZE", "LICENCE"], rows[:_DATASETS], call.out.width):
+            call.out.line(line)
+        if len(rows) > _DATASETS:
+            call.out.line(f"and {len(rows) - _DATASETS} more: lab share list")
+        call.out.line()
     call.out.line("Containers have them at the same paths; a group edits what any of it wrote.")
     return 0
 
@@ -88,7 +116,8 @@ COMMANDS: tuple[Command, ...] = (
         ("workspace", "share"),
         "list the shared folders that you may use",
         "List the folders of shared data that you may use: what you may do there, how much room they have, "
-        "and what they are for. Containers have them at the same paths.",
+        "what they are for, and the datasets that are published in them. Containers have them at the same "
+        "paths.",
         "workspace share",
         _workspace_share,
         named=False,

@@ -33,6 +33,7 @@ _lab_server_FUNCTION() {
     read -r -a words <<<"${line%"$cur"}"
     local at=FIRST
     [[ at -eq 1 ]] || verb=${words[1]-}
+NESTED
     case $verb in
 CASES
     esac
@@ -97,12 +98,7 @@ _lab_server_images() {
 }
 FUNCTIONS
 _lab_server() {
-    local curcontext=$curcontext state line
-    local -a verbs
-    case $service in
-GROUPS
-        *) _lab_server_${service//-/_} ;;
-    esac
+    _lab_server_${service//-/_}
 }
 _lab_server "$@"
 """
@@ -133,11 +129,17 @@ def _kind(value: str, choices: Sequence[str]) -> str:
 
 def bash(program: Interface, images: Sequence[str], mark: str) -> str:
     """Return the script of one program for bash 4 and later."""
-    cases = [_bash_case(command.words[-1], command) for command in program.commands]
+    cases, nested = [], []
+    for command in program.commands:
+        verb = command.words[-1]
+        if command.commands:
+            nested.append(verb)
+            cases += [_bash_case(f"{verb} {one.words[-1]}", one) for one in command.commands]
+            cases.append(_bash_verbs(verb, 2, command))
+        else:
+            cases.append(_bash_case(verb, command))
     if program.commands:
-        verbs = " ".join(command.words[-1] for command in program.commands)
-        # Behind a verb that there is not, nothing is offered.
-        cases.append(f"        '') at=1 options={_of_options(program)} kinds=({shlex.quote('=' + verbs)}) ;;")
+        cases.append(_bash_verbs("", 1, program))
     else:
         cases.append(_bash_case("", program))
     return _filled(
@@ -147,10 +149,20 @@ def bash(program: Interface, images: Sequence[str], mark: str) -> str:
             "FUNCTION": program.page.replace("-", "_"),
             "MARK": mark,
             "CASES": "\n".join(cases),
+            "NESTED": "\n".join(
+                f'    [[ $verb != {verb} || ! ${{words[2]-}} ]] || at=3 verb="{verb} ${{words[2]}}"'
+                for verb in nested
+            ),
             "FIRST": "2" if program.commands else "1",
             "IMAGES": " ".join(shlex.quote(image) for image in images) or "''",
         },
     )
+
+
+def _bash_verbs(verb: str, at: int, group: Interface) -> str:
+    """Return the case of a group without its command; behind one that there is not, nothing is offered."""
+    verbs = shlex.quote("=" + " ".join(command.words[-1] for command in group.commands))
+    return f"        {shlex.quote(verb)}) at={at} options={_of_options(group)} kinds=({verbs}) ;;"
 
 
 def _of_options(one: Interface) -> str:
@@ -177,18 +189,7 @@ def _bash_case(verb: str, one: Interface) -> str:
 
 def zsh(all_programs: Sequence[Interface], images: Sequence[str], mark: str) -> str:
     """Return the script of all programs for zsh."""
-    functions, groups = [], []
-    for program in all_programs:
-        if program.commands:
-            groups.append(_zsh_group(program))
-        else:
-            specs = [_zsh_option(option) for option in program.options]
-            specs += [_zsh_argument(number, one) for number, one in enumerate(program.arguments, 1)]
-            functions.append(
-                f"_lab_server_{program.page.replace('-', '_')}() {{\n    _arguments -s : \\\n        "
-                + " \\\n        ".join(shlex.quote(spec) for spec in specs)
-                + "\n}"
-            )
+    functions = [_zsh_group(one) if one.commands else _zsh_command(one) for one in all_programs]
     return _filled(
         _ZSH,
         {
@@ -196,27 +197,38 @@ def zsh(all_programs: Sequence[Interface], images: Sequence[str], mark: str) -> 
             "MARK": mark,
             "IMAGES": " ".join(shlex.quote(image) for image in images),
             "FUNCTIONS": "\n".join(functions),
-            "GROUPS": "\n".join(groups),
         },
+    )
+
+
+def _zsh_command(program: Interface) -> str:
+    specs = [_zsh_option(option) for option in program.options]
+    specs += [_zsh_argument(number, one) for number, one in enumerate(program.arguments, 1)]
+    return (
+        f"_lab_server_{program.page.replace('-', '_')}() {{\n    _arguments -s : \\\n        "
+        + " \\\n        ".join(shlex.quote(spec) for spec in specs)
+        + "\n}"
     )
 
 
 def _zsh_group(program: Interface) -> str:
     verbs = "\n".join(
-        "                " + shlex.quote(f"{command.words[-1]}:{command.summary}")
-        for command in program.commands
+        "        " + shlex.quote(f"{command.words[-1]}:{command.summary}") for command in program.commands
     )
     cases = "|".join(command.words[-1] for command in program.commands)
-    return f"""        {program.page})
-            verbs=(
+    function = f"_lab_server_{program.page.replace('-', '_')}"
+    return f"""{function}() {{
+    local curcontext=$curcontext state line
+    local -a verbs
+    verbs=(
 {verbs}
-            )
-            _arguments -C '(- *)'{{-h,--help}}'[show this help]' '1: :->verb' '*:: :->rest'
-            case $state in
-                verb) _describe -t commands command verbs ;;
-                rest) case $words[1] in {cases}) _lab_server_{program.page}_${{words[1]//-/_}} ;; esac ;;
-            esac
-            ;;"""
+    )
+    _arguments -C '(- *)'{{-h,--help}}'[show this help]' '1: :->verb' '*:: :->rest'
+    case $state in
+        verb) _describe -t commands command verbs ;;
+        rest) case $words[1] in {cases}) {function}_${{words[1]//-/_}} ;; esac ;;
+    esac
+}}"""
 
 
 def _zsh_escaped(text: str) -> str:

@@ -58,21 +58,27 @@ def programs() -> list[Interface]:
         if command:
             found.append(_of_command(command, (name,)))
             continue
-        parser = cli.build_parser(name)
-        description = (parser.description or "").rstrip(".")
-        inner = [_of_command(one, one.words) for one in cli.COMMANDS if one.words[0] == name]
-        found.append(
-            Interface(
-                words=(name,),
-                summary=description[:1].lower() + description[1:],
-                description=description + ".",
-                example=inner[0].example,
-                options=_options(parser),
-                arguments=(),
-                commands=tuple(inner),
-            )
-        )
+        group = next(one for one in cli.GROUPS if one.replace(" ", "-") == name)
+        found.append(_of_group(group, (name,)))
     return found
+
+
+def _of_group(group: str, words: tuple[str, ...]) -> Interface:
+    parser = cli.build_parser(group.replace(" ", "-"))
+    description = (parser.description or "").rstrip(".")
+    inner = tuple(
+        _of_group(one, tuple(one.split())) if isinstance(one, str) else _of_command(one, one.words)
+        for one in cli.members(group)
+    )
+    return Interface(
+        words=words,
+        summary=description[:1].lower() + description[1:],
+        description=description + ".",
+        example=inner[0].example,
+        options=_options(parser),
+        arguments=(),
+        commands=inner,
+    )
 
 
 def _of_command(command: Command, words: tuple[str, ...]) -> Interface:

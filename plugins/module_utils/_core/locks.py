@@ -41,7 +41,7 @@ def hold(name: str, *, timeout: float = 600.0, directory: str = "", title: str =
             f"The lock {name} cannot be made in {where}: {error.strerror}.", "Run it as root."
         ) from error
     try:
-        _wait(descriptor, title or name, timeout)
+        wait(descriptor, title or name, timeout)
         yield
     finally:
         os.close(descriptor)
@@ -56,7 +56,8 @@ def of_project(kind: str, uid: int, project: str) -> str:
     return f"{kind}-{uid}-{zlib.crc32(project.encode('utf-8', 'replace')) % _PER_USER:02d}"
 
 
-def _wait(descriptor: int, name: str, timeout: float) -> None:
+def wait(descriptor: int, name: str, timeout: float) -> None:
+    """Lock an open file; raise Refused, which names ``name``, if that takes over ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.02
     while True:

@@ -57,13 +57,23 @@ def test_every_program_explains_itself_in_80_columns(run: Run, program: str) -> 
     code, out, _err = run(program, "--help")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 80
-    if program in cli.GROUPS:
-        for line in re.findall(r"^    (\w+) ", out, re.MULTILINE):
-            code, out, _err = run(program, line, "--help")
-            assert code == 0 and f"example:\n  {program} {line}" in out and "exit codes:" in out
-            assert max(len(line) for line in out.splitlines()) <= 80
-    else:
+    group = next((one for one in cli.GROUPS if one.replace(" ", "-") == program), "")
+    if not group:
         assert "example:" in out and "exit codes:" in out
+    for verb in re.findall(r"^    (\w+) ", out, re.MULTILINE) if group else ():
+        code, out, _err = run(program, verb, "--help")
+        assert code == 0 and max(len(line) for line in out.splitlines()) <= 80
+        if f"{group} {verb}" in cli.GROUPS:
+            assert cli.GROUPS[f"{group} {verb}"] in out
+        else:
+            assert f"example:\n  {group} {verb}" in out and "exit codes:" in out
+
+
+def test_a_group_in_a_group_is_called_by_words_and_by_a_hyphen(run: Run) -> None:
+    for words in (("lab", "share", "list"), ("lab-share", "list"), ("lab-share-list",)):
+        assert run(*words) == (0, "Nothing is published yet.\n", "")
+    code, _out, err = run("lab", "share")
+    assert code == 2 and "lab share --help" in err
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ def offer(home: Path) -> Offer:
         ("container retire --dry", ["--dry-run"]),
         ("image-install thesis ", []),
         ("image-install thesis numpy --b", ["--bake"]),
+        ("lab sha", ["share"]),
+        ("lab share ", ["list", "show", "publish", "verify", "retract"]),
+        ("lab share pu", ["publish"]),
+        ("lab share nosuch ", []),
+        ("lab share retract datasets iris --dr", ["--dry-run"]),
+        ("lab-share ve", ["verify"]),
         ("workspace where ", []),  # readline offers files
         ("workspace usage --", ["--all", "--help", "--json"]),
         ("  project   launch   es", ["essay"]),
@@ -114,12 +120,16 @@ def test_what_bash_offers(offer: Offer, line: str, offered: list[str]) -> None:
 
 @needs_bash
 def test_bash_offers_all_that_the_parsers_take(offer: Offer) -> None:
+    def look(one: interface.Interface) -> None:
+        wanted = [spelling for option in one.options for spelling in option.spellings]
+        assert offer(" ".join(one.words) + " -") == wanted and "--help" in wanted
+        if one.commands:
+            assert offer(" ".join(one.words) + " ") == [command.words[-1] for command in one.commands]
+        for command in one.commands:
+            look(command)
+
     for program in interface.programs():
-        if program.commands:
-            assert offer(f"{program.page} ") == [one.words[-1] for one in program.commands]
-        for one in program.commands or [program]:
-            wanted = [spelling for option in one.options for spelling in option.spellings]
-            assert offer(" ".join(one.words) + " -") == wanted and "--help" in wanted
+        look(program)
 
 
 @needs_bash
