@@ -136,9 +136,12 @@ def test_bash_offers_all_that_the_parsers_take(offer: Offer) -> None:
 def test_a_tab_takes_less_than_a_tenth_of_a_second(offer: Offer, home: Path) -> None:
     for number in range(500):
         (home / f"workspace/p{number}").mkdir()
-    before = time.monotonic()
+    # The processor's time: what else this computer does meanwhile is no part of it.
+    before = os.times()
     assert len(offer("project launch p", *["project launch p"] * 19)) == 500
-    assert (time.monotonic() - before) / 20 < 0.1
+    after = os.times()
+    took = after.children_user + after.children_system - before.children_user - before.children_system
+    assert 0 < took / 20 < 0.1
 
 
 # ---- zsh -------------------------------------------------------------------------------------------------
