@@ -111,11 +111,11 @@ def unit() -> list[Step]:
     return [Step("unit", tool("pytest", "tests/unit"), {"PYTHONPATH": ".ansible/collections"}, junit=True)]
 
 
-def integration() -> list[Step]:
+def integration(*, limit: float = 1800) -> list[Step]:
     """Return the steps of the tests against an engine of their own, which needs root.
 
     Once with the engine of Debian 13 and the newest Docker SDK; once with the engine that is installed, and
-    the SDK of Debian 12 where that runs.
+    the SDK of Debian 12 where that runs. Each is ended after ``limit`` seconds.
     """
     pytest = tool("pytest", "-p", "no:cacheprovider", "tests/integration")
     # The SDK 5.0 of Debian 12 imports distutils, which Python 3.12 does not have any more.
@@ -126,7 +126,7 @@ def integration() -> list[Step]:
         if os.geteuid() != 0:
             kept = "PATH,PYTHONPATH,PYTEST_ADDOPTS,ANSIBLE_HOME,ANSIBLE_CONFIG"
             command = as_root(f"--preserve-env={kept}", *command)
-        steps.append(Step(name, command, {"PYTHONPATH": ".ansible/collections"}, junit=True, limit=1800))
+        steps.append(Step(name, command, {"PYTHONPATH": ".ansible/collections"}, junit=True, limit=limit))
     return steps
 
 
@@ -305,7 +305,7 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    newest, installed = integration()
+    newest, installed = integration(limit=5400 if arguments.part == "test-all" else 1800)
     quick = [*lint(), *unit(), newest]
     lanes: dict[str, list[list[Step]]] = {
         "lint": [lint()],
