@@ -19,7 +19,8 @@ description:
     hyphenated names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
     C(/usr/local/sbin), and removes programs of this collection that it no longer has.
   - Writes the greeting of lab users, C(/usr/local/bin/lab-greeting), and C(/etc/profile.d/lab-server.sh),
-    by which login shells show it.
+    by which login shells show it. Those of zsh read C(/etc/zsh/zlogin) instead, where Debian's package of zsh
+    put it; there lines of ours are kept, which turn completion on as well. Without zsh nothing is written.
   - Writes the completion of the commands for bash to C(/usr/local/share/bash-completion/completions) and for
     zsh to C(/usr/local/share/zsh/site-functions), and their pages of the manual to
     C(/usr/local/share/man/man1). What of these this version no longer has is removed.
@@ -55,7 +56,7 @@ results:
     name:
       description:
         - What the item is about, C(library), C(programs), C(manual), C(completion), C(profile),
-          C(policy.json) or C(public.json).
+          C(zsh), C(policy.json) or C(public.json).
       type: str
       returned: always
     changed:
@@ -139,6 +140,8 @@ def _carried() -> None:
         datasets,
         departing,
         diskrules,
+        dockerapi,
+        dockerignore,
         doctor,
         drill,
         ending,

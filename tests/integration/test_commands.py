@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
@@ -18,7 +20,12 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     verbs_container,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
-from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, NotFound, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    InvalidInput,
+    LabError,
+    NotFound,
+    Refused,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes
 from ansible_collections.lab.server.plugins.module_utils._core.verbs import Request
 
@@ -154,6 +161,12 @@ def test_what_is_used_is_within_the_limits(launched, engine, alice, asked, insid
     assert one["cpus"] is None and one["status"] == "exited"
 
 
+def give_to(folder, user):
+    """Give a copied folder to a user."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user.uid, user.gid)
+
+
 def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, inside):
     """Each verb that only tells is asked twice before the deed: it changes nothing, and tells the same."""
 
@@ -161,12 +174,17 @@ def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, in
         made = [(one["Id"], one["Names"], one["State"]) for one in engine.containers()]
         return made, [(one["Id"], one["RepoTags"]) for one in engine.images()]
 
+    def without_time(facts):
+        # Days counted from the deed, which comes after the promise.
+        return {key: value for key, value in facts.items() if key != "undo_until"}
+
     def promised_and_done(verb, check):
         before = there()
         promised = [asked(check, alice, "thesis") for _twice in range(2)]
-        assert promised[0] == promised[1] and there() == before
+        assert without_time(promised[0]) == without_time(promised[1]) and there() == before
         done = asked(verb, alice, "thesis")
-        assert {key: done.get(key) for key in promised[0]} == promised[0]
+        assert without_time({key: done.get(key) for key in promised[0]}) == without_time(promised[0])
+        assert 0 <= (done.get("undo_until") or 0) - (promised[0].get("undo_until") or 0) < 60
         return done
 
     launch = ("project-launch", "project-launch-check")
@@ -175,6 +193,9 @@ def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, in
     assert promised_and_done(*launch)["status"] == "running"
     stop = ("container-stop", "container-stop-check")
     assert promised_and_done(*stop)["changed"] and not promised_and_done(*stop)["changed"]
+    assert promised_and_done("container-start", "container-start-check")["changed"]
+    assert not promised_and_done("container-start", "container-start-check")["changed"]
+    assert promised_and_done(*stop)["changed"]
     assert promised_and_done(*launch)["status"] == "started"
     inside(alice, "thesis", "echo > /tmp/mine")
     retire = ("container-retire", "container-retire-check")
@@ -185,6 +206,70 @@ def test_a_preview_is_what_is_done_then(engine, policy, alice, thesis, asked, in
     assert not promised_and_done("image-update", "image-update-check")["changed"]
     with pytest.raises(NotFound):
         asked("container-undo-check", alice, "none")
+
+
+def test_a_preview_refuses_what_the_deed_refuses(engine, policy, alice, bob, thesis, asked, inside, root):
+    """A container that cannot be started again: the preview says so as the deed does, and holds nothing."""
+
+    def refused(verb, user):
+        said = []
+        for one in (f"{verb}-check", verb):
+            before = [(one["Id"], one["Names"], one["State"]) for one in engine.containers()]
+            with pytest.raises(LabError) as error:
+                asked(one, user, "thesis")
+            assert [(one["Id"], one["Names"], one["State"]) for one in engine.containers()] == before
+            said.append((type(error.value), str(error.value)))
+        assert said[0] == said[1]
+        return said[0][1]
+
+    def does(verb, user):
+        promised = asked(f"{verb}-check", user, "thesis")
+        done = asked(verb, user, "thesis")
+        assert {key: done.get(key) for key in promised} == promised
+        return promised["changed"]
+
+    # A share of the user's is gone; that of others is nothing to them.
+    shutil.copytree(thesis.path, Path(policy.workspace(bob)) / "thesis")
+    give_to(Path(policy.workspace(bob)) / "thesis", bob)
+    for user in (alice, bob):
+        containers.launch(engine, policy, user, "thesis")
+        inside(user, "thesis", "echo > /tmp/mine")
+        containers.stop(engine, user, "thesis")
+    (root / "srv/vision").rename(root / "srv/away")
+    assert "srv/vision is not there" in refused("container-start", bob)
+    assert "srv/vision is not there" in refused("project-launch", bob)
+    assert does("container-start", alice)
+    containers.retire(engine, policy, bob, "thesis")
+    containers.retire(engine, policy, alice, "thesis")
+    assert "srv/vision is not there" in refused("container-undo", bob)
+    assert does("container-undo", alice)
+    (root / "srv/away").rename(root / "srv/vision")
+    # Nobody has more containers than the limit, whichever way they come.
+    for number in range(bob.limits.containers):
+        shutil.copytree(thesis.path, Path(policy.workspace(bob)) / f"more{number}")
+        give_to(Path(policy.workspace(bob)) / f"more{number}", bob)
+        containers.launch(engine, policy, bob, f"more{number}")
+    assert "bob holds 3 of 3 containers" in refused("container-undo", bob)
+    containers.retire(engine, policy, bob, "more0")
+    assert does("container-undo", bob) and not does("container-undo", bob)
+
+
+def test_what_was_brought_back_is_not_started_with_a_share_that_was_taken(
+    engine, policy, bob, thesis, asked, inside
+):
+    shutil.copytree(thesis.path, Path(policy.workspace(bob)) / "thesis")
+    give_to(Path(policy.workspace(bob)) / "thesis", bob)
+    containers.launch(engine, policy, bob, "thesis")
+    inside(bob, "thesis", "echo > /tmp/mine")
+    containers.retire(engine, policy, bob, "thesis")
+    containers.undo(engine, policy, bob, "thesis")
+    containers.stop(engine, bob, "thesis")
+    without = replace(policy, shares=tuple(one for one in policy.shares if one.name != "vision"))
+    for check in (True, False):
+        with pytest.raises(Refused, match="vision, which you may no longer use"):
+            containers.undo(engine, without, bob, "thesis", check=check)
+    assert not containers.listing(engine, policy, bob)[0].running
+    assert containers.undo(engine, policy, bob, "thesis").actions == ["start"]
 
 
 def test_status_tells_what_changed(launched, engine, policy, alice, thesis, asked):

@@ -402,6 +402,69 @@ def test_a_dry_run_neither_waits_nor_takes_a_lease(engine, policy, alice, bob, t
     assert list(given(engine)) == ["train._.2001"]
 
 
+def test_a_preview_of_start_and_undo_looks_at_the_gpus(
+    engine, policy, alice, bob, train, devices, launch, asked, inside
+):
+    def refused(verb, user, match):
+        said = []
+        for one in (f"{verb}-check", verb):
+            before = gpuleases._read_leases()
+            with pytest.raises(LabError, match=match) as error:
+                asked(one, user)
+            assert gpuleases._read_leases() == before
+            said.append((type(error.value), str(error.value)))
+        assert said[0] == said[1]
+
+    def does(verb, user):
+        before = gpuleases._read_leases()
+        promised = [asked(f"{verb}-check", user) for _twice in range(2)]
+        assert gpuleases._read_leases() == before
+        done = asked(verb, user)
+        assert promised[0] == promised[1] == {key: done[key] for key in promised[0]} and done["changed"]
+        return done["gpus"]
+
+    train(alice)
+    train(bob)
+    had = launch(alice, OwnWishes(gpus="6"))
+    containers.stop(engine, alice, "train")
+    assert does("container-start", alice) == had
+    containers.stop(engine, alice, "train")
+    # One of them is off the bus.
+    lost = next(one for one in devices if one.uuid == had[0])
+    devices.remove(lost)
+    for verb in ("container-start", "project-launch"):
+        refused(verb, alice, "is not there any more")
+    devices.append(lost)
+    assert does("container-start", alice) == had
+    # They were given to somebody else meanwhile.
+    inside(alice, "train", "echo > /tmp/mine")
+    containers.retire(engine, policy, alice, "train")
+    launch(bob, ALL)
+    refused("container-undo", alice, "given to somebody else")
+    containers.retire(engine, policy, bob, "train")
+    assert does("container-undo", alice) == had
+    assert sorted(given(engine)["train._.2001"]) == sorted(had)
+
+
+def test_a_preview_counts_on_what_was_abandoned(engine, url, policy, alice, bob, train, devices, asked):
+    """What the deed removes first is not in the way of the promise either."""
+    train(alice)
+    train(bob)
+    images.build(engine, policy, alice, "train")
+
+    def hook(name: str) -> None:
+        if name == "start":
+            die()
+
+    in_child(url, hook, lambda mine: containers.launch(mine, policy, alice, "train", own=ALL))
+    assert sum(map(len, given(engine).values())) == GPUS
+    assert asked("project-launch-check", bob, gpus="2")["status"] == "created"
+    with pytest.raises(Refused, match="MIG"):
+        asked("project-launch-check", bob, gpus="1g.10gb")
+    assert sum(map(len, given(engine).values())) == GPUS
+    assert len(asked("project-launch", bob, gpus="2")["gpus"]) == 2
+
+
 def test_who_waits_gets_the_gpus_of_the_container_that_is_retired(
     engine, url, policy, alice, bob, train, devices, launch, asked, root
 ):

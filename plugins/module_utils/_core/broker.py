@@ -27,7 +27,6 @@ import signal
 import sys
 import syslog
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -213,6 +212,8 @@ def _counted(uid: int) -> Iterator[None]:
 
 
 def _where(error: BaseException) -> str:
+    import traceback  # what is rarely needed is not to be waited for
+
     frames = traceback.extract_tb(error.__traceback__)
     last = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}{last}"

@@ -166,6 +166,13 @@ class Progress:
         self._terminal.status(f"[{elapsed}] {self._step}{fit(text.strip(), room)}")
 
 
+def say_end(out: Terminal, user: User, name: str) -> None:
+    """Say when the container of a project comes to its end, where that was noticed, and how it is put off."""
+    remark = notices.remark(notices.notices(user.uid).get(name))
+    if remark:
+        out.sentence(f"This container is {remark}. Put it off: container extend {name}", colour="warn")
+
+
 def told(facts: Mapping[str, Any], key: str) -> list[str]:
     value = facts.get(key, [])
     return [names.printable(str(item)) for item in value] if isinstance(value, list) else []

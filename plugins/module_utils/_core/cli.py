@@ -28,7 +28,6 @@ from . import (
     cli_workspace,
     names,
 )
-from .asuser import explain
 from .calls import Call, Command, name_argument
 from .errors import HostError, InvalidInput, LabError
 from .protocol import EXIT_CODES, INTERRUPTED, kind_of
@@ -246,4 +245,6 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:
         return EXIT_CODES["failed"]  # whoever read us has gone
     except OSError as error:
+        from .asuser import explain
+
         return _failed(call, HostError(explain(error)))

@@ -44,11 +44,19 @@ def _container_start(call: Call) -> int:
     elif dry_run:
         would = "would be started" if facts.get("changed") else "runs already"
         call.out.line(f"The container of {name} {would}. Nothing was changed.")
+        _say_gpus(call, facts)
     elif facts.get("changed"):
         call.out.line(f"The container of {name} runs again. Enter it: container attach {name}")
+        _say_gpus(call, facts)
     else:
         call.out.line(f"The container of {name} was running already.")
     return 0
+
+
+def _say_gpus(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say which GPUs a container has again, or would have."""
+    if told(facts, "gpus"):
+        call.out.sentence(", ".join(told(facts, "gpus")), "  gpus:      ")
 
 
 def _container_stop(call: Call) -> int:
@@ -148,8 +156,10 @@ def _container_undo(call: Call) -> int:
         call.answer({**facts, "dry_run": dry_run})
     elif dry_run and facts.get("changed"):
         call.out.line(f"The container of {name} would be brought back and started. Nothing was changed.")
+        _say_gpus(call, facts)
     elif facts.get("changed"):
         call.out.line(f"The container of {name} is back and runs. Enter it: project launch {name}")
+        _say_gpus(call, facts)
     else:
         call.out.line(f"The container of {name} was brought back already.")
     return 0

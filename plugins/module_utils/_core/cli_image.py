@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import image_install, names
+from . import names
 from .calls import Call, Command, Progress, age, ask, told
 from .consent import agreed, check_possible
 from .errors import InvalidInput
@@ -69,6 +69,8 @@ def _say_change(call: Call, facts: Mapping[str, Any]) -> None:
 
 
 def _image_install(call: Call) -> int:
+    from . import image_install  # no other of these commands needs it
+
     call.user()
     name, packages, started = call.options.name, call.options.packages, time.monotonic()
     try:

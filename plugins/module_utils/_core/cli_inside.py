@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from . import names, safefs
-from .asuser import explain
-from .calls import Call, Command, Progress, ask, hand_over, name_argument, on_job, state, told
+from . import names
+from .calls import Call, Command, Progress, ask, hand_over, name_argument, on_job, say_end, state, told
 from .errors import InvalidInput, NotFound
 from .protocol import ATTACH, EXEC, JOB_END
 from .sizes import format_size
@@ -38,7 +37,8 @@ _LOOK_AGAIN = 10.0  # seconds without a new line, after which the server is aske
 
 
 def _container_attach(call: Call) -> int:
-    call.user()
+    user = call.user()
+    say_end(call.out, user, call.options.name)
     if call.out.interactive:
         call.out.line("Type 'exit' to leave; the container goes on running.")
     hand_over(ATTACH, call.options.name)
@@ -57,7 +57,7 @@ def _container_exec(call: Call) -> int:
 
 
 def _container_run(call: Call) -> int:
-    call.user()
+    user = call.user()
     name, command = call.options.name, call.options.trailing
     if call.options.dry_run:
         would = ask("project-launch-check", name)
@@ -72,6 +72,7 @@ def _container_run(call: Call) -> int:
     # Not on the output, which is the command's own.
     for note in told(facts, "notes"):
         call.err.line(f"note: {note}")
+    say_end(call.err, user, name)
     verb, words = (EXEC, command) if command else (ATTACH, ())
     hand_over(verb, name, *words)
     return 0
@@ -94,6 +95,8 @@ def _container_logs(call: Call) -> int:
     try:
         file = _open(call.policy().workspace(user), name, log)
     except (NotFound, InvalidInput, OSError) as error:
+        from .asuser import explain
+
         raise NotFound(
             f"The output of the job in {place} cannot be read: "
             f"{explain(error) if isinstance(error, OSError) else error.message}",
@@ -134,6 +137,8 @@ def _told_of(job: Mapping[str, Any]) -> str:
 
 
 def _open(workspace: str, project: str, log: str) -> BinaryIO:
+    from . import safefs  # no other of these commands needs it
+
     root = safefs.open_directory(workspace)
     try:
         return os.fdopen(safefs.open_regular(root, f"{project}/{log}"), "rb")

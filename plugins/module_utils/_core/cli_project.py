@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from . import names, notices, scaffold
-from .calls import Call, Command, Progress, ask, hand_over, remark_on, state, told
+from . import names, scaffold
+from .calls import Call, Command, Progress, ask, hand_over, remark_on, say_end, state, told
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import User
 from .protocol import ATTACH, JUPYTER_LOG, cores, gpus, job_command, memory
@@ -82,9 +82,7 @@ def _project_launch(call: Call) -> int:
         return 0
     _say_launched(call, facts, duration(time.monotonic() - started))
     _warn_of_room(call, user)
-    remark = notices.remark(notices.notices(user.uid).get(name))
-    if remark:
-        call.out.line(f"This container is {remark}. Put it off: container extend {name}")
+    say_end(call.out, user, name)
     if call.options.jupyter:
         return _say_jupyter(call, facts["jupyter"])
     job = facts.get("job")

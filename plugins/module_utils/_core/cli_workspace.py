@@ -11,14 +11,18 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from . import cleaning, names
+from . import names
 from .calls import Call, Command, ask
 from .errors import HostError, InvalidInput, LabError
 from .policy import PERSISTENT_HOME
 from .protocol import EXIT_CODES, INTERRUPTED
 from .sizes import format_size
 from .terminal import table
+
+if TYPE_CHECKING:
+    from . import cleaning
 
 # Seconds: how much is used the kernel knows at once, and nobody is to wait for what takes it.
 _GLANCE = 0.1
@@ -131,6 +135,8 @@ _VERDICTS = {"kept": "good", "lost": "warn"}
 
 def _cleanable(call: Call) -> list[cleaning.Root]:
     """Return where a user's caches can be: the workspace, and ``.cache`` of each home that is kept."""
+    from . import cleaning
+
     user, policy = call.user(), call.policy()
     roots = [
         cleaning.Root(policy.workspace(user), "~/workspace", projects=True),
@@ -156,6 +162,8 @@ def _confirmed(call: Call, question: str) -> bool:
 
 def _grouped(found: Sequence[cleaning.Folder]) -> list[list[str]]:
     """Return the rows of a table; the many small folders of a project together."""
+    from . import cleaning
+
     groups: dict[tuple[str, str], list[cleaning.Folder]] = {}
     for one in found:
         many = one.why in (cleaning.COMPILED, cleaning.CHECKPOINTS)
@@ -178,6 +186,8 @@ def _workspace_clean(call: Call) -> int:
 
 
 def _clean(call: Call) -> int:
+    from . import cleaning  # no other of these commands needs it
+
     found = cleaning.find(_cleanable(call), call.err.status if call.err.updating else lambda _text: None)
     call.err.clear()
     size = sum(one.size for one in found)
@@ -215,6 +225,8 @@ def _clean(call: Call) -> int:
 
 def _removed(call: Call, found: Sequence[cleaning.Folder]) -> list[str]:
     """Remove the folders, with progress; return sentences about what could not be."""
+    from . import cleaning
+
     problems = []
     for number, one in enumerate(found, 1):
         if call.err.updating:

@@ -18,7 +18,6 @@ import stat
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
@@ -415,6 +414,8 @@ def _carry_out(engine: Engine | None, policy: Policy, items: Sequence[_Item]) ->
     items = [item for item in items if not item.result.failed]
     if not items:
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(items))) as pool:
         for item, future in [(item, pool.submit(_change, engine, policy, item)) for item in items]:
             with _failing(item.result):
@@ -508,9 +509,8 @@ def _apply(
         spec = _decided(policy, user, wanted, actual)
     waits = wanted is not None and wanted.waits
     planned = _planned(snapshot, states.stopped_names(), spec, state, waits=waits)
-    if START in planned.actions:
-        _check_sources(spec)
     if CREATE in planned.actions:
+        _check_sources(spec)
         _create(engine, policy, user, spec, snapshot.images.get((spec.uid, spec.project)), actual)
     elif RESTORE in planned.actions:
         _restore(engine, policy, user, spec, snapshot.kept[spec.name])
@@ -518,7 +518,7 @@ def _apply(
         result.facts.update(retired.retire(engine, policy, actual))
     elif actual is not None:
         if START in planned.actions:
-            gpuleases.hold_again(engine, policy, actual, spec.name, gpuleases.inventory)
+            _ready_again(engine, policy, spec, actual)
         deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
         for action in planned.actions:
             deeds.get(action, ignore)(actual.id)
@@ -591,15 +591,35 @@ def _create(
 
 def _restore(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, kept: Actual) -> None:
     """Bring a retired container back and start it. The caller holds the container's lock."""
-    _check_given(kept, spec)
     # The clean-up takes this lock too: it removes nothing that is being brought back.
     with locks.hold(f"user-{user.uid}"):
-        _check_room(user, observe(engine).held(user.uid))
-        gpuleases.hold_again(engine, policy, kept, spec.name, gpuleases.inventory, user=user)
+        _ready_again(engine, policy, spec, kept, back_for=user)
         with _undone(lambda: gpuleases.give_back(spec.name)):
             back = retired.take_back(engine, spec.name, kept.id)
     with _undone(lambda: gpuleases.give_back(spec.name)), _undone(lambda: retired.put_back(engine, back)):
         engine.start(back.id)
+
+
+def _ready_again(
+    engine: Engine,
+    policy: Policy,
+    spec: ContainerSpec,
+    actual: Actual,
+    *,
+    back_for: User | None = None,
+    check: bool = False,
+) -> None:
+    """Raise why a container that is there cannot be started again; it holds its GPUs then.
+
+    ``spec`` is what the policy makes of it now, ``back_for`` the user of one that was retired. With ``check``
+    nothing is held, and the home may be missing that ``homes.prepare`` makes first.
+    """
+    _check_given(actual, spec)
+    made = actual.spec or spec
+    _check_sources(replace(made, home_source="") if check else made)
+    if back_for is not None:
+        _check_room(back_for, observe(engine).held(back_for.uid))
+    gpuleases.hold_again(engine, policy, actual, spec.name, gpuleases.inventory, user=back_for, check=check)
 
 
 def _check_given(actual: Actual, spec: ContainerSpec) -> None:
@@ -906,8 +926,7 @@ def launch(
             spec = _with_port(engine, spec, actual if status != "created" else None)
         if check:
             notes += _unlike(project, actual, own)
-            result.facts = {} if actual is None or status == "created" else fates_of(engine, actual)
-            return _would_launch(result, spec, actual, status, build, notes)
+            return _would_launch(engine, policy, user, spec, actual, result, build, notes)
         extra = _bring_up(engine, policy, user, spec, actual, result)
         notes += extra.pop("notes", [])
         states.clear_stopped(spec.name)
@@ -1034,17 +1053,31 @@ def _launch_status(actual: Actual | None) -> str:
 
 
 def _would_launch(
-    result: ItemResult, spec: ContainerSpec, actual: Actual | None, status: str, build: str, notes: list[str]
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    spec: ContainerSpec,
+    actual: Actual | None,
+    result: ItemResult,
+    build: str,
+    notes: list[str],
 ) -> ItemResult:
-    """Fill in what a launch would do; the container itself, and its image, are not there yet."""
+    """Fill in what a launch would do; the container itself, and its image, are not there yet.
+
+    Raises LabError where it could not.
+    """
+    status = _launch_status(actual)
+    made, fates = spec, _promised_fates(spec)
     if status == "created":
+        homes.prepare(policy, user, spec, check=True)
         _fill(result, plan(STARTED, spec, None, actual))
-    elif status == "started":
+    elif actual is not None:
+        made, fates = actual.spec or spec, fates_of(engine, actual)
+    if actual is not None and status == "started":
+        _start_again(engine, policy, user, spec, actual, check=True)
         result.actions, result.reason = [START], "it did not run"
     result.changed = bool(result.actions or build)
-    made = actual.spec if actual is not None and status != "created" else None
-    facts = {"container": spec.name, **_launch_facts(made or spec, status, build, notes)}
-    result.facts = {**facts, **(result.facts or _promised_fates(spec))}
+    result.facts = {"container": spec.name, **_launch_facts(made, status, build, notes), **fates}
     return result
 
 
@@ -1078,13 +1111,23 @@ def _unlike(project: str, actual: Actual | None, own: OwnWishes) -> list[str]:
     ]
 
 
-def _start_again(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, actual: Actual) -> None:
-    """Start a container that is there. ``spec`` is what the policy makes of it now."""
-    _check_given(actual, spec)
-    homes.prepare(policy, user, actual.spec or spec)
-    _check_sources(actual.spec or spec)
-    gpuleases.hold_again(engine, policy, actual, actual.name, gpuleases.inventory)
-    engine.start(actual.id)
+def _start_again(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    spec: ContainerSpec,
+    actual: Actual,
+    *,
+    check: bool = False,
+) -> None:
+    """Start a container that is there; with ``check`` only raise why it could not be.
+
+    ``spec`` is what the policy makes of it now.
+    """
+    homes.prepare(policy, user, actual.spec or spec, check=check)
+    _ready_again(engine, policy, spec, actual, check=check)
+    if not check:
+        engine.start(actual.id)
 
 
 def start(engine: Engine, policy: Policy, user: User, project: str, *, check: bool = False) -> ItemResult:
@@ -1103,14 +1146,15 @@ def start(engine: Engine, policy: Policy, user: User, project: str, *, check: bo
             raise NotFound(f"There is no container of {project}.", f"Make one: project launch {project}.")
         if not actual.live:
             result.changed, result.actions, result.reason = True, [START], "it did not run"
-            if check:
-                _check_given(actual, spec)
-                return result
-            engine.ensure_network()
-            _start_again(engine, policy, user, spec, actual)
+            result.facts = {"gpus": gpuleases.devices_of(actual)}
+            if not check:
+                engine.ensure_network()
+            _start_again(engine, policy, user, spec, actual, check=check)
+        if check:
+            return result
+        if result.changed:
             events.record(user.uid, project, events.STARTED, events.USER)
-        if not check:
-            states.clear_stopped(spec.name)
+        states.clear_stopped(spec.name)
     return result
 
 
@@ -1282,13 +1326,20 @@ def undo(engine: Engine, policy: Policy, user: User, project: str, *, check: boo
     check_storage(policy)
     result = ItemResult(spec.name)
     with _locked(spec.name):
+        snapshot = observe(engine)
+        actual = snapshot.containers.get(spec.name) or snapshot.kept.get(spec.name)
         if check:
-            _fill(result, _planned(observe(engine), states.stopped_names(), spec, RESTORED, waits=False))
-            return result
-        for kept in retired.kept(engine, container=spec.name)[:1]:
-            homes.prepare(policy, user, kept.actual.spec or spec)
-        engine.ensure_network()
-        _apply(engine, policy, user, spec, RESTORED, result, events.USER)
+            _fill(result, _planned(snapshot, states.stopped_names(), spec, RESTORED, waits=False))
+        if actual is not None and actual.ours:
+            homes.prepare(policy, user, actual.spec or spec, check=check)
+        if not check:
+            engine.ensure_network()
+            _apply(engine, policy, user, spec, RESTORED, result, events.USER)
+        elif actual is not None and START in result.actions:
+            back_for = user if RESTORE in result.actions else None
+            _ready_again(engine, policy, spec, actual, back_for=back_for, check=True)
+        if actual is not None and START in result.actions:
+            result.facts = {"gpus": gpuleases.devices_of(actual)}
     return result
 
 

@@ -45,10 +45,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, Callable, NamedTuple
+from typing import IO, Any, BinaryIO, Callable
 
 from . import STATE_DIRECTORY, VERSION, asuser, safefs
 from .asuser import Identity
+from .dockerignore import Pattern, patterns
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .names import printable, project_name
 from .sizes import format_size
@@ -119,28 +120,23 @@ def look(who: Identity, workspace: str, project: str) -> Look:
 
     Raises as ``packed`` does; a context that is too large is refused here already.
     """
-    translate = _translator()
     project_name(project)
     began = time.time_ns()
-    return _look_of(
-        asuser.run_as_user(who, lambda: _glance(workspace, project, translate), timeout=_SECONDS), began
-    )
+    return _look_of(asuser.run_as_user(who, lambda: _glance(workspace, project), timeout=_SECONDS), began)
 
 
 @contextlib.contextmanager
 def packed(who: Identity, workspace: str, project: str) -> Iterator[Context]:
     """Yield the checked build context of a project; the file behind it is gone afterwards.
 
-    Raises NotFound (no project, no Dockerfile), InvalidInput, Refused (too large), HostError. Needs the
-    Docker SDK for Python, which knows the rules of .dockerignore.
+    Raises NotFound (no project, no Dockerfile), InvalidInput, Refused (too large), HostError.
     """
-    translate = _translator()
     project_name(project)
     began = time.time_ns()
     with _temporary_file() as archive:
         seen = asuser.stream_as_user(
             who,
-            lambda output: _pack(workspace, project, translate, output),
+            lambda output: _pack(workspace, project, output),
             archive,
             timeout=_SECONDS,
             limit=BYTES_LIMIT + FILES_LIMIT * _MEMBER_COST,
@@ -156,25 +152,6 @@ def _look_of(answer: Any, began: int) -> Look:
     if isinstance(answer, list) and [type(part) for part in answer] == [str, int]:
         return Look(answer[0][:64], answer[1], began)
     raise HostError("The work in the user's folder was broken off.", "Try again.")
-
-
-class _Translator(NamedTuple):
-    """The two parts of the Docker SDK that know the rules of .dockerignore."""
-
-    patterns: Any
-    expression: Any
-
-
-def _translator() -> _Translator:
-    try:
-        # A third-party library, imported when it is needed.
-        from docker.utils.build import PatternMatcher
-        from docker.utils.fnmatch import translate
-    except ImportError as error:
-        raise HostError(
-            "The Docker SDK for Python is missing.", "Install the package python3-docker."
-        ) from error
-    return _Translator(PatternMatcher, translate)
 
 
 @contextlib.contextmanager
@@ -205,7 +182,7 @@ def weigh(workspace: str, project: str) -> tuple[dict[str, tuple[int, int]], boo
     To be called as the user, and to be cut off at the limit on the number of files. Raises as ``look`` does.
     """
     with _opened(workspace, project) as folder:
-        scale = _Scale(_Ignored(folder, _translator()))
+        scale = _Scale(_Ignored(folder))
         try:
             scale.folder(os.dup(folder), "", 0)
         except Refused:
@@ -216,18 +193,18 @@ def weigh(workspace: str, project: str) -> tuple[dict[str, tuple[int, int]], boo
 # In the child, as the user
 
 
-def _glance(workspace: str, project: str, translator: _Translator) -> tuple[str, int]:
+def _glance(workspace: str, project: str) -> tuple[str, int]:
     """Walk through the project's folder; return the digest of what is there, and the newest ctime."""
     with _opened(workspace, project) as folder:
-        walk = _Walk(_Ignored(folder, translator))
+        walk = _Walk(_Ignored(folder))
         walk.folder(os.dup(folder), "", 0)
     return walk.digest.hexdigest(), walk.newest
 
 
-def _pack(workspace: str, project: str, translator: _Translator, output: BinaryIO) -> tuple[str, int]:
+def _pack(workspace: str, project: str, output: BinaryIO) -> tuple[str, int]:
     """Write the tar of the project's folder to ``output``; return what ``_glance`` returns."""
     with _opened(workspace, project) as folder:
-        packer = _Packer(_Ignored(folder, translator), output)
+        packer = _Packer(_Ignored(folder), output)
         packer.folder(os.dup(folder), "", 0)
         packer.close()
     return packer.digest.hexdigest(), packer.newest
@@ -258,42 +235,24 @@ def _opened(workspace: str, project: str) -> Iterator[int]:
         os.close(folder)
 
 
-class _Pattern(NamedTuple):
-    """A line of .dockerignore: what it matches, how many folders deep it names, and whether it takes back."""
-
-    matches: re.Pattern[str]
-    depth: int
-    exception: bool
-    text: str
-
-
-def _patterns(lines: Sequence[str], translator: _Translator) -> list[_Pattern]:
-    # Docker's own command sends the Dockerfile whatever .dockerignore says, and so do we.
-    found = translator.patterns([*lines, "!" + DOCKERFILE]).patterns
+def _patterns(lines: Sequence[str]) -> list[Pattern]:
+    # Docker's own command sends these two whatever .dockerignore says, and so do we.
     try:
-        return [
-            _Pattern(
-                re.compile(translator.expression(one.cleaned_pattern)),
-                len(one.dirs),
-                one.exclusion,
-                one.cleaned_pattern,
-            )
-            for one in found
-        ]
+        return patterns([*lines, f"!{DOCKERFILE}", f"!{IGNORE_FILE}"])
     except (re.error, OverflowError) as error:
         raise InvalidInput("The file .dockerignore has a line that is no pattern.", "Correct it.") from error
 
 
 class _Ignored:
-    """What .dockerignore names. The rules are the SDK's; its expressions are compiled once, not looked up."""
+    """What .dockerignore names."""
 
-    def __init__(self, folder: int, translator: _Translator) -> None:
+    def __init__(self, folder: int) -> None:
         try:
             text = safefs.read_file(folder, IGNORE_FILE, DOCKERFILE_LIMIT).decode("utf-8", "replace")
         except NotFound:
             text = ""
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        self._patterns = _patterns(lines, translator)
+        self._patterns = _patterns(lines)
 
     def below(self, folder: str) -> Callable[[str], bool]:
         """Return what says of a path right below ``folder`` ("" for the top) whether it is not to be sent.

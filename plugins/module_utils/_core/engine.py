@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The one place that talks to Docker Engine: raw API JSON in and out, errors as sentences.
 
-It uses the Docker SDK for Python (5.0 to 7), imported on first use, and for builds the ``docker`` command,
-since only that one streams a build and cancels it when it is killed.
+Plain requests go over the socket (``dockerapi``); for what streams it uses the Docker SDK for Python (5.0 to
+7), imported on first use, and for builds the ``docker`` command, since only that one streams a build and
+cancels it when it is killed.
 API: https://docs.docker.com/engine/api/v1.41/.
 """
 
@@ -30,7 +31,8 @@ from importlib.util import find_spec
 from typing import Any, BinaryIO, Callable
 
 from . import RUN_DIRECTORY, names
-from .errors import EngineError, HostError, NotFound, Refused
+from .dockerapi import ApiError, DockerApi
+from .errors import EngineError, HostError, LabError, NotFound, Refused
 from .spec import BRIDGE, NETWORK, EngineFacts
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
@@ -109,13 +111,23 @@ def _spare_setuptools() -> None:
 class Engine:
     """Docker Engine, as far as a lab server needs it. Every method raises EngineError."""
 
-    def __init__(self, client: Any, url: str) -> None:
-        self._client = client
+    def __init__(self, api: Any, url: str, timeout: int = 120) -> None:
+        #: What answers plain requests, by methods with the names and arguments that the SDK's client has.
+        self._api = api
         self._url = url
+        self._timeout = timeout
 
     @classmethod
     def connect(cls, url: str = DEFAULT_URL, timeout: int = 120) -> Engine:
         """Return a connection to the engine at ``url``; raise EngineError when it is not there."""
+        engine = cls(None, url, timeout)
+        with _sentences("be reached", url):
+            engine._api = DockerApi(url, timeout) if DockerApi.speaks(url) else engine._client
+        return engine
+
+    @cached_property
+    def _client(self) -> Any:
+        """The client of the Docker SDK for Python; raise EngineError when that, or the engine, is missing."""
         _spare_setuptools()
         try:
             import docker  # a third-party library; the library must be importable without it
@@ -123,8 +135,8 @@ class Engine:
             raise EngineError(
                 "The Docker SDK for Python is missing.", "Install the package python3-docker."
             ) from error
-        with _sentences("be reached", url):
-            return cls(docker.APIClient(base_url=url, version="auto", timeout=timeout), url)
+        with _sentences("be reached", self._url):
+            return docker.APIClient(base_url=self._url, version="auto", timeout=self._timeout)
 
     @staticmethod
     def is_installed(url: str = DEFAULT_URL) -> bool:
@@ -134,13 +146,14 @@ class Engine:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        for client in {id(one): one for one in (self._api, self.__dict__.get("_client")) if one}.values():
+            client.close()
 
     @cached_property
     def facts(self) -> EngineFacts:
         """The engine's cgroup driver and number of cores."""
         with self._asked("describe itself"):
-            info = self._client.info()
+            info = self._api.info()
         return EngineFacts(
             cgroup_driver=str(info.get("CgroupDriver")),
             cpus=int(info.get("NCPU") or 1),
@@ -151,7 +164,7 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """Return what the engine says of itself (GET /info)."""
         with self._asked("describe itself"):
-            return dict(self._client.info())
+            return dict(self._api.info())
 
     # Containers
 
@@ -160,7 +173,7 @@ class Engine:
         # The filter is a regular expression on the name with its leading slash.
         patterns = ["^/" + name.replace(".", "[.]") + "$" for name in only]
         with self._asked("list the containers"):
-            listed = self._client.containers(all=True, filters={"name": patterns} if only else None)
+            listed = self._api.containers(all=True, filters={"name": patterns} if only else None)
         return [dict(item) for item in listed]
 
     def sizes(self, containers: Sequence[str]) -> dict[str, int]:
@@ -172,7 +185,7 @@ class Engine:
         found = {}
         if containers:
             with self._asked("measure the container"):
-                listed = self._client.containers(all=True, size=True, filters={"id": list(containers)})
+                listed = self._api.containers(all=True, size=True, filters={"id": list(containers)})
             found = {str(item["Id"]): int(item.get("SizeRw") or 0) for item in listed}
         if any(size < 0 for size in found.values()):
             raise EngineError("Docker could not measure the container.", "Try again.")
@@ -203,13 +216,13 @@ class Engine:
     def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container, and return its id."""
         with self._asked(f"create the container {name}"):
-            return str(self._client.create_container_from_config(dict(config), name)["Id"])
+            return str(self._api.create_container_from_config(dict(config), name)["Id"])
 
     def start(self, container: str) -> None:
         """Start a container."""
         try:
             with self._asked("start the container"):
-                self._client.start(container)
+                self._api.start(container)
         except EngineError as error:
             # "CDI device injection failed: unresolvable CDI devices ..." (moby, daemon/cdi.go).
             if "unresolvable CDI devices" not in error.message:
@@ -219,7 +232,7 @@ class Engine:
     def stop(self, container: str, seconds: int = 10) -> None:
         """Stop a container; after ``seconds`` it is killed. The listings of containers know of it then."""
         with self._asked("stop the container"):
-            self._client.stop(container, timeout=seconds)
+            self._api.stop(container, timeout=seconds)
         # They are of a copy, which is brought up to date some milliseconds after that answer, but before the
         # container can be inspected (moby, daemon/monitor.go, handleContainerExit, which holds its lock).
         with contextlib.suppress(NotFound):
@@ -234,7 +247,7 @@ class Engine:
         while True:
             try:
                 with contextlib.suppress(NotFound), self._asked("remove the container"):
-                    self._client.remove_container(container, v=True, force=True)
+                    self._api.remove_container(container, v=True, force=True)
                 return
             except Refused as error:
                 if "already in progress" not in error.message or time.monotonic() > end:
@@ -244,12 +257,12 @@ class Engine:
     def rename(self, container: str, name: str) -> None:
         """Give a container another name."""
         with self._asked("rename the container"):
-            self._client.rename(container, name)
+            self._api.rename(container, name)
 
     def inspect(self, container: str) -> dict[str, Any]:
         """Return Docker's description of a container; raise NotFound."""
         with self._asked("describe the container"):
-            return dict(self._client.inspect_container(container))
+            return dict(self._api.inspect_container(container))
 
     def execute(
         self,
@@ -302,7 +315,7 @@ class Engine:
         """
         try:
             with self._asked("describe the command"):
-                return dict(self._client.exec_inspect(execution))
+                return dict(self._api.exec_inspect(execution))
         except NotFound:
             return None
 
@@ -371,7 +384,7 @@ class Engine:
     def put(self, container: str, archive: bytes) -> None:
         """Unpack a tar archive at the root of the container's file system."""
         with self._asked("write into the container"):
-            self._client.put_archive(container, "/", archive)
+            self._api.put_archive(container, "/", archive)
 
     # Networks
 
@@ -379,7 +392,7 @@ class Engine:
         """Return Docker's description of the network of the containers; None while there is none."""
         with self._asked("list the networks"):
             # The filter matches parts of names.
-            listed = self._client.networks(names=[NETWORK])
+            listed = self._api.networks(names=[NETWORK])
         return next((dict(one) for one in listed if one.get("Name") == NETWORK), None)
 
     def ensure_network(self) -> None:
@@ -405,14 +418,14 @@ class Engine:
     def images(self, reference: str = "") -> list[dict[str, Any]]:
         """Return Docker's listing of images, with ``reference`` (``lab/*/*``) of those that match."""
         with self._asked("list the images"):
-            listed = self._client.images(filters={"reference": reference} if reference else None)
+            listed = self._api.images(filters={"reference": reference} if reference else None)
         return [dict(item) for item in listed]
 
     def inspect_image(self, reference: str) -> dict[str, Any] | None:
         """Return Docker's description of an image, None if it is not on the server."""
         try:
             with self._asked("describe the image"):
-                return dict(self._client.inspect_image(reference))
+                return dict(self._api.inspect_image(reference))
         except NotFound:
             return None
 
@@ -424,7 +437,7 @@ class Engine:
     def nameless(self) -> list[dict[str, Any]]:
         """Return Docker's listing of images that have no name, and on which no other one stands."""
         with self._asked("list the images"):
-            listed = self._client.images(filters={"dangling": True})
+            listed = self._api.images(filters={"dangling": True})
         return [dict(item) for item in listed]
 
     def pull(
@@ -698,20 +711,40 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _sentences(deed: str, url: str) -> Iterator[None]:
-    """Turn the errors of the Docker SDK and of its transport into ours."""
-    import docker.errors  # imported by connect() before this can be needed
-    import requests.exceptions
-
+    """Turn the errors of the engine, of the Docker SDK and of its transport into ours."""
     try:
         yield
-    except docker.errors.NotFound as error:
-        raise NotFound(f"Docker could not {deed}: {one_line(str(error.explanation))}.") from error
-    except docker.errors.APIError as error:
-        said = one_line(str(error.explanation or error)).rstrip(".")
-        kind = Refused if error.status_code == 409 else EngineError
-        raise kind(f"Docker could not {deed}: {said}.") from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise EngineError(
-            f"Docker Engine does not answer at {url} ({one_line(str(error))[:200]}).",
-            "Look at: systemctl status docker.",
-        ) from error
+    except LabError:
+        raise
+    except ApiError as error:
+        raise _refusal(deed, error.status, error.explanation) from error
+    except Exception as error:
+        found = _sentence(error, deed, url)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _refusal(deed: str, status: int, explanation: str) -> LabError:
+    said = one_line(explanation).rstrip(".")
+    kind = {404: NotFound, 409: Refused}.get(status, EngineError)
+    return kind(f"Docker could not {deed}: {said}.")
+
+
+def _sentence(error: Exception, deed: str, url: str) -> LabError | None:
+    """Return an error of the SDK's, of its transport or of the socket as ours; None for any other."""
+    broken: tuple[type[Exception], ...] = (OSError,)
+    # They are there when something was asked of the SDK.
+    if "docker.errors" in sys.modules:
+        import docker.errors
+        import requests.exceptions
+
+        if isinstance(error, docker.errors.APIError):
+            return _refusal(deed, int(error.status_code or 0), str(error.explanation or error))
+        broken += (docker.errors.DockerException, requests.exceptions.RequestException)
+    if not isinstance(error, broken):
+        return None
+    return EngineError(
+        f"Docker Engine does not answer at {url} ({one_line(str(error))[:200]}).",
+        "Look at: systemctl status docker.",
+    )

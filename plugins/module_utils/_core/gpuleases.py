@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from . import gpuqueue, gpurequests, gpus, leases, locks, names, state
+from . import gpuqueue, gpurequests, leases, locks, names, state
 from .engine import Engine, ignore
 from .errors import InvalidInput, LabError, NotFound, Refused
 from .gpudevices import Device
@@ -43,6 +43,8 @@ _MOST_WAITING = 16  # of one user
 
 def inventory() -> list[Device]:
     """Return the devices of this server; raise a LabError that says why there are none."""
+    from . import gpus  # most containers have none, and are to start as soon
+
     return gpus.devices()
 
 
@@ -184,9 +186,14 @@ def check_now(
     """Raise why a container could not have its GPUs now, before there is work done for it."""
     if spec.gpus:
         request, limits = gpurequests.parse(spec.gpus), leases.bounds(policy, user)
-        seen = survey(engine, policy)
-        if not any(one.abandoned for one in seen.held):
-            _chosen(seen, policy, user, spec.name, request, devices(), limits, last=True)
+        seen, found = survey(engine, policy), devices()
+        try:
+            _chosen(seen, policy, user, spec.name, request, found, limits, last=True)
+        except Busy:
+            left = _without_abandoned(seen)
+            if left == seen:
+                raise
+            _chosen(left, policy, user, spec.name, request, found, limits, last=True)
 
 
 def _give(
@@ -271,6 +278,11 @@ def _remove_abandoned(engine: Engine, seen: Survey, holder: str) -> bool:
     return removed
 
 
+def _without_abandoned(seen: Survey) -> Survey:
+    """Return what is held when those containers are removed that ``_remove_abandoned`` removes."""
+    return replace(seen, held=tuple(one for one in seen.held if not (one.abandoned and one.container)))
+
+
 def _record(seen: Survey, lease: Lease) -> None:
     """Write down a new lease, and what is still held beside it."""
     now = time.time()
@@ -303,11 +315,13 @@ def hold_again(
     devices: Callable[[], list[Device]],
     *,
     user: User | None = None,
+    check: bool = False,
 ) -> None:
     """See to it that a container can be started with the devices that it was made with.
 
     With ``user`` it does not hold them now, as one that was retired, and is to be within the limits again.
-    The caller holds the container's lock. Raises Refused, Busy, or why no GPU can be used.
+    The caller holds the container's lock. With ``check`` nothing is given. Raises Refused, Busy, or why no
+    GPU can be used.
     """
     if not actual.lease:
         return
@@ -319,11 +333,16 @@ def hold_again(
         try:
             _check_again(seen, policy, lease, found, user)
         except Busy:
-            if not _remove_abandoned(engine, seen, holder):
+            if check:
+                left = _without_abandoned(seen)
+            else:
+                left = survey(engine, policy) if _remove_abandoned(engine, seen, holder) else seen
+            if left == seen:
                 raise
-            seen = survey(engine, policy)
+            seen = left
             _check_again(seen, policy, lease, found, user)
-        _record(seen, lease)
+        if not check:
+            _record(seen, lease)
 
 
 def _check_again(

@@ -42,6 +42,21 @@ case $- in
         ;;
 esac
 """
+#: Debian's zsh reads this last as a login shell, and never /etc/profile.d (STARTUP/SHUTDOWN FILES in zsh(1)).
+ZLOGIN_PATH = "/etc/zsh/zlogin"
+ZSH = "/usr/bin/zsh"
+#: Completion is not on by itself, as it is in bash; a user's own ~/.zshrc that turns it on came before.
+ZLOGIN = f"""\
+if [[ -r {PROFILE_PATH} ]]; then
+    emulate sh -c '. {PROFILE_PATH}'
+fi
+if [[ -o interactive && -t 1 ]] && ! (( $+functions[compdef] )); then
+    autoload -Uz compinit && compinit -i 2>/dev/null
+fi
+"""
+# Most mounts of a container are of these, and nothing of theirs is kept.
+_NO_DISK = frozenset((*where.KERNEL_TYPES, *where.MEMORY_TYPES))
+_PARTS, _PART = 32, 1 << 12
 _MANY = 1000  # processes of one container that are looked at
 
 
@@ -58,11 +73,12 @@ class Running:
 def running(uid: int) -> list[Running]:
     """Return the containers of this process' own user, by project."""
     found = []
+    up = _up()
     for group in _groups(uid):
         process = _first_process(group)
         if process:
             with suppress(OSError, HostError, ValueError, IndexError):
-                found.append(_look(process))
+                found.append(_look(process, up))
     # What is built runs in the same control group, but without a workspace.
     return sorted((one for one in found if WORKSPACE in one.kept), key=lambda one: one.project)
 
@@ -77,42 +93,65 @@ def _groups(uid: int) -> Iterator[str]:
 
 def _first_process(group: str) -> str:
     """Return the folder below /proc of the process with which a container began, or ""."""
-    with suppress(OSError), open(f"{group}/cgroup.procs", encoding="ascii") as listed:
-        for _number, line in zip(range(_MANY), listed):
-            process = f"{PROC}/{line.strip()}"
-            with suppress(OSError), open(f"{process}/status", encoding="utf-8", errors="replace") as status:
+    with suppress(OSError):
+        for number in _read(f"{group}/cgroup.procs").split()[:_MANY]:
+            process = f"{PROC}/{number}"
+            with suppress(OSError):
                 # Its last number is that in the container itself.
-                if any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in status):
+                _before, _name, numbers = _read(f"{process}/status").partition("\nNSpid:")
+                if numbers.partition("\n")[0].split()[-1:] == ["1"]:
                     return process
     return ""
 
 
-def _look(process: str) -> Running:
+def _read(path: str) -> str:
+    """Return what the kernel tells in a file, at most the first 128 KiB; raise OSError.
+
+    With many containers there are a thousand of them, and Python's own files take longer than the kernel.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts: list[bytes] = []
+        # One read gives a page of some of these files, however much is asked for.
+        while len(parts) < _PARTS and (part := os.read(descriptor, _PART)):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def _look(process: str, up: float) -> Running:
     kinds: dict[str, list[str]] = {"kept": [], "shared": []}
-    for mount in mounts.read(f"{process}/mountinfo"):
-        kind = where.kind_inside(mount, os.path.isdir(f"{process}/root{mount.point}"))
+    for mount in mounts.parse(_read(f"{process}/mountinfo"), _NO_DISK):
+        # The container's own layer is no place to look at.
+        folder = mount.point == "/" or os.path.isdir(f"{process}/root{mount.point}")
+        kind = where.kind_inside(mount, folder)
         which = "shared" if kind == "shared" else where.KINDS[kind][0]
         if which in kinds and mount.point not in kinds[which]:
             kinds[which].append(mount.point)
-    return Running(_project(process), _age(process), tuple(kinds["kept"]), tuple(kinds["shared"]))
+    return Running(_project(process), _age(process, up), tuple(kinds["kept"]), tuple(kinds["shared"]))
 
 
 def _project(process: str) -> str:
     """Return the project: the host name of its container, which Docker puts into the environment."""
-    with open(f"{process}/environ", "rb") as stream:
-        for entry in stream.read(1 << 17).split(b"\0"):
-            if entry.startswith(b"HOSTNAME="):
-                return entry[9:].decode("utf-8", "replace")
+    for entry in _read(f"{process}/environ").split("\0"):
+        if entry.startswith("HOSTNAME="):
+            return entry[9:]
     return "?"
 
 
-def _age(process: str) -> float:
-    """Return for how many seconds a process has been running."""
-    with open(f"{process}/stat", encoding="utf-8", errors="replace") as stream:
-        # The name of the program, in parentheses, may hold anything; field 22 is the 20th after it.
-        started = int(stream.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-    with open(f"{PROC}/uptime", encoding="ascii") as stream:
-        return max(0.0, float(stream.read().split()[0]) - started)
+def _up() -> float:
+    """Return for how many seconds the server has been running; 0 where that is not told."""
+    with suppress(OSError, ValueError, IndexError):
+        return float(_read(f"{PROC}/uptime").split()[0])
+    return 0.0
+
+
+def _age(process: str, up: float) -> float:
+    """Return for how many seconds a process has been running, on a server that has for ``up`` of them."""
+    # The name of the program, in parentheses, may hold anything; field 22 is the 20th after it.
+    started = int(_read(f"{process}/stat").rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, up - started)
 
 
 def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) -> list[str]:

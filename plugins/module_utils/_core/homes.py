@@ -16,7 +16,7 @@ import posixpath
 import stat
 
 from . import asuser, image_install, quota, safefs, where_inside
-from .errors import HostError, InvalidInput
+from .errors import HostError, InvalidInput, NotFound
 from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
 from .spec import WORKSPACE, ContainerSpec
 
@@ -59,15 +59,40 @@ def own_files() -> list[str]:
     return [*first_files(kept=False), *programs(), "workspace"]
 
 
-def prepare(policy: Policy, user: User, spec: ContainerSpec) -> None:
+def prepare(policy: Policy, user: User, spec: ContainerSpec, *, check: bool = False) -> None:
     """Make sure that what is to be mounted at HOME is there and is the user's. Raises LabError.
 
-    It may fork; call it before any thread is started.
+    With ``check`` nothing is made: it raises what would be in the way. It may fork; call it before any thread
+    is started.
     """
-    if spec.home_mode == PERSISTENT_HOME:
+    if spec.home_mode == PERSISTENT_HOME and check:
+        _check_kept(user, spec.home_source)
+    elif spec.home_mode == PERSISTENT_HOME:
         _make_kept(policy, user, spec.home_source)
     elif spec.home_mode == HOST_HOME:
-        _check_own(policy, user, spec.home_source)
+        _check_own(policy, user, spec.home_source, check=check)
+
+
+def _check_kept(user: User, path: str) -> None:
+    """Raise what would keep ``_make_kept`` from its work, as far as it is there already."""
+    above = posixpath.dirname(path)
+    try:
+        for folder in (posixpath.dirname(above), above):
+            _refuse_foreign(_owner(folder), folder)
+        _refuse_owner(_owner(path), user, path)
+    except NotFound:
+        return  # it is made then
+    except OSError as error:
+        raise HostError(f"{path} could not be made: {error.strerror}.", "Tell your admins.") from error
+
+
+def _owner(path: str) -> int:
+    """Return the uid that a folder belongs to."""
+    descriptor = safefs.open_directory(path)
+    try:
+        return os.fstat(descriptor).st_uid
+    finally:
+        os.close(descriptor)
 
 
 def _make_kept(policy: Policy, user: User, path: str) -> None:
@@ -100,6 +125,23 @@ def make_folder(policy: Policy, user: User, path: str) -> bool:
         raise HostError(f"{path} could not be made: {error.strerror}.", "Tell your admins.") from error
 
 
+def _refuse_foreign(owner: int, path: str) -> None:
+    if owner != 0:
+        raise HostError(
+            f"{path} belongs to uid {owner}, not to root, so nothing is put there.",
+            "Let IT look at it and move it away.",
+        )
+
+
+def _refuse_owner(owner: int, user: User, path: str) -> None:
+    # A folder that is root's is one whose making was broken off. Any other owner has files in it.
+    if owner not in (0, user.uid):
+        raise HostError(
+            f"{path} belongs to uid {owner}, not to {user.name} ({user.uid}), so it is left alone.",
+            "Let IT give it back its owner, or move it away.",
+        )
+
+
 def _root_folder(path: str) -> None:
     """Make a folder of root's through which users pass but which they cannot list; its parent is root's."""
     with contextlib.suppress(FileExistsError):
@@ -107,11 +149,7 @@ def _root_folder(path: str) -> None:
     descriptor = safefs.open_directory(path)
     try:
         status = os.fstat(descriptor)
-        if status.st_uid != 0:
-            raise HostError(
-                f"{path} belongs to uid {status.st_uid}, not to root, so nothing is put there.",
-                "Let IT look at it and move it away.",
-            )
+        _refuse_foreign(status.st_uid, path)
         if stat.S_IMODE(status.st_mode) != _ROOT_MODE:
             os.fchmod(descriptor, _ROOT_MODE)  # the umask took something away
     finally:
@@ -121,12 +159,7 @@ def _root_folder(path: str) -> None:
 def _give(policy: Policy, user: User, home: int, path: str) -> bool:
     """Make an open folder the user's, with the user's project for ``df``; say whether it is empty."""
     owner = os.fstat(home).st_uid
-    # A folder that is root's is one whose making was broken off. Any other owner has files in it.
-    if owner not in (0, user.uid):
-        raise HostError(
-            f"{path} belongs to uid {owner}, not to {user.name} ({user.uid}), so it is left alone.",
-            "Let IT give it back its owner, or move it away.",
-        )
+    _refuse_owner(owner, user, path)
     if any(filesystem.role == "home" for filesystem in policy.filesystems):
         quota.set_project(home, user.uid)
     if owner == 0:
@@ -153,8 +186,8 @@ def _furnish(path: str) -> None:
         os.close(home)
 
 
-def _check_own(policy: Policy, user: User, path: str) -> None:
-    """Check that the user's home can be mounted, and that there is a folder where .ssh is hidden."""
+def _check_own(policy: Policy, user: User, path: str, *, check: bool) -> None:
+    """Check that the user's home can be mounted; see to it that there is a folder where .ssh is hidden."""
     try:
         status = os.lstat(path)
     except OSError as error:
@@ -163,14 +196,17 @@ def _check_own(policy: Policy, user: User, path: str) -> None:
         ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != user.uid:
         raise HostError(f"{path} is not the home of {user.name}.", "Let IT look at it.")
-    asuser.run_as_user(asuser.identity(policy, user), lambda: _make_ssh(path))
+    asuser.run_as_user(asuser.identity(policy, user), lambda: _make_ssh(path, check=check))
 
 
-def _make_ssh(path: str) -> None:
+def _make_ssh(path: str, *, check: bool) -> None:
     """See to it that .ssh is a folder, as the user: else the runtime would make it, as root."""
     home = safefs.open_directory(path)
     try:
-        safefs.make_directory(home, ".ssh", 0o700)
+        if check:
+            safefs.is_there(home, ".ssh", folder=True)
+        else:
+            safefs.make_directory(home, ".ssh", 0o700)
     except InvalidInput as error:
         raise InvalidInput(
             "~/.ssh is not a folder of your home, so it cannot be hidden from the container.",

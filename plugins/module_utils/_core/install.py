@@ -37,6 +37,8 @@ _COMPLETION_DIRECTORIES = (completion.BASH_DIRECTORY, completion.ZSH_DIRECTORY)
 _PROFILE_DIRECTORIES = (posixpath.dirname(greeting.PROFILE_PATH),)
 _MARK_WORDS = "Installed by lab.server: changes are lost."
 _MARK = f"# {_MARK_WORDS}"
+# Around our lines in a file of others.
+_BEGIN, _END = "# BEGIN lab.server: changes up to its END are lost.", "# END lab.server"
 _MARK_WITHIN = 4096  # bytes from the start of a file
 # Python would look for cycles of objects again and again while it loads a library, which has none. Until it
 # is loaded Ctrl-C ends the program at once: in places Python wraps an interrupt into an error of its own.
@@ -165,6 +167,7 @@ def reconcile(policy: Policy, *, check: bool, root: str = "") -> list[ItemResult
                 root=root,
             ),
             _files("profile", profile(), _PROFILE_DIRECTORIES, 0o644, check=check, root=root),
+            _zsh(check=check, root=root),
             # The environment of a project may be nobody else's business: all of it is for root alone.
             _policy(POLICY_PATH, policy_text(policy), 0o600, check=check, root=root),
             _policy(PUBLIC_POLICY_PATH, policy_text(public(policy)), 0o644, check=check, root=root),
@@ -311,6 +314,38 @@ def _stale(wanted: Mapping[str, str], directories: Sequence[str], root: str) -> 
                     if _MARK_WORDS.encode() in stream.read(_MARK_WITHIN):
                         found.append(path)
     return sorted(found)
+
+
+def with_block(text: str, block: str) -> str:
+    """Return a file of others' with our lines in it: where they were, else at its end. Raises HostError."""
+    lines = text.splitlines(keepends=True)
+    bare = [line.rstrip("\r\n") for line in lines]
+    ours = f"{_BEGIN}\n{block}{_END}\n"
+    if _BEGIN not in bare:
+        return text + ("" if text.endswith("\n") or not text else "\n") + ours
+    begin = bare.index(_BEGIN)
+    if _END not in bare[begin:]:
+        raise HostError(f"The line '{_BEGIN}' has no '{_END}' after it.", "Remove our lines by hand.")
+    return "".join(lines[:begin]) + ours + "".join(lines[bare.index(_END, begin) + 1 :])
+
+
+def _zsh(*, check: bool, root: str) -> ItemResult:
+    """Let login shells of zsh greet and complete, where it is installed and has a file for this."""
+    item = ItemResult("zsh")
+    path = root + greeting.ZLOGIN_PATH
+    before = _text(path) if os.path.lexists(root + greeting.ZSH) and not os.path.islink(path) else None
+    if before is None:
+        return item
+    after = with_block(before, greeting.ZLOGIN)
+    if after == before:
+        return item
+    item.changed = True
+    item.actions = [f"write our lines to {greeting.ZLOGIN_PATH}"]
+    item.diff = {"before": before, "after": after}
+    item.reason = "login shells of zsh do not read /etc/profile.d"
+    if not check:
+        hostfiles.write_text(path, after)
+    return item
 
 
 def _policy(place: str, text: str, mode: int, *, check: bool, root: str) -> ItemResult:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from .errors import HostError
@@ -30,16 +30,21 @@ class Mount:
 
 
 def _plain(field: str) -> str:
+    if "\\" not in field:
+        return field
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), field)
 
 
-def parse(text: str) -> tuple[Mount, ...]:
-    """Return the mounts of a mountinfo text, in the order in which they were mounted."""
+def parse(text: str, besides: Collection[str] = ()) -> tuple[Mount, ...]:
+    """Return the mounts of a mountinfo text, in the order in which they were mounted.
+
+    Those of the types of file systems in ``besides`` are left out.
+    """
     mounts = []
     for line in text.splitlines():
         before, _separator, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
-        if len(left) < 6 or len(right) < 2:
+        if len(left) < 6 or len(right) < 2 or right[0] in besides:
             continue
         mounts.append(
             Mount(
@@ -54,11 +59,11 @@ def parse(text: str) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
-def read(path: str = MOUNTINFO) -> tuple[Mount, ...]:
-    """Return what is mounted now; raise HostError."""
+def read(path: str = MOUNTINFO, besides: Collection[str] = ()) -> tuple[Mount, ...]:
+    """Return what is mounted now, but for the types in ``besides``; raise HostError."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return parse(stream.read())
+            return parse(stream.read(), besides)
     except OSError as error:
         raise HostError(f"{path} cannot be read: {error.strerror}.") from error
 

@@ -8,7 +8,6 @@ in the fingerprint of an image: what a package is does not depend on the way tha
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -17,14 +16,13 @@ from .policy import PackageCache
 #: What the cache answers itself, with 204, for as long as it works.
 PROBE = "/lab-server-package-cache"
 _SECONDS = 2.0
+_HTTP_PORT = 80
 _PROXIES = frozenset({"http_proxy", "all_proxy"})
 
 
 def url(cache: PackageCache) -> str:
     """Return the address of the cache, without a path."""
-    return (
-        f"http://{cache.host}" if cache.port == http.client.HTTP_PORT else f"http://{cache.host}:{cache.port}"
-    )
+    return f"http://{cache.host}" if cache.port == _HTTP_PORT else f"http://{cache.host}:{cache.port}"
 
 
 def environment(cache: PackageCache, taken: Collection[str]) -> dict[str, str]:
@@ -58,6 +56,8 @@ def hosts(cache: PackageCache) -> dict[str, str]:
 
 def answers(cache: PackageCache) -> bool:
     """Say whether the cache works."""
+    import http.client  # it takes long to load, and only a build asks
+
     connection = http.client.HTTPConnection(cache.host, cache.port, timeout=_SECONDS)
     try:
         connection.request("GET", PROBE)

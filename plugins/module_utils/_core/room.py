@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from .quota import Usage
 from .sizes import format_size
 from .terminal import Terminal, duration, gauge
+
+if TYPE_CHECKING:
+    from .quota import Usage
 
 #: From these shares of a quota on it is told: first that it fills, then that it is nearly full.
 WARN, ALARM = 0.80, 0.95

@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import cli, completion, install, interface
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    cli,
+    completion,
+    greeting,
+    install,
+    interface,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.policy import BaseImage, Policy
 
 IMAGES = ["lab/python", "lab/torch:2.1", "lab/torch:2.2"]
@@ -147,22 +153,30 @@ def test_a_tab_takes_less_than_a_tenth_of_a_second(offer: Offer, home: Path) -> 
 # ---- zsh -------------------------------------------------------------------------------------------------
 
 
+BEGIN = "autoload -Uz compinit; compinit -u -D; "
+
+
 class Zsh:
     """A zsh on a terminal, with our completion; ``complete`` types a line and a TAB, and returns the line."""
 
-    def __init__(self, home: Path, functions: Path) -> None:
+    def __init__(self, home: Path, functions: Path, *options: str, begin: str = BEGIN, **more: str) -> None:
         self._ours, theirs = pty.openpty()
-        variables = {"PATH": "/nowhere", "HOME": str(home), "TERM": "dumb", "LANG": "C.UTF-8"}
+        variables = {"PATH": "/nowhere", "HOME": str(home), "TERM": "dumb", "LANG": "C.UTF-8", **more}
         self._process = subprocess.Popen(
-            [ZSH or "zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=home, env=variables
+            [ZSH or "zsh", *(options or ("-f", "-i"))],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=home,
+            env=variables,
         )
         os.close(theirs)
         widget = 'show() { zle -I; print -r -- "LI""NE<$BUFFER>"; BUFFER= }'
         self._type(
             f"{widget}; zle -N show; bindkey '^X' show; fpath=({shlex.quote(str(functions))} $fpath); "
-            "autoload -Uz compinit; compinit -u -D; LISTMAX=-1; bindkey '^I' complete-word; print READ''Y\n"
+            f"{begin}LISTMAX=-1; bindkey '^I' complete-word; print READ''Y\n"
         )
-        self._until("READY")
+        self.greeted = self._until("READY")
 
     def _type(self, text: str) -> None:
         os.write(self._ours, text.encode())
@@ -221,6 +235,35 @@ def test_what_zsh_offers(zsh: Zsh, home: Path) -> None:
     }.items():
         assert zsh.complete(line) == became
     assert not (home / "pwned").exists()
+
+
+@needs_zsh
+@pytest.mark.parametrize("own", ["", "autoload -Uz compinit; compinit -u -D; echo OWN\n"])
+def test_a_login_shell_of_zsh_greets_once_and_completes(home: Path, tmp_path: Path, own: str) -> None:
+    """It reads the lines of /etc/zsh/zlogin as a file of the user's, which comes at the same place."""
+    profile, functions, files = tmp_path / "profile", tmp_path / "functions", tmp_path / "zsh"
+    for folder in (functions, files):
+        folder.mkdir()
+    (functions / "_lab-server").write_text(completion.zsh(interface.programs(), IMAGES, "# mark"))
+    profile.write_text('case $- in *i*) [ -n "${GREETED-}" ] || echo WEL""COME; export GREETED=1 ;; esac\n')
+    (files / ".zshenv").write_text(f"fpath=({functions} $fpath)\n")
+    (files / ".zshrc").write_text(own)
+    (files / ".zlogin").write_text(greeting.ZLOGIN.replace(greeting.PROFILE_PATH, str(profile)))
+    shell = Zsh(home, functions, "-l", "-i", begin="", ZDOTDIR=str(files), PATH=os.environ["PATH"])
+    try:
+        assert shell.greeted.count("WELCOME") == 1 and shell.greeted.count("OWN") == bool(own)
+        assert shell.complete("project lau") == "project launch "
+        assert shell.complete("container reti") == "container retire "
+        assert (files / ".zcompdump").exists() == (not own)
+    finally:
+        shell.close()
+    (files / ".zcompdump").unlink(missing_ok=True)
+    # What a login shell runs for a program says nothing, and makes no file.
+    words = [ZSH or "zsh", "-l", "-c", "echo $+functions[compdef]"]
+    variables = {"HOME": str(home), "PATH": os.environ["PATH"], "ZDOTDIR": str(files)}
+    done = subprocess.run(words, capture_output=True, text=True, env=variables, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    assert not (files / ".zcompdump").exists()
 
 
 # ---- what is installed -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     calls,
     cli_inside,
+    notices,
     protocol,
     quota,
     stats,
@@ -34,6 +35,39 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_attach_hands_over_the_terminal(run: Run, became: list[list[str]]) -> None:
     assert run("container", "attach", "thesis")[0] == 0
     assert became == [[calls.SUDO, "-n", protocol.BROKER, "attach", "thesis"]]
+
+
+@pytest.fixture
+def end_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that says when the container of ``thesis`` ends, as the last look found it."""
+    monkeypatch.setattr(notices, "NOTICES", str(tmp_path / "notices"))
+    (tmp_path / "notices").mkdir()
+
+    def write(seconds: float, **changes: Any) -> None:
+        told = {"project": "thesis", "do": "stop", "at": int(time.time() + seconds), "noticed": True}
+        (tmp_path / "notices/2001").write_text(json.dumps([{**told, "why": "", **changes}]))
+
+    return write
+
+
+def test_who_enters_is_told_before_when_the_container_ends(
+    run: Run, became: list[list[str]], broker: Callable[..., Path], end_at: Callable[..., None]
+) -> None:
+    said = "This container is to be stopped in 3 h. Put it off: container extend thesis\n"
+    broker(result(status="running"))
+    commands = (
+        ["container", "attach", "thesis"],
+        ["container", "run", "thesis", "--", "id"],
+        ["project", "launch", "thesis", "--detach"],
+    )
+    end_at(3 * 3600 + 60)
+    shown = [run(*words) for words in commands]
+    assert shown[0] == (0, said, "") and shown[1] == (0, "", said) and said in shown[2][1]
+    assert [words[3] for words in became] == ["attach", "container-exec"]
+    # What is far off is not said, nor what another project's container has before it.
+    for changes in ({"noticed": False}, {"project": "essay"}):
+        end_at(3 * 3600 + 60, **changes)
+        assert not any("Put it off" in text for words in commands for text in run(*words)[1:])
 
 
 def test_a_command_is_handed_over_word_by_word(run: Run, became: list[list[str]]) -> None:

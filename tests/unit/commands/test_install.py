@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
 from ansible_collections.lab.server.plugins.module_utils._core import install
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
+from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, parse
 
 CORE = Path(_core.__file__).parent
@@ -35,7 +36,7 @@ def test_the_module_carries_every_file_of_the_library() -> None:
 def test_a_fresh_server_gets_everything_and_a_second_run_changes_nothing(tmp_path: Path, lab: Policy) -> None:
     root = str(tmp_path)
     planned = install.reconcile(lab, check=True, root=root)
-    assert all(item.changed for item in planned)
+    assert [item.name for item in planned if not item.changed] == ["zsh"]  # it is not installed there
     assert not any(tmp_path.iterdir())
     done = install.reconcile(lab, check=False, root=root)
     assert [item.as_dict() for item in done] == [item.as_dict() for item in planned]
@@ -151,6 +152,35 @@ def test_manual_completion_and_profile_are_kept_so_and_others_files_stay(
     assert item.actions == [f"write /{directory}/{ours.name}", f"remove /{directory}/old"]
     assert item.diff["before"][f"/{directory}/{ours.name}"].endswith("more\n")
     assert ours.read_text() == text and (folder / "mine").exists() and not (folder / "old").exists()
+
+
+def test_zsh_gets_lines_of_ours_where_it_is_installed(tmp_path: Path, lab: Policy) -> None:
+    root, zlogin = str(tmp_path), tmp_path / "etc/zsh/zlogin"
+
+    def zsh(check: bool = False) -> ItemResult:
+        (item,) = [one for one in install.reconcile(lab, check=check, root=root) if one.name == "zsh"]
+        return item
+
+    assert not zsh().changed and not zlogin.parent.exists()
+    # The package was removed, and its configuration is still there.
+    zlogin.parent.mkdir()
+    zlogin.write_text("# mine")
+    zlogin.chmod(0o640)
+    assert not zsh().changed and zlogin.read_text() == "# mine"
+    (tmp_path / "usr/bin").mkdir()
+    (tmp_path / "usr/bin/zsh").touch()
+    planned = zsh(check=True)
+    assert planned.changed and zlogin.read_text() == "# mine"
+    assert zsh().as_dict() == planned.as_dict() and not zsh().changed
+    text = zlogin.read_text()
+    assert text == planned.diff["after"] and text.startswith("# mine\n# BEGIN lab.server")
+    assert zlogin.stat().st_mode & 0o7777 == 0o640
+    # Around them the file is its owner's; between them it is ours.
+    zlogin.write_text(f"before\n{text.replace('emulate sh', 'emulate ksh')}after\n")
+    assert zsh().changed and zlogin.read_text() == f"before\n{text}after\n"
+    zlogin.write_text(text.replace(install._END, ""))
+    with pytest.raises(HostError, match=r"has no '# END lab\.server' after it"):
+        zsh()
 
 
 def test_another_base_image_changes_the_completion_alone(tmp_path: Path, lab: Policy) -> None:

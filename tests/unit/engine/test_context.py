@@ -14,12 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import context
+from ansible_collections.lab.server.plugins.module_utils._core import context, dockerignore
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, LabError, Refused
+from docker.utils.build import PatternMatcher
+from docker.utils.fnmatch import translate
 from hypothesis import given
 from hypothesis import strategies as st
-
-TRANSLATOR = context._translator()
 
 
 def archive(*members: tuple[str, bytes, bytes | str]) -> io.BytesIO:
@@ -129,13 +129,13 @@ def project(tmp_path: Path) -> Path:
 
 
 def glance(folder: Path) -> str:
-    return context._glance(str(folder.parent), folder.name, TRANSLATOR)[0]
+    return context._glance(str(folder.parent), folder.name)[0]
 
 
 def pack(folder: Path) -> tuple[list[str], str]:
     """Return the paths that are sent, and how they looked."""
     output = io.BytesIO()
-    digest, _newest = context._pack(str(folder.parent), folder.name, TRANSLATOR, output)
+    digest, _newest = context._pack(str(folder.parent), folder.name, output)
     output.seek(0)
     return [member.path for member in context.check(output)[0]], digest
 
@@ -191,9 +191,22 @@ patterns = st.lists(
 @given(patterns, st.lists(names, min_size=1, max_size=4))
 def test_ignored_as_the_sdk_does(lines, parts):
     ignored = context._Ignored.__new__(context._Ignored)
-    ignored._patterns = context._patterns(lines, TRANSLATOR)
+    ignored._patterns = context._patterns(lines)
     path, folder = "/".join(parts), "/".join(parts[:-1])
-    assert ignored.below(folder)(path) == TRANSLATOR.patterns([*lines, "!Dockerfile"]).matches(path)
+    assert ignored.below(folder)(path) == PatternMatcher([*lines, "!Dockerfile"]).matches(path)
+
+
+@given(st.text("ab*?[]!^\\./-", max_size=8))
+def test_a_pattern_means_what_it_means_to_the_sdk(text):
+    assert dockerignore.expression(text) == translate(text)
+
+
+@given(st.lists(st.text("ab*!./ ", max_size=8), max_size=4))
+def test_lines_are_cleaned_as_the_sdk_does(lines):
+    lines = [line for line in map(str.strip, lines) if line]
+    found = [(one.text, one.depth, one.exception) for one in context._patterns(lines)]
+    wanted = PatternMatcher([*lines, "!Dockerfile"]).patterns
+    assert found == [(one.cleaned_pattern, len(one.dirs), one.exclusion) for one in wanted]
 
 
 # What is known not to have changed
