@@ -29,6 +29,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     locks,
     quota,
     state,
+    storage,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
@@ -297,3 +298,14 @@ def private_root(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateR
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def writable_root(private_root: PrivateRoot, monkeypatch: pytest.MonkeyPatch) -> PrivateRoot:
+    """Return a private root whose disks can be written: what they have of quotas is played alone."""
+    plain = ("mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+    monkeypatch.setattr(storage, "_MAKE", {**storage._MAKE, "ext4": plain})
+    monkeypatch.setattr(storage, "_QUOTA", {"ext4": (), "xfs": ()})
+    monkeypatch.setattr(storage, "_features", lambda _path: frozenset({"quota", "project"}))
+    private_root.mount_writable()
+    return private_root

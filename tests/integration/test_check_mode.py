@@ -267,6 +267,32 @@ def test_on_the_host(private_root: PrivateRoot, name: str) -> None:
     keep_promises(name, steps, private_root.content, private_root.call)
 
 
+def test_data_move(writable_root: PrivateRoot) -> None:
+    old, new = "/dev/disk/by-id/lab-old", "/dev/disk/by-id/lab-new"
+    for disk in (old, new):
+        writable_root.add_disk(disk)
+    data = {"role": "data", "mount": "/srv/data", "device": old, "create": True}
+    made = run_module("filesystems", {"filesystems": [data]}, check=False, call=writable_root.call)
+    assert made["changed"], made
+    (writable_root.path / "srv/data/file").write_text("content")
+
+    def look() -> dict[str, Any]:
+        # What is written later by itself belongs to what was done before.
+        writable_root.run("sync", "-f", "/srv/data")
+        return {**writable_root.content(), "data": writable_root.call(lambda: tree("/srv/data"))}
+
+    to, task = {"device": new}, {"policy": _policy()}
+    steps = [
+        Step({**task, "to": {**to, "device": "/dev/none"}}, changes=False, fails=True),
+        Step({**task, "to": to}, changes=False, fails=True),
+        Step({**task, "to": {"device": old}}, changes=False),
+        Step({**task, "to": {**to, "create": True}}),
+        Step({**task, "to": to, "release": True}),
+        Step({**task, "to": to, "release": True}, changes=False),
+    ]
+    keep_promises("data_move", steps, look, writable_root.call)
+
+
 # Modules that change Docker
 
 

@@ -30,7 +30,7 @@ from private_root import CHECKOUT, MODULES, PACKAGE, PrivateRoot, call_in_child,
 
 LIMITS = {"containers": 5, "cpus": 2, "memory": "4g", "pids": 512, "shm": "1g", "gpus": 0}
 QUOTA = {"soft": "9g", "hard": "10g", "inodes_soft": 900000, "inodes_hard": 1000000}
-OTHERS = {"gpu_info", "offboarding", "project_containers", "project_images", "server_info"}
+OTHERS = {"data_move", "gpu_info", "offboarding", "project_containers", "project_images", "server_info"}
 IN_THE_PRIVATE_ROOT = sorted(set(MODULES) - OTHERS)
 
 
@@ -139,6 +139,22 @@ def test_in_a_private_root(private_root: PrivateRoot, docker: Any, tiny: str, na
         if name == "base_images":
             docker("rmi", "-f", "lab/python")
     assert all(answer["changed"] for answer in answers)
+
+
+def test_data_move(writable_root: PrivateRoot) -> None:
+    old, new = "/dev/disk/by-id/lab-data", "/dev/disk/by-id/virtio-lab-archive"
+    for disk in (old, new):
+        writable_root.add_disk(disk)
+    data = {"role": "data", "mount": "/srv/data", "device": old, "create": True}
+    made = run_module("filesystems", {"filesystems": [data]}, check=False, call=writable_root.call)
+    assert made["changed"], made
+    (writable_root.path / "srv/data/file").write_text("content")
+    moved, released = run_examples(
+        "data_move",
+        Stage(writable_root.call, defaults={"policy": _policy(), "docker_host": "unix:///run/docker.sock"}),
+    )
+    assert moved["changed"] and released["changed"]
+    assert (writable_root.path / "srv/data/file").read_text() == "content"
 
 
 def test_offboarding(private_root: PrivateRoot, monkeypatch: pytest.MonkeyPatch) -> None:

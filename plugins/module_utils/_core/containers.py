@@ -273,11 +273,17 @@ def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[Item
         result.diff = {"before": {"state": STARTED}, "after": {"state": STOPPED}}
         results.append(result)
         if not check:
-            with _failing(result), _locked(name):
-                engine.stop(actual.id)
-                project, uid = names.parse_container_name(name)
-                events.record(uid, project, events.STOPPED, events.IT, why)
+            with _failing(result):
+                halt(engine, name, actual.id, why)
     return results
+
+
+def halt(engine: Engine, name: str, identifier: str, why: str) -> None:
+    """Stop a container for IT, which is to run again when it may. Raises LabError."""
+    project, uid = names.parse_container_name(name)
+    with _locked(name):
+        engine.stop(identifier)
+        events.record(uid, project, events.STOPPED, events.IT, why)
 
 
 def _withdrawn(policy: Policy, actual: Actual) -> str:

@@ -15,13 +15,14 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 from . import archive
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .items import ItemResult
 from .names import printable, project_name, user_name
 from .sizes import format_size
+from .steps import Step, carry_out
 
 ARCHIVES = "/home/.offboarded"
 _DAY = 86400
@@ -180,13 +181,6 @@ class Deeds(Protocol):
     def remove(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    plan: Callable[[], list[str]]
-    do: Callable[[], None]
-
-
 class _Work:
     def __init__(self, deeds: Deeds, asked: Request, record: Record, now: float) -> None:
         self.deeds = deeds
@@ -201,32 +195,32 @@ class _Work:
         self.record = replace(self.record, **changes)
         self.deeds.save(self.record)
 
-    def steps(self) -> list[_Step]:
+    def steps(self) -> list[Step]:
         """Return the steps in their order. A purge that was begun is gone on with, and nothing else."""
         if self.record.purged:
             return []
         steps = [
-            _Step("account", self.deeds.to_shut, self.deeds.shut),
-            _Step(
+            Step("account", self.deeds.to_shut, self.deeds.shut),
+            Step(
                 "containers",
                 lambda: [f"retire {name}" for name in self.deeds.containers()],
                 self.deeds.retire,
             ),
-            _Step("processes", self._processes, self.deeds.end_processes),
+            Step("processes", self._processes, self.deeds.end_processes),
         ]
         if not self.record.purging:
             steps += [self._archive(tree) for tree in self.deeds.trees()]
             steps += [self._over(over) for over in self.asked.hand_over]
-            steps.append(_Step("keep", self._to_keep, lambda: self.note(kept_since=int(self.now))))
+            steps.append(Step("keep", self._to_keep, lambda: self.note(kept_since=int(self.now))))
         if self.asked.purge:
-            steps.append(_Step("purge", self._to_purge, self._purge))
+            steps.append(Step("purge", self._to_purge, self._purge))
         return steps
 
     def _processes(self) -> list[str]:
         count = self.deeds.processes()
         return [f"end {count} processes of {self.record.user}"] if count else []
 
-    def _archive(self, tree: Tree) -> _Step:
+    def _archive(self, tree: Tree) -> Step:
         def plan() -> list[str]:
             packed = self.record.archives.get(tree.path)
             again = "read the archive again, and compare it"
@@ -250,13 +244,13 @@ class _Work:
             sound = replace(packed, verified=True)
             self.note(archives={**self.record.archives, tree.path: sound})
 
-        return _Step(f"archive {tree.label}", plan, do)
+        return Step(f"archive {tree.label}", plan, do)
 
     def _file(self, tree: Tree) -> str:
         name = f"{self.record.user}-{self.record.uid}-{tree.label}{archive.SUFFIX}"
         return posixpath.join(self.asked.directory, name)
 
-    def _over(self, over: HandOver) -> _Step:
+    def _over(self, over: HandOver) -> Step:
         key = f"{over.project}/{over.to}/{over.name}"
 
         def plan() -> list[str]:
@@ -271,7 +265,7 @@ class _Work:
             self.deeds.hand_over(over, self.asked.directory, begun=begun)
             self.note(handed=(*self.record.handed, key), handing="")
 
-        return _Step(f"hand over {over.project} to {over.to}", plan, do)
+        return Step(f"hand over {over.project} to {over.to}", plan, do)
 
     def _to_keep(self) -> list[str]:
         if self.record.kept_since and not self.repacks:
@@ -314,30 +308,10 @@ def reconcile(deeds: Deeds, asked: Request, *, check: bool, now: float) -> list[
     uid = deeds.find(asked.user)
     record = deeds.load(uid) or Record(asked.user, uid)
     work = _Work(deeds, asked, record, now)
-    results = []
-    for step in work.steps():
-        result = ItemResult(step.name)
-        results.append(result)
-        try:
-            _one(work, step, result, check=check)
-        except LabError as error:
-            result.failed, result.message = True, str(error)
-            break
+    results = carry_out(work.steps(), lambda step: work.note(doing=step), f"{asked.user} leaves", check=check)
     if results and work.record.purging and not asked.purge:
         results[0].facts["notes"] = ["The purge was begun and not ended. Run it with purge to go on."]
     return results or [ItemResult("purge")]
-
-
-def _one(work: _Work, step: _Step, result: ItemResult, *, check: bool) -> None:
-    wanted = step.plan()
-    if not wanted:
-        return
-    if not check:
-        work.note(doing=step.name)
-        step.do()
-        work.note(doing="")
-    result.changed, result.actions, result.reason = True, wanted, f"{work.asked.user} leaves"
-    result.diff = {"before": "", "after": "".join(f"{line}\n" for line in wanted)}
 
 
 def missing(user: str) -> NotFound:

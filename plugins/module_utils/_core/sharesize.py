@@ -79,6 +79,23 @@ def _number(folder: int) -> int:
     return number if number >= FIRST and inherits else 0
 
 
+def numbers(root: int) -> dict[str, int]:
+    """Return the projects of the folders right below an open one that are shares with a size, by name."""
+    found = {}
+    for name in sorted(os.listdir(root)):
+        try:
+            descriptor = os.open(name, _FOLDER, dir_fd=root)
+        except OSError:
+            continue  # a file or a link
+        try:
+            number = _number(descriptor)
+        finally:
+            os.close(descriptor)
+        if number:
+            found[name] = number
+    return found
+
+
 def _free_number(root: int) -> int:
     """Return a number above those of all folders beside each other, declared or not."""
     highest = FIRST - 1

@@ -95,6 +95,26 @@ def was_brought(uid: int, folder: str) -> bool:
     return os.path.lexists(_brought(uid, folder))
 
 
+def _moving() -> str:
+    return posixpath.join(STATE_DIRECTORY, "data-move", "paused")
+
+
+def set_moving() -> None:
+    """Let no container be started until the shared data have moved. Raises HostError."""
+    _write(_moving(), "")
+
+
+def clear_moving() -> None:
+    """Let containers be started again."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_moving())
+
+
+def is_moving() -> bool:
+    """Say whether the shared data are between two file systems."""
+    return os.path.lexists(_moving())
+
+
 def thin_out(folder: str, keep: int) -> None:
     """Keep the newest ``keep`` files of a folder of records; what cannot be removed stays."""
     with contextlib.suppress(OSError):

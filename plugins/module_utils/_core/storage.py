@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from . import hostfiles, mounts, quota, quotable, units
+from . import hostfiles, mounts, quota, quotable, state, units
 from .errors import HostError, InvalidInput, LabError
 from .items import ItemResult
 from .mounts import Mount
@@ -136,6 +136,12 @@ def fstab_with(text: str, mount: str, line: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fstab_without(text: str, mount: str) -> str:
+    """Return fstab without the lines that mount something at ``mount``."""
+    lines = [line for line in text.splitlines() if _mounted_by(line) != mount]
+    return "\n".join(lines) + "\n"
+
+
 def check_options(filesystem: Filesystem) -> None:
     """Raise InvalidInput if the options of IT would undo what a lab server rests on."""
     where = f"lab_filesystems.{filesystem.role}.options"
@@ -163,6 +169,7 @@ def problem(filesystem: Filesystem, actual: Actual) -> str:
         return (
             f"{mount} is mounted from {actual.mount.source}, not from {filesystem.device}. "
             f"Correct {where}.device, or unmount it and run again."
+            + (" To move the data there: lab.server.move_data." if filesystem.role == "data" else "")
         )
     if actual.elsewhere:
         return f"{filesystem.device} is mounted at {actual.elsewhere}. Unmount it, or correct {where}."
@@ -398,8 +405,7 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
     for filesystem, steps in planned:
         verbs = {step.verb for step in steps}
         if "make" in verbs:
-            label = f"lab-{filesystem.role}"
-            hostfiles.run([*_MAKE[filesystem.fstype], "-L", label, filesystem.device], timeout=3600)
+            make(filesystem)
         if "fstab" in verbs:
             device = probe(filesystem.device)
             wanted = fstab_with(
@@ -419,6 +425,12 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
                 quota.enforce(_source(filesystem.mount), filesystem.mount)
         if steps:
             _verify(filesystem)
+
+
+def make(filesystem: Filesystem) -> None:
+    """Make a file system with quotas on its device, whatever that holds. Raises HostError."""
+    label = f"lab-{filesystem.role}"
+    hostfiles.run([*_MAKE[filesystem.fstype], "-L", label, filesystem.device], timeout=3600)
 
 
 def _source(point: str) -> str:
@@ -491,4 +503,6 @@ def check_mounts(policy: Policy, table: Sequence[Mount] | None = None) -> list[s
         table = mounts.read() if table is None else table
     except LabError as error:
         return [str(error)]
+    if state.is_moving():
+        return ["The shared data are being moved to another disk. Try again when that is done."]
     return [sentence for filesystem in policy.filesystems for sentence in _state(filesystem, table)]
