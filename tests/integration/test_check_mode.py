@@ -165,6 +165,9 @@ def _nothing(root: PrivateRoot) -> None:
 
 _SHARE = {"name": "vision", "access": "group", "group": "researchers"}
 _PROJECT = {"user": "alice", "name": "thesis", "type": "ml"}
+_STORAGE = {"lab_object_storage": [{"name": "campus", "url": "https://s3.example.org"}]}
+_KEYS = {"campus": {"access_key": "AKCAMPUS", "secret_key": "not-to-be-shown-1"}}
+_OTHER_KEYS = {"campus": {"access_key": "AKCAMPUS", "secret_key": "not-to-be-shown-2"}}
 ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
     "commands": (
         _nothing,
@@ -198,6 +201,16 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
             Step({"user": "zoe", "policy": _policy(), "purge": True}, changes=False, fails=True),
             Step({"user": "zoe", "policy": _policy(), "purge": True, "keep_days": 0}),
             Step({"user": "nobody-here", "policy": _policy()}, changes=False, fails=True),
+        ],
+    ),
+    "object_storage": (
+        _nothing,
+        [
+            Step({"policy": _policy(**_STORAGE), "credentials": {"alice": _KEYS, "bob": _KEYS}}),
+            Step({"policy": _policy(**_STORAGE), "credentials": {"alice": _OTHER_KEYS, "bob": _KEYS}}),
+            Step({"policy": _policy(**_STORAGE), "credentials": {"alice": _OTHER_KEYS}}),
+            Step({"policy": _policy(**_STORAGE), "credentials": {"eve": _KEYS}}, changes=False, fails=True),
+            Step({"policy": _policy()}),
         ],
     ),
     "packages": (
@@ -291,6 +304,26 @@ def test_data_move(writable_root: PrivateRoot) -> None:
         Step({**task, "to": to, "release": True}, changes=False),
     ]
     keep_promises("data_move", steps, look, writable_root.call)
+
+
+def test_no_key_is_shown(private_root: PrivateRoot) -> None:
+    for keys in (_KEYS, _OTHER_KEYS):
+        arguments = {"policy": _policy(**_STORAGE), "credentials": {"alice": keys}}
+        for check in (True, False):
+            answer = run_module("object_storage", arguments, check=check, call=private_root.call)
+            assert answer["changed"] and answer["diff"] and "not-to-be-shown" not in str(answer)
+    made = private_root.path / "etc/lab-server/object-storage/alice.conf"
+    status = made.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 0, 2001)
+    assert "not-to-be-shown-2" in made.read_text()
+    # One that others could read is made anew, and a link in its place is not followed.
+    made.chmod(0o644)
+    assert run_module("object_storage", arguments, check=False, call=private_root.call)["changed"]
+    assert made.stat().st_mode & 0o7777 == 0o640
+    made.unlink()
+    made.symlink_to("../shown")
+    assert run_module("object_storage", arguments, check=False, call=private_root.call)["changed"]
+    assert not made.is_symlink() and not (private_root.path / "etc/lab-server/shown").exists()
 
 
 # Modules that change Docker

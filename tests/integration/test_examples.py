@@ -30,6 +30,7 @@ from private_root import CHECKOUT, MODULES, PACKAGE, PrivateRoot, call_in_child,
 
 LIMITS = {"containers": 5, "cpus": 2, "memory": "4g", "pids": 512, "shm": "1g", "gpus": 0}
 QUOTA = {"soft": "9g", "hard": "10g", "inodes_soft": 900000, "inodes_hard": 1000000}
+CAMPUS = {"name": "campus", "url": "https://s3.example.org"}
 OTHERS = {"data_move", "gpu_info", "offboarding", "project_containers", "project_images", "server_info"}
 IN_THE_PRIVATE_ROOT = sorted(set(MODULES) - OTHERS)
 
@@ -133,7 +134,14 @@ def test_in_a_private_root(private_root: PrivateRoot, docker: Any, tiny: str, na
     taken_for_granted.get(name, lambda root: None)(private_root)
     try:
         answers = run_examples(
-            name, Stage(private_root.call, variables={"lab_policy": {"policy": _policy()}})
+            name,
+            Stage(
+                private_root.call,
+                variables={
+                    "lab_policy": {"policy": _policy(lab_object_storage=[CAMPUS])},
+                    "vault_alice_secret_key": "secret-of-alice",
+                },
+            ),
         )
     finally:
         if name == "base_images":

@@ -144,6 +144,7 @@ def _set(path: str, value: object) -> Any:
     return change
 
 
+_S3 = {"name": "s3", "url": "https://s3.example.org"}
 BAD_INPUT = [
     ("lab_docker_source", "Upstream", r"^lab_docker_source: 'Upstream' is not known\. Use one of: upstream"),
     ("lab_ca_certificates", "/x.crt", r"^lab_ca_certificates: expected a list"),
@@ -215,6 +216,35 @@ BAD_INPUT = [
     ("lab_backup", {"repository": "/b", "exclude": ["a\nb"]}, r"^lab_backup\.exclude\[0\] is no pattern"),
     ("lab_backup", {"repository": "/b", "keep_daily": 0}, r"^lab_backup\.keep_daily: expected a whole numb"),
     ("lab_backup", {"repository": "/b", "password": "x"}, r"^lab_backup\.password: unknown key"),
+    ("lab_object_storage", {"name": "x"}, r"^lab_object_storage: expected a list"),
+    ("lab_object_storage", [{"name": "x"}], r"^lab_object_storage\[0\] \(x\)\.url is missing"),
+    ("lab_object_storage", [{**_S3, "key": 1}], r"^lab_object_storage\[0\] \(s3\)\.key: unknown key"),
+    (
+        "lab_object_storage",
+        [{**_S3, "name": "S3"}],
+        r"^lab_object_storage\[0\] \(S3\)\.name: 'S3' is not allow",
+    ),
+    ("lab_object_storage", [_S3, _S3], r"^lab_object_storage\[1\] \(s3\)\.name: s3 is there twice"),
+    ("lab_object_storage", [{**_S3, "url": "s3.example.org"}], r"\.url is no plain URL of a server"),
+    ("lab_object_storage", [{**_S3, "url": "https://u:p@h.org"}], r"\.url is no plain URL of a server"),
+    ("lab_object_storage", [{**_S3, "url": "https://h.org/\n"}], r"\.url is no plain URL of a server"),
+    (
+        "lab_object_storage",
+        [{**_S3, "url": "http://h.org"}],
+        r"\.url: by http everybody .* set insecure: true",
+    ),
+    ("lab_object_storage", [{**_S3, "region": "a b"}], r"\.region: 'a b' is no region"),
+    (
+        "lab_object_storage",
+        [{**_S3, "provider": "None"}],
+        r"\.provider: 'None' is not known\. Use one of: Other",
+    ),
+    (
+        "lab_object_storage",
+        [{**_S3, "buckets": ["{home}"]}],
+        r"\.buckets\[0\]: '{home}' is no pattern of a bu",
+    ),
+    ("lab_object_storage", [{**_S3, "buckets": ["-{user}"]}], r"\.buckets\[0\]: '-a' is no name of a bucket"),
     ("lab_gpu", {"shared": 2}, r"^lab_gpu\.shared: unknown key\. Use one of: groups, shared_by, users"),
     ("lab_gpu", {"shared_by": 0}, r"^lab_gpu\.shared_by: expected a whole number from 1 to 64, not 0"),
     ("lab_gpu", {"groups": {"nobody": {}}}, r"^lab_gpu\.groups\.nobody: is not in lab_groups"),

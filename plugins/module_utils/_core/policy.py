@@ -18,11 +18,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, TypeVar
 
-from . import POLICY_PATH, backuprules, diskrules, gpurequests, liferules, names, policy_gpus
+from . import POLICY_PATH, backuprules, diskrules, gpurequests, liferules, names, objectrules, policy_gpus
 from .backuprules import BackupRules
 from .diskrules import DiskRules
 from .errors import HostError, InvalidInput, NotFound
 from .liferules import LifeRules
+from .objectrules import Endpoint
 from .policy_gpus import GpuPolicy
 from .sizes import format_size, parse_size
 
@@ -300,6 +301,8 @@ class Policy:
     gpu: GpuPolicy = field(default_factory=GpuPolicy)
     #: None where nothing is backed up.
     backup: BackupRules | None = None
+    #: S3 servers that users can push files to; none without.
+    object_storage: tuple[Endpoint, ...] = ()
 
     @property
     def home_root(self) -> str:
@@ -1053,6 +1056,7 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
         life=liferules.read(root, prefix),
         gpu=policy_gpus.read(root.table(prefix + "gpu"), by_group, by_user),
         backup=backuprules.read(root, prefix),
+        object_storage=objectrules.read(root, prefix),
     )
     diskrules.check_default(policy.disks, users, filesystems, prefix)
     return policy, keys
@@ -1130,6 +1134,7 @@ def dump(policy: Policy) -> dict[str, Any]:
         "lifecycle": asdict(policy.life),
         "gpu": policy_gpus.dump(policy.gpu),
         "backup": backuprules.dump(policy.backup),
+        "object_storage": objectrules.dump(policy.object_storage),
     }
 
 
