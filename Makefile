@@ -30,7 +30,7 @@ PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring
 PACKAGES_SHELLS := bash dash zsh busybox-static gcc groff-base libc6-dev mandoc man-db
 # From Debian 13 on the client is a package of its own.
 PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl \
-	python3-docker rclone restic rsync sudo util-linux \
+	libnss-extrausers python3-docker rclone restic rsync sudo util-linux \
 	$(shell . /etc/os-release; [ "$$ID$$VERSION_ID" = debian12 ] || echo docker-cli)
 
 # $(call install,PACKAGES): installs those that are missing, and asks for root only then.

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.lab.server.plugins.module_utils._core import directory as directories
+from ansible_collections.lab.server.plugins.module_utils._core import userfiles
 from ansible_collections.lab.server.plugins.module_utils._core.errors import LabError
 from ansible_collections.lab.server.plugins.module_utils._core.policy import (
     PackageCache,
@@ -16,15 +18,36 @@ from ansible_collections.lab.server.plugins.module_utils._core.policy import (
 )
 
 
-def policy(variables: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+def directory(variables: Mapping[str, Any], folder: str = "", groups: str = "") -> dict[str, list[str]]:
+    """Return the names of ``groups`` and ``users`` that a server is to be asked for, by getent(1).
+
+    ``groups`` is what it answered for the groups. A mistake is left to the filter ``policy``.
+    """
+    lab = {key: variables[key] for key in variables if isinstance(key, str) and key.startswith("lab_")}
+    try:
+        return {
+            "groups": [one.name for one in directories.groups(lab)],
+            "users": directories.asked(lab, userfiles.read(lab.get("lab_users_from"), folder), groups),
+        }
+    except LabError:
+        return {"groups": [], "users": []}
+
+
+def policy(
+    variables: Mapping[str, Any], strict: bool = True, folder: str = "", groups: str = "", accounts: str = ""
+) -> dict[str, Any]:
     """Return what the roles are handed, checked as a whole before anything is touched.
 
+    ``folder`` is where relative paths of ``lab_users_from`` begin; ``groups`` and ``accounts`` are what the
+    server answered to ``getent group`` and ``getent passwd`` for the names of the filter ``directory``.
     What is wrong raises; with ``strict`` false it is the text under the key ``problem``, and nothing else is
     there, so that a playbook can say the one sentence without all that Ansible puts around an exception.
     """
     lab = {key: variables[key] for key in variables if isinstance(key, str) and key.startswith("lab_")}
     try:
-        checked, keys = from_inventory(lab)
+        rows = userfiles.read(lab.get("lab_users_from"), folder)
+        merged = directories.merge(lab, rows, groups, accounts)
+        checked, keys = from_inventory(merged.variables, merged.rows)
     except LabError as error:
         if strict:
             raise AnsibleFilterError(str(error)) from None
@@ -32,6 +55,7 @@ def policy(variables: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     plain = dump(checked)
     return {
         "problem": "",
+        "notes": list(merged.notes),
         "policy": plain,
         "gid": checked.lab_gid,
         "data_root": checked.data_root,
@@ -66,4 +90,4 @@ class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"policy": policy}
+        return {"policy": policy, "directory": directory}

@@ -107,6 +107,12 @@ options:
       comment:
         description: See O(users[].group).
         type: str
+      account:
+        description: See O(users[].group).
+        type: str
+      main_group:
+        description: See O(users[].group).
+        type: int
       ssh_keys:
         description: See O(users[].group).
         type: list
@@ -206,6 +212,8 @@ _USER = {
     "group": {"type": "str"},
     "groups": {"type": "list", "elements": "str"},
     "comment": {"type": "str"},
+    "account": {"type": "str"},
+    "main_group": {"type": "int"},
     "ssh_keys": {"type": "list", "elements": "str", "no_log": False},
     "limits": {"type": "dict"},
 }

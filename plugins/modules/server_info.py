@@ -460,7 +460,9 @@ server:
           elements: str
           returned: always
         filesystems:
-          description: Each of them, with zeros where it is not mounted.
+          description: >-
+            Each of them, with zeros where it is not mounted; where the policy leaves the homes to somebody
+            else, also the one that holds them.
           type: list
           elements: dict
           returned: always
@@ -527,8 +529,12 @@ server:
               description: Bytes that are free for others than root.
               type: int
               returned: always
+            used:
+              description: Bytes in use.
+              type: int
+              returned: always
             used_percent:
-              description: Per cent in use.
+              description: Per cent in use of what others than root may fill, as df(1) counts, rounded down.
               type: int
               returned: always
             promised:
@@ -543,6 +549,15 @@ server:
               description: What has no limit, and so is not in C(promised).
               type: list
               elements: str
+              returned: always
+            too_large:
+              description: What alone was promised more than the disk is.
+              type: list
+              elements: str
+              returned: always
+            overcommitted:
+              description: Whether more was promised than C(lab_overcommit) allows, however full it is.
+              type: bool
               returned: always
             level:
               description: >-

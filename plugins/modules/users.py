@@ -73,6 +73,20 @@ options:
         description: The full name. Empty leaves what is there.
         type: str
         default: ""
+      account:
+        description:
+          - V(local) accounts are made and kept as declared.
+          - One that is V(existing), such as that of LDAP, is neither made nor changed nor closed. It is put
+            into the lab groups, and has a home, keys if there are any, and a slice.
+        type: str
+        choices:
+          - local
+          - existing
+        default: local
+      main_group:
+        description: The number of the main group of an account that is V(existing); 0 for the user's own.
+        type: int
+        default: 0
       ssh_keys:
         description:
           - Public keys that open the account, one an item.
@@ -231,6 +245,8 @@ _USER = {
     "group": {"type": "str", "required": True},
     "groups": {"type": "list", "elements": "str", "default": []},
     "comment": {"type": "str", "default": ""},
+    "account": {"type": "str", "choices": ["local", "existing"], "default": "local"},
+    "main_group": {"type": "int", "default": 0},
     "ssh_keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
     "limits": {"type": "dict", "required": True, "options": _LIMITS},
     "quota": {"type": "dict"},

@@ -107,7 +107,7 @@ def test_only_what_differs_is_changed(actual: accounts.Actual, arguments: tuple[
     [
         (replace(READY, subordinate=frozenset({"alice", "x"})), accounts.Step("subordinate", ("alice",))),
         (replace(READY, subordinate=frozenset({"2001"})), accounts.Step("subordinate", ("2001",))),
-        (replace(READY, homes={}), accounts.Step("home", ("alice", "2001"))),
+        (replace(READY, homes={}), accounts.Step("home", ("alice", "2001", "2001"))),
         (
             replace(READY, homes={"alice": accounts.Home(2001, 0o755)}),
             accounts.Step("close", ("alice", "2001")),
@@ -307,7 +307,7 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_new_home_belongs_to_the_user_with_everything_in_it(homes: Path) -> None:
-    accounts._make_home(("alice", "2001"))
+    accounts._make_home(("alice", "2001", "2001"))
     status = (homes / "alice").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (2001, 2001, 0o700)
     assert (homes / "alice" / ".bashrc").stat().st_uid == 2001
@@ -316,7 +316,7 @@ def test_a_new_home_belongs_to_the_user_with_everything_in_it(homes: Path) -> No
 
 def test_a_home_that_was_cut_off_is_finished(homes: Path) -> None:
     (homes / ".new-alice").mkdir()
-    accounts._make_home(("alice", "2001"))
+    accounts._make_home(("alice", "2001", "2001"))
     assert (homes / "alice" / ".bashrc").read_text() == "# hello\n"
     assert os.listdir(homes) == ["alice"]
 
@@ -326,7 +326,7 @@ def test_a_home_is_not_made_through_a_link(homes: Path, tmp_path: Path) -> None:
     victim.mkdir()
     (homes / ".new-alice").symlink_to(victim)
     with pytest.raises(OSError, match=r"symbolic link|Not a directory"):
-        accounts._make_home(("alice", "2001"))
+        accounts._make_home(("alice", "2001", "2001"))
     assert victim.stat().st_uid == 0
 
 
@@ -342,7 +342,7 @@ def test_a_home_is_closed_only_if_it_is_the_users(homes: Path) -> None:
 def test_homes_that_others_may_change_are_refused(homes: Path) -> None:
     homes.chmod(0o777)
     with pytest.raises(HostError, match="can be changed by others"):
-        accounts._make_home(("alice", "2001"))
+        accounts._make_home(("alice", "2001", "2001"))
 
 
 def test_subordinate_ids_are_taken_from_those_owners_alone(
@@ -382,3 +382,86 @@ def test_a_tool_that_fails_or_is_missing_says_so() -> None:
     with pytest.raises(HostError, match="sh failed: reason"):
         hostfiles.run(["sh", "-c", "echo first >&2; echo reason >&2; exit 3"])
     assert hostfiles.run(["cat"], text="x").stdout == "x"
+
+
+# Accounts that exist already
+
+
+FAR = accounts.Account("alice", 2001, 10000, home="/home/alice", local=False)
+EXISTING = accounts.from_options(
+    3000, GROUPS, [{**OPTIONS, "account": "existing", "main_group": 10000}], ["docker"]
+)
+JOINED = {
+    name: accounts.UnixGroup(name, gid, ("alice",))
+    for name, gid in (("lab", 3000), ("students", 3101), ("vision", 3102))
+}
+FOREIGN_UNITS = {
+    **UNITS,
+    **dict([slices.user_unit("alice", 2001, cpus=1.5, memory=1 << 30, pids=512, existing=True)]),
+}
+AWAY = accounts.Actual(
+    users={"alice": FAR}, groups=JOINED, homes=READY.homes, keys=READY.keys, units=FOREIGN_UNITS
+)
+
+
+def test_an_account_of_a_directory_is_put_into_groups_and_not_changed() -> None:
+    assert accounts.conflicts(EXISTING, AWAY) == []
+    assert steps(AWAY, EXISTING) == []
+    bare = accounts.Actual(users={"alice": FAR})
+    assert accounts.conflicts(EXISTING, bare) == []
+    found = steps(bare, EXISTING)
+    assert [step.arguments[0] for step in found if step.verb == "run"] == ["groupadd"] * 3 + ["gpasswd"] * 3
+    # The home is made with the main group of the directory.
+    assert accounts.Step("home", ("alice", "2001", "10000")) in found
+    # One of the host itself, whose password and shell are its own, is left alone as well.
+    here = replace(AWAY, users={"alice": replace(FAR, local=True, shell="/bin/zsh", locked=False)})
+    assert steps(here, EXISTING) == []
+
+
+def test_groups_of_the_directory_count_and_are_not_changed() -> None:
+    far = replace(JOINED["students"], local=False)
+    assert steps(replace(AWAY, groups={**JOINED, "students": far}), EXISTING) == []
+    apart = replace(AWAY, groups={**JOINED, "students": replace(far, members=())})
+    assert accounts.conflicts(EXISTING, apart) == [
+        "students is a group of the directory, and alice is not in it. Add alice to it there."
+    ]
+    less = accounts.from_options(
+        3000, GROUPS, [{**OPTIONS, "groups": [], "account": "existing", "main_group": 10000}]
+    )
+    assert [step.arguments for step in steps(AWAY, less)] == [("gpasswd", "-d", "alice", "vision")]
+    assert (
+        steps(replace(AWAY, groups={**JOINED, "vision": replace(JOINED["vision"], local=False)}), less) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [
+        (replace(AWAY, users={}), "alice is to exist already, and does not."),
+        (replace(AWAY, users={"alice": replace(FAR, uid=2002)}), "alice has uid 2002, gid 10000"),
+        (replace(AWAY, users={"alice": replace(FAR, gid=2001)}), "alice has uid 2001, gid 2001"),
+        (replace(AWAY, homes={"alice": accounts.Home(7, 0o700)}), "belongs to uid 7"),
+        (replace(AWAY, left={2001: "alice"}), "alice (uid 2001) was offboarded."),
+    ],
+)
+def test_an_account_that_is_not_as_the_directory_said(actual: accounts.Actual, words: str) -> None:
+    (sentence,) = accounts.conflicts(EXISTING, actual)
+    assert words in sentence
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_who_leaves_loses_what_is_ours_and_keeps_the_account(local: bool) -> None:
+    nobody = accounts.from_options(3000, GROUPS, [], [])
+    actual = replace(AWAY, users={"alice": replace(FAR, local=local)}, known=frozenset({2001}))
+    assert [step.arguments for step in steps(actual, nobody)] == [
+        ("alice",),
+        *(("gpasswd", "-d", "alice", name) for name in ("lab", "students", "vision")),
+    ]
+    # An account of ours is closed.
+    ours = replace(actual, users={"alice": replace(FAR, local=True)}, units=UNITS)
+    assert ("usermod", "-e", "1", "alice") in [step.arguments for step in steps(ours, nobody)]
+
+
+def test_an_account_of_a_directory_that_is_not_declared_so_is_refused() -> None:
+    (sentence,) = accounts.conflicts(DESIRED, AWAY)
+    assert "Declare it with account: existing" in sentence

@@ -5,10 +5,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import accounts, formeruids, offboarding, state
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    accounts,
+    departing,
+    formeruids,
+    offboarding,
+    slices,
+    state,
+    units,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     HostError,
     InvalidInput,
@@ -379,3 +390,28 @@ def test_a_group_does_not_get_the_number_of_who_was_offboarded() -> None:
     desired = accounts.from_options(3000, [{"name": "students", "gid": 2001}], [])
     (sentence,) = accounts.conflicts(desired, accounts.Actual(left={2001: "alice"}))
     assert "gid 2001" in sentence and "alice's" in sentence
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_account_of_somebody_elses_is_not_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, existing: bool
+) -> None:
+    name, text = slices.user_unit("alice", 2001, cpus=1, memory=1 << 30, pids=9, existing=existing)
+    (tmp_path / name).write_text(text)
+    monkeypatch.setattr(units, "DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(departing.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=2001))
+    monkeypatch.setattr(departing.formeruids, "read", dict)
+    monkeypatch.setattr(departing.Host, "trees", lambda _host: [])
+    ran: list[tuple[str, ...]] = []
+
+    def run(command: tuple[str, ...], **_more: Any) -> SimpleNamespace:
+        ran.append(command)
+        return SimpleNamespace(stdout="alice:x:2001:")
+
+    monkeypatch.setattr(departing.hostfiles, "run", run)
+    host = departing.Host(None, policies.from_inventory({"lab_groups": []})[0], "alice")
+    assert host.find("alice") == 2001
+    host.remove()
+    commands = [command[0] for command in ran]
+    assert commands == ([] if existing else ["userdel", "getent", "groupdel"])
+    assert ("remove the account alice" in host.remains()) is not existing

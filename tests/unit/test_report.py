@@ -9,12 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import gpus, report, spec
+from ansible_collections.lab.server.plugins.module_utils._core import gpus, mounts, report, spec, storage
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Snapshot, Wanted
 from ansible_collections.lab.server.plugins.module_utils._core.images import ProjectImage
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Actual
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Quota, from_inventory
+from ansible_collections.lab.server.plugins.module_utils._core.policy import (
+    Filesystem,
+    Policy,
+    Quota,
+    from_inventory,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.quota import Usage
 from ansible_collections.lab.server.plugins.module_utils._core.report import Docker, Folders, Seen
 from ansible_collections.lab.server.plugins.module_utils._core.retired import among
@@ -258,9 +263,13 @@ def test_gpus_are_told_as_gpu_info_does(policy: Policy) -> None:
     )
 
 
-def test_a_file_system_that_is_not_mounted_has_no_size(tmp_path: Any) -> None:
-    shown = report._filesystem("home", str(tmp_path / "missing"), ())
+def test_a_file_system_that_is_not_mounted_has_no_size(policy: Policy, tmp_path: Any) -> None:
+    there = Filesystem("data", str(tmp_path / "missing"), "", "ext4", (), False)
+    table = mounts.parse("20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n")
+    shown, home = storage.spaces(replace(policy, filesystems=(there,)), table)
     assert (shown["mounted"], shown["size"], shown["device"]) == (False, 0, "")
+    # Nobody declared where the homes are, and their quotas are promised of what holds them all the same.
+    assert (home["role"], home["mount"], home["device"]) == ("home", "/home", "/dev/vda") and home["size"]
 
 
 def test_the_answer_is_plain_data(policy: Policy) -> None:

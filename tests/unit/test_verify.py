@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     accounts,
+    capacity,
     checks_docker,
     checks_host,
     hostfiles,
@@ -208,25 +209,50 @@ def test_quotas_in_the_kernel_are_compared_with_the_policy(
 @pytest.mark.parametrize(
     ("size", "verdict", "word"),
     [
-        (3 * GIB, "pass", "2G promised of 3G"),
-        (GIB + GIB // 4, "warn", "160 %"),
-        (GIB // 2, "fail", "alice, bob is larger than the disk"),
+        (3 * GIB, "pass", "/home: 2G promised of 3G (0.67 times)"),
+        (GIB + GIB // 4, "warn", "(1.6 times)"),
+        (GIB // 2, "fail", "to alice, bob on /home (512M)"),
+        (0, "pass", "the size of no disk is known"),
     ],
 )
 def test_overcommit(policy: Policy, size: int, verdict: str, word: str) -> None:
-    outcome = checks_host.overcommit(policy, size)
+    outcome = checks_host.overcommit(surveyed(policy, home=size))
     assert outcome.verdict == verdict and word in outcome.detail
+
+
+def surveyed(policy: Policy, **sizes: int) -> tuple[capacity.Capacity, ...]:
+    there = [
+        {"role": role, "mount": f"/{role}", "size": size, "free": size, "available": size}
+        for role, size in sizes.items()
+    ]
+    return capacity.survey(policy, there)
 
 
 def test_as_much_as_it_said_may_be_promised(policy: Policy) -> None:
     twice = replace(policy, disks=replace(policy.disks, overcommit=2.0))
-    assert checks_host.overcommit(twice, GIB + GIB // 4).verdict == "pass"
+    assert checks_host.overcommit(surveyed(twice, home=GIB + GIB // 4)).verdict == "pass"
 
 
 def test_a_user_without_a_limit_is_told(policy: Policy) -> None:
     bob = replace(policy.users[1], quota=quota.NO_LIMIT)
-    outcome = checks_host.overcommit(replace(policy, users=(policy.users[0], bob)), 3 * GIB)
+    outcome = checks_host.overcommit(surveyed(replace(policy, users=(policy.users[0], bob)), home=3 * GIB))
     assert outcome.verdict == "warn" and "no limit for bob" in outcome.detail
+
+
+def test_what_is_promised_of_the_other_disks_counts_as_well(policy: Policy) -> None:
+    layered = tuple(
+        replace(user, limits=replace(user.limits, layers_size=2 * GIB, images_size=GIB))
+        for user in policy.users
+    )
+    sized = replace(policy, users=layered)
+    assert checks_host.overcommit(surveyed(sized, home=3 * GIB, docker=6 * GIB)).verdict == "pass"
+    outcome = checks_host.overcommit(surveyed(sized, home=3 * GIB, docker=3 * GIB))
+    assert outcome.verdict == "warn" and "/docker: 6G promised of 3G (2 times)" in outcome.detail
+    outcome = checks_host.overcommit(surveyed(sized, home=3 * GIB, docker=GIB))
+    assert outcome.verdict == "fail" and "layers of alice, layers of bob on /docker (1G)" in outcome.detail
+    # Without limits on Docker's disk its watermarks stop everybody: nothing to warn of.
+    outcome = checks_host.overcommit(surveyed(policy, home=3 * GIB, docker=GIB))
+    assert outcome.verdict == "pass" and "no limit for layers of alice" in outcome.detail
 
 
 @pytest.mark.parametrize(

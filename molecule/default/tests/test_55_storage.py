@@ -291,10 +291,10 @@ def test_usage_and_images_are_shown_and_promises_are_compared(server: Server) ->
     seen = run(
         server,
         """
-        from _core import policy, report
+        from _core import policy, storage
         made = policy.load()
-        filesystems = [report._filesystem(one.role, one.mount, mounts.read()) for one in made.filesystems]
-        answer['capacity'] = [capacity.shown(one) for one in capacity.survey(made, filesystems)]
+        there = storage.spaces(made, mounts.read())
+        answer['capacity'] = [capacity.shown(one) for one in capacity.survey(made, there)]
         """,
     )
     by_role = {one["role"]: one for one in seen["capacity"]}

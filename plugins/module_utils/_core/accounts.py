@@ -4,7 +4,8 @@
 
 What is there is read from the files of passwd(5), group(5), shadow(5) and subuid(5), so that two hundred
 unchanged users cost milliseconds; changes are made by the distribution's useradd, usermod and groupadd.
-Accounts that are not declared are left alone.
+Accounts that are not declared are left alone. One that exists already and is to be a lab user's all the same,
+such as that of a directory, is neither made nor changed nor closed; it has its home, keys, groups and slice.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from . import formeruids, hostfiles, mounts, slices, units
 from .errors import HostError, InvalidInput
 from .items import ItemResult
 from .names import group_name, slice_name, user_name
-from .policy import HOME_ROOT, Limits, User
+from .policy import HOME_ROOT, LOCAL, Limits, User
 from .quota import quota_from_options
 from .sizes import parse_size
 
@@ -144,7 +145,7 @@ def conflicts(desired: Desired, actual: Actual) -> list[str]:
         user = wanted.user
         sentences += (
             _account_conflicts(user, actual, uids)
-            or _group_conflicts(user.name, user.gid, actual, gids)
+            or _own_group_conflicts(user, actual, gids)
             or _home_conflicts(user, actual)
         )
     for name in desired.closed_groups:
@@ -170,6 +171,26 @@ def _group_conflicts(name: str, gid: int, actual: Actual, gids: Mapping[int, str
     return []
 
 
+def _own_group_conflicts(user: User, actual: Actual, gids: Mapping[int, str]) -> list[str]:
+    """Return what is wrong with the private group, or for an account that exists with the lab's groups."""
+    if not user.existing:
+        return _group_conflicts(user.name, user.gid, actual, gids)
+    elsewhere = [
+        name
+        for name in sorted({LAB_GROUP, user.group, *user.groups})
+        if name in actual.groups and not actual.groups[name].local and not _is_in(user, name, actual)
+    ]
+    return [
+        f"{name} is a group of the directory, and {user.name} is not in it. Add {user.name} to it there."
+        for name in elsewhere
+    ]
+
+
+def _is_in(user: User, name: str, actual: Actual) -> bool:
+    group = actual.groups.get(name)
+    return group is not None and (user.name in group.members or group.gid == user.gid)
+
+
 def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> list[str]:
     account = actual.users.get(user.name)
     if user.uid in actual.left:
@@ -184,6 +205,8 @@ def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> l
     former = slices.holder(actual.units.get(slice_name(user.uid), ""))
     if former not in ("", user.name):
         return [f"uid {user.uid} for {user.name} was {former}'s. Choose one that was never used."]
+    if user.existing:
+        return [f"{user.name} is to exist already, and does not. Run: getent passwd {user.name}"]
     return []
 
 
@@ -209,9 +232,14 @@ def _home_conflicts(user: User, actual: Actual) -> list[str]:
 
 def _unlike(user: User, account: Account, *, grouped: bool) -> list[str]:
     """Return in which ways an account of that name cannot become the declared user's."""
+    if user.existing:
+        same = (account.uid, account.gid, account.home) == (user.uid, user.gid, user.home)
+        is_now = f"uid {account.uid}, gid {account.gid}, home {account.home}"
+        return [] if same else [f"{user.name} has {is_now} now. Run the playbook again."]
     if not account.local:
         return [
-            f"{user.name} comes from a directory service, which is not managed here. Choose another name."
+            f"{user.name} comes from a directory service. Declare it with account: existing, or choose "
+            "another name."
         ]
     if account.uid != user.uid:
         return [f"{user.name} exists with uid {account.uid}, not {user.uid}. Correct the uid or the name."]
@@ -289,12 +317,13 @@ def _plan_departed(account: Account, groups: Iterable[str], actual: Actual) -> P
     if name in actual.keys:
         keys = {"ssh keys": actual.keys[name]}
         planned.add(f"remove the ssh keys of {name}", Step("unlock", (name,)), keys, {"ssh keys": ""})
-    if account.local and not account.closed:
+    foreign = slices.foreign(actual.units.get(slice_name(account.uid), ""))
+    if account.local and not account.closed and not foreign:
         command = ("usermod", "-e", _CLOSED, name)
         planned.add(
             f"close the account {name}", Step("run", command), {"account": "open"}, {"account": "closed"}
         )
-    for group in sorted(groups):
+    for group in sorted(one for one in groups if actual.groups[one].local):
         command = ("gpasswd", "-d", name, group)
         planned.add(f"take {name} out of {group}", Step("run", command), {group: "member"}, {group: ""})
     if planned.item.changed:
@@ -335,14 +364,16 @@ def _plan_user(wanted: Wanted, managed: set[str], memberships: frozenset[str], a
     planned = Planned(ItemResult(user.name))
     account = actual.users.get(user.name)
     groups = (memberships - managed) | {LAB_GROUP, user.group, *user.groups}
-    if user.name not in actual.groups:
+    if user.name not in actual.groups and not user.existing:
         planned.add(
             f"make the private group {user.name}",
             Step("run", ("groupadd", "-g", str(user.gid), user.name)),
             {},
             {"gid": str(user.gid)},
         )
-    if account is None:
+    if user.existing:
+        _plan_groups(planned, user, managed, memberships, actual)
+    elif account is None:
         _plan_new(planned, user, groups)
     else:
         _plan_existing(planned, user, account, memberships, groups)
@@ -358,13 +389,38 @@ def _plan_user(wanted: Wanted, managed: set[str], memberships: frozenset[str], a
     _plan_keys(planned, wanted, actual)
     limits = user.limits
     for name, text in (
-        slices.user_unit(user.name, user.uid, cpus=limits.cpus, memory=limits.memory, pids=limits.pids),
+        slices.user_unit(
+            user.name,
+            user.uid,
+            cpus=limits.cpus,
+            memory=limits.memory,
+            pids=limits.pids,
+            existing=user.existing,
+        ),
         slices.session_unit(user.uid, cpus=limits.cpus, memory=limits.memory, pids=limits.pids),
     ):
         _plan_unit(planned, name, text, actual)
     if planned.item.changed:
         planned.item.reason = "there is no such user" if account is None else "the account differs"
     return planned
+
+
+def _plan_groups(
+    planned: Planned, user: User, managed: set[str], memberships: frozenset[str], actual: Actual
+) -> None:
+    """Put an account that exists into the lab's groups, and out of those that are not declared any more.
+
+    gpasswd(1) takes a name that only the directory knows into a local group, which usermod(8) does not.
+    """
+    wanted = {LAB_GROUP, user.group, *user.groups}
+    for name in sorted(wanted):
+        if not _is_in(user, name, actual):
+            command = ("gpasswd", "-a", user.name, name)
+            planned.add(f"put {user.name} into {name}", Step("run", command), {name: ""}, {name: "member"})
+    for name in sorted((managed & memberships) - wanted):
+        if actual.groups[name].local:
+            command = ("gpasswd", "-d", user.name, name)
+            planned.add(f"take {user.name} out of {name}", Step("run", command), {name: "member"}, {name: ""})
 
 
 def _plan_new(planned: Planned, user: User, groups: Iterable[str]) -> None:
@@ -406,7 +462,8 @@ def _plan_existing(
 
 def _plan_home(planned: Planned, user: User, home: Home | None) -> None:
     if home is None:
-        planned.add(f"make {user.home}", Step("home", (user.name, str(user.uid))), {}, {"home": user.home})
+        made = Step("home", (user.name, str(user.uid), str(user.gid)))
+        planned.add(f"make {user.home}", made, {}, {"home": user.home})
     elif home.mode & 0o077:
         planned.add(
             f"close {user.home} to others",
@@ -467,6 +524,8 @@ def user_from_options(user: Mapping[str, Any]) -> User:
             gpus=int(limits.get("gpus") or 0),
         ),
         quota=quota_from_options(quota, name),
+        account=str(user.get("account") or LOCAL),
+        main_group=int(user.get("main_group") or 0),
     )
 
 
@@ -494,16 +553,19 @@ def read_actual(desired: Desired) -> Actual:
     }
     _add_foreign(desired, users, groups)
     uids = [wanted.user.uid for wanted in desired.users]
-    unit_names = [slices.root_unit()[0], *map(slice_name, uids), *map(slices.session_name, uids)]
+    known = frozenset(filter(None, map(slices.owner, _listed(units.DIRECTORY))))
+    unit_names = [slices.root_unit()[0], *map(slice_name, {*uids, *known}), *map(slices.session_name, uids)]
     names = [wanted.user.name for wanted in desired.users]
+    unit_texts = _texts(units.DIRECTORY, unit_names)
+    _add_departed(known - set(uids), unit_texts, users)
     return Actual(
         users=users,
         groups=groups,
         subordinate=frozenset(row[0] for path in _SUBORDINATE for row in _rows(path, 3)),
         homes={name: home for name, home in ((name, _home(name)) for name in names) if home is not None},
         keys=_texts(KEY_DIRECTORY, {*names, *_listed(KEY_DIRECTORY)}),
-        units=_texts(units.DIRECTORY, unit_names),
-        known=frozenset(filter(None, map(slices.owner, _listed(units.DIRECTORY)))),
+        units=unit_texts,
+        known=known,
         left=formeruids.read(),
     )
 
@@ -543,22 +605,37 @@ def _add_foreign(desired: Desired, users: dict[str, Account], groups: dict[str, 
         with contextlib.suppress(KeyError):
             if user.name not in users:
                 found = pwd.getpwnam(user.name)
-                users[user.name] = Account(user.name, found.pw_uid, found.pw_gid, local=False)
+                users[user.name] = _foreign(found)
         with contextlib.suppress(KeyError):
             if user.uid not in local_uids:
                 found = pwd.getpwuid(user.uid)
-                users.setdefault(
-                    found.pw_name, Account(found.pw_name, found.pw_uid, found.pw_gid, local=False)
-                )
+                users.setdefault(found.pw_name, _foreign(found))
     private = [(wanted.user.name, wanted.user.gid) for wanted in desired.users]
     for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups, *private):
         with contextlib.suppress(KeyError):
             if name not in groups:
-                groups[name] = UnixGroup(name, grp.getgrnam(name).gr_gid, local=False)
+                there = grp.getgrnam(name)
+                groups[name] = UnixGroup(name, there.gr_gid, tuple(there.gr_mem), local=False)
         with contextlib.suppress(KeyError):
             if gid not in local_gids:
                 there = grp.getgrgid(gid)
-                groups.setdefault(there.gr_name, UnixGroup(there.gr_name, there.gr_gid, local=False))
+                foreign = UnixGroup(there.gr_name, there.gr_gid, tuple(there.gr_mem), local=False)
+                groups.setdefault(there.gr_name, foreign)
+
+
+def _foreign(found: pwd.struct_passwd) -> Account:
+    return Account(
+        found.pw_name, found.pw_uid, found.pw_gid, found.pw_gecos, found.pw_dir, found.pw_shell, local=False
+    )
+
+
+def _add_departed(uids: Iterable[int], texts: Mapping[str, str], users: dict[str, Account]) -> None:
+    """Add who was a lab user with an account of somebody else's, whether that still exists or not."""
+    for uid in uids:
+        text = texts.get(slice_name(uid), "")
+        name = slices.holder(text)
+        if slices.foreign(text) and name and name not in users:
+            users[name] = Account(name, uid, uid, home=posixpath.join(HOME_ROOT, name), local=False)
 
 
 def reconcile(desired: Desired, *, mounted: bool, check: bool) -> list[ItemResult]:
@@ -642,8 +719,7 @@ def _make_home(arguments: tuple[str, ...]) -> None:
 
     Root makes the empty folder and gives it away by its descriptor; everything in it is written by the user.
     """
-    name, number = arguments
-    temporary, uid = f".new-{name}", int(number)
+    name, temporary, uid, gid = arguments[0], f".new-{arguments[0]}", int(arguments[1]), int(arguments[2])
     homes = _open_homes()
     try:
         with contextlib.suppress(FileExistsError):
@@ -652,7 +728,7 @@ def _make_home(arguments: tuple[str, ...]) -> None:
             temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=homes
         )
         try:
-            os.fchown(descriptor, uid, uid)
+            os.fchown(descriptor, uid, gid)
         finally:
             os.close(descriptor)
         if os.path.isdir(SKELETON):
@@ -661,7 +737,7 @@ def _make_home(arguments: tuple[str, ...]) -> None:
             done = subprocess.run(
                 command,
                 user=uid,
-                group=uid,
+                group=gid,
                 extra_groups=[],
                 umask=0o077,
                 cwd="/",

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .policy import Policy
@@ -24,8 +24,34 @@ OK, UNBOUNDED, OVERCOMMITTED, FILLING, FULL, UNKNOWN = LEVELS = (
     "unknown",
 )
 
+_DOCKER = "docker"
+_STOP = "From {} % on nothing is begun on it."
+_ROOM = "Make room, or enlarge it."
 
-_STOP = "from {} % on nothing is begun on it. Make room, or enlarge it."
+
+@dataclass(frozen=True)
+class Space:
+    """How large a file system is, what of it is in use and what users may still fill, in bytes; 0: unknown.
+
+    How full it is, is counted in this one way everywhere, df(1)'s: what is in use of what users may fill. So
+    the blocks that ext4 keeps for root count as neither, and 100 per cent are where users can write nothing.
+    """
+
+    size: int = 0
+    used: int = 0
+    available: int = 0
+
+    @property
+    def share(self) -> float:
+        """How full it is, from 0 to 1; 0 where that is not known."""
+        within = self.used + self.available
+        return self.used / within if within else 0.0
+
+    @property
+    def percent(self) -> int:
+        """The same in per cent, rounded down: 100 are told only when nothing is left."""
+        within = self.used + self.available
+        return 100 * self.used // within if within else 0
 
 
 @dataclass(frozen=True)
@@ -38,12 +64,11 @@ class Promise:
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system and what was promised of it; ``size`` is 0 where it is not known."""
+    """A file system and what was promised of it."""
 
     role: str
     mount: str
-    size: int
-    available: int
+    space: Space
     promises: tuple[Promise, ...]
 
 
@@ -51,29 +76,28 @@ class Disk:
 class Capacity:
     """The verdict on one file system.
 
-    ``ratio`` is what was promised through the size; ``unbounded`` are those whose promise has no limit.
+    ``ratio`` is what was promised through the size; ``unbounded`` are those whose promise has no limit,
+    ``too_large`` those who alone were promised more than the disk is.
+    ``overcommitted`` says whether more was promised than the policy allows, however full the disk is.
     ``level`` is one of LEVELS, the most urgent that holds; ``sentence`` says it to IT.
     """
 
     role: str
     mount: str
-    size: int
-    available: int
+    space: Space
     promised: int
     ratio: float
     unbounded: tuple[str, ...]
+    too_large: tuple[str, ...]
+    overcommitted: bool
     level: str
     sentence: str
 
     @property
-    def used_percent(self) -> int:
-        """How much of it is in use, rounded down."""
-        return used_percent(self.size, self.available)
-
-
-def used_percent(size: int, available: int) -> int:
-    """Return how many per cent of a file system are in use, rounded down; 0 where its size is not known."""
-    return 100 * (size - available) // size if size else 0
+    def given(self) -> str:
+        """What was promised against the size, in words."""
+        promised, size = format_size(self.promised), format_size(self.space.size)
+        return f"{promised} promised of {size} ({self.ratio:.2g} times)"
 
 
 def judge(disk: Disk, overcommit: float, *, warn: int = 101, refuse: int = 101) -> Capacity:
@@ -81,51 +105,62 @@ def judge(disk: Disk, overcommit: float, *, warn: int = 101, refuse: int = 101) 
 
     More than ``overcommit`` times its size is told; ``warn`` and ``refuse`` are per cent in use.
     """
+    size, used = disk.space.size, disk.space.percent
     promised = sum(one.size for one in disk.promises)
-    unbounded = tuple(one.to for one in disk.promises if not one.size)
-    ratio = promised / disk.size if disk.size else 0.0
-    used = used_percent(disk.size, disk.available)
-    level, sentence = OK, f"{disk.mount}: {_against(disk, promised, ratio)}."
-    if not disk.size:
-        level, sentence = UNKNOWN, f"{disk.mount} is not mounted, so nobody knows how large it is."
-    elif used >= refuse:
-        level = FULL
-        sentence = f"{disk.mount} is {used} % full: {_STOP.format(refuse)}"
-    elif used >= warn:
-        level = FILLING
-        sentence = f"{disk.mount} is {used} % full; {_STOP.format(refuse)}"
-    elif ratio > overcommit:
-        level = OVERCOMMITTED
-        sentence = (
-            f"{disk.mount} is overcommitted: {_against(disk, promised, ratio)}, and lab_overcommit allows "
-            f"{overcommit:g} times. Enlarge the disk, or lower limits."
+    ratio = promised / size if size else 0.0
+    judged = Capacity(
+        role=disk.role,
+        mount=disk.mount,
+        space=disk.space,
+        promised=promised,
+        ratio=ratio,
+        unbounded=tuple(one.to for one in disk.promises if not one.size),
+        too_large=tuple(one.to for one in disk.promises if one.size > size > 0),
+        overcommitted=ratio > overcommit,
+        level=OK,
+        sentence="",
+    )
+    if not size:
+        return replace(
+            judged,
+            level=UNKNOWN,
+            sentence=f"{disk.mount} is not mounted, so nobody knows how large it is.",
         )
-    elif unbounded:
-        level = UNBOUNDED
-        sentence = f"{disk.mount}: {_against(disk, promised, ratio)}, and no limit to {_some(unbounded)}."
-    return Capacity(
-        disk.role, disk.mount, disk.size, disk.available, promised, ratio, unbounded, level, sentence
+    if used >= warn:
+        # On the other disks it is the quotas alone that stop somebody.
+        what = f"{_STOP.format(refuse)} {_ROOM}" if disk.role == _DOCKER else _ROOM
+        level = FULL if used >= refuse else FILLING
+        return replace(judged, level=level, sentence=f"{disk.mount} is {used} % full. {what}")
+    if judged.overcommitted:
+        return replace(judged, level=OVERCOMMITTED, sentence=too_much(judged, overcommit))
+    if judged.unbounded:
+        sentence = f"{disk.mount}: {judged.given}, and no limit to {some(judged.unbounded)}."
+        return replace(judged, level=UNBOUNDED, sentence=sentence)
+    return replace(judged, sentence=f"{disk.mount}: {judged.given}.")
+
+
+def too_much(judged: Capacity, overcommit: float) -> str:
+    """Return the sentence for a disk of which too much was promised."""
+    return (
+        f"{judged.mount} is overcommitted: {judged.given}, and lab_overcommit allows {overcommit:g} times. "
+        "Enlarge the disk, or lower limits."
     )
 
 
-def _against(disk: Disk, promised: int, ratio: float) -> str:
-    return f"{format_size(promised)} promised of {format_size(disk.size)} ({ratio:.2g} times)"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def disks(policy: Policy, filesystems: Iterable[Mapping[str, Any]]) -> tuple[Disk, ...]:
-    """Return the file systems (role, mount, size, available), each with what the policy promises of it."""
-    promises = {"home": homes(policy), "docker": _docker(policy), "data": _data(policy)}
+    """Return the file systems (as ``storage.spaces`` tells them), each with what is promised of it."""
+    promises = {"home": homes(policy), _DOCKER: _docker(policy), "data": _data(policy)}
     return tuple(
         Disk(
             role=str(one["role"]),
             mount=str(one["mount"]),
-            size=int(one["size"]),
-            available=int(one["available"]),
+            space=Space(int(one["size"]), int(one["size"]) - int(one["free"]), int(one["available"])),
             promises=promises.get(str(one["role"]), ()),
         )
         for one in filesystems
@@ -170,12 +205,15 @@ def shown(capacity: Capacity) -> dict[str, Any]:
     return {
         "role": capacity.role,
         "mount": capacity.mount,
-        "size": capacity.size,
-        "available": capacity.available,
-        "used_percent": capacity.used_percent,
+        "size": capacity.space.size,
+        "used": capacity.space.used,
+        "available": capacity.space.available,
+        "used_percent": capacity.space.percent,
         "promised": capacity.promised,
         "ratio": round(capacity.ratio, 3),
         "unbounded": list(capacity.unbounded),
+        "too_large": list(capacity.too_large),
+        "overcommitted": capacity.overcommitted,
         "level": capacity.level,
         "sentence": capacity.sentence,
     }

@@ -30,13 +30,14 @@ from . import (
     slices,
     storage,
     units,
+    watermarks,
 )
 from .boot import NOTICES
-from .capacity import Capacity, Disk
+from .capacity import Capacity
 from .errors import HostError, LabError
 from .inspection import FAIL, PASS, PLAYBOOK, SKIP, WARN, Check, Outcome, Server, desired, judged
 from .names import printable, slice_name
-from .policy import HOME_ROOT, WORKSPACES_ROOT, Policy, User
+from .policy import HOME_ROOT, WORKSPACES_ROOT, User
 from .protocol import BROKER
 from .sizes import format_size
 
@@ -129,42 +130,38 @@ def _quota_write(server: Server) -> Outcome:
     )
 
 
-def of_homes(policy: Policy, size: int) -> Capacity:
-    """Return what the quotas promise of a disk of ``size`` bytes for the homes."""
-    disk = Disk("home", policy.home_root, size, size, capacity.homes(policy))
-    return capacity.judge(disk, policy.disks.overcommit)
-
-
-def overcommit(policy: Policy, size: int) -> Outcome:
-    """Compare the quotas with the ``size`` of the disk (bytes) that they are promised of."""
-    given = of_homes(policy, size)
-    total = given.promised
-    too_large = [user.name for user in policy.users if user.quota.hard > size]
-    said = f"{format_size(total)} promised of {format_size(size)}"
+def overcommit(surveyed: Iterable[Capacity]) -> Outcome:
+    """Judge what was promised of all disks whose size is known; a disk that is missing has its own check."""
+    disks = [one for one in surveyed if one.space.size]
+    too_large = [
+        f"{capacity.some(one.too_large)} on {one.mount} ({format_size(one.space.size)})"
+        for one in disks
+        if one.too_large
+    ]
     if too_large:
-        detail = f"the quota of {', '.join(too_large)} is larger than the disk ({format_size(size)})"
+        detail = f"more was promised than the disk is to {'; '.join(too_large)}"
         return Outcome(FAIL, detail, "Lower it, or enlarge the disk.")
-    if given.unbounded:
-        who = ", ".join(given.unbounded)
-        return Outcome(WARN, f"{said}; no limit for {who}", "Give everybody a hard quota.")
-    if given.level == capacity.OVERCOMMITTED:
-        return Outcome(
-            WARN, f"{said}, {round(total / size * 100)} %", "Not all can use their quotas at the same time."
-        )
-    return Outcome(PASS, said)
+    said = "; ".join(f"{one.mount}: {one.given}{_unbounded(one)}" for one in disks)
+    if any(one.overcommitted for one in disks):
+        return Outcome(WARN, said, "Not all can use what they were promised at the same time.")
+    if any(one.role == "home" and one.unbounded for one in disks):
+        return Outcome(WARN, said, "Give everybody a hard quota.")
+    return Outcome(PASS, said or "the size of no disk is known")
+
+
+def _unbounded(one: Capacity) -> str:
+    return f", no limit for {capacity.some(one.unbounded)}" if one.unbounded else ""
 
 
 def _overcommit(server: Server) -> Outcome:
-    numbers = os.statvfs(HOME_ROOT)
-    return overcommit(server.policy, numbers.f_blocks * numbers.f_frsize)
+    return overcommit(capacity.survey(server.policy, storage.spaces(server.policy, server.mounts)))
 
 
 def fullness(point: str) -> tuple[float, float]:
     """Return the shares (0 to 1) of the blocks and of the inodes of a file system that are used, as df(1)."""
     numbers = os.statvfs(point)
-    used = numbers.f_blocks - numbers.f_bfree
-    space = used / (used + numbers.f_bavail) if used + numbers.f_bavail else 0.0
-    return space, 1 - numbers.f_favail / numbers.f_files if numbers.f_files else 0.0
+    inodes = 1 - numbers.f_favail / numbers.f_files if numbers.f_files else 0.0
+    return watermarks.look(point).share, inodes
 
 
 def _space(server: Server) -> Outcome:
@@ -331,7 +328,9 @@ def unit_texts(user: User) -> dict[str, str]:
     cpus, memory, pids = user.limits.cpus, user.limits.memory, user.limits.pids
     return dict(
         [
-            slices.user_unit(user.name, user.uid, cpus=cpus, memory=memory, pids=pids),
+            slices.user_unit(
+                user.name, user.uid, cpus=cpus, memory=memory, pids=pids, existing=user.existing
+            ),
             slices.session_unit(user.uid, cpus=cpus, memory=memory, pids=pids),
         ]
     )

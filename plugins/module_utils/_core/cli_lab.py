@@ -61,6 +61,9 @@ def _status(call: Call) -> int:
     from . import overview
 
     seen = overview.look(_policy())
+    if call.options.html:
+        _page(call, seen)
+        return 0
     if call.json:
         call.answer(seen)
         return 0
@@ -73,6 +76,25 @@ def _status(call: Call) -> int:
     for label, text in _facts(seen):
         _wrapped(call, label, text)
     return 0
+
+
+def _page(call: Call, seen: Mapping[str, Any]) -> None:
+    from .page import page
+
+    if call.options.html == "-":
+        call.out.write(page(seen))
+        return
+    path = os.path.abspath(call.options.html)
+    # It tells what everybody uses: for root, until an admin gives the file to others, which is kept.
+    hostfiles.write_text(path, page(seen), 0o600)
+    if call.json:
+        call.answer({"written": path})
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--html", metavar="PATH", default="", help="write a page for a browser to a file; - to the output"
+    )
 
 
 def _attention(call: Call, found: Sequence[Mapping[str, str]]) -> None:
@@ -103,11 +125,7 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
     running = overview.running(seen["containers"])
     found = [("docker", _docker(seen) if docker["answers"] else f"does not answer: {docker['problem']}")]
     found.append(("users", _users_line(seen)))
-    given = seen["overcommit"]
-    promised = f"{format_size(given['promised'])} promised of {format_size(given['size'])}"
-    if given["unlimited"]:
-        promised += f"; no limit for {', '.join(given['unlimited'])}"
-    found.append(("quotas", promised))
+    found += [("promised" if number == 0 else "", text) for number, text in enumerate(_promised(seen))]
     found += cli_backup.fact(seen["backup"])
     for name, projects in sorted(running.items()):
         found.append((fit(name, _LABEL - 1), ", ".join(projects)))
@@ -127,6 +145,19 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
     none = "none: all declared projects are as declared" if docker["answers"] else "not known"
     found.append(("drift", ", ".join(drifted) or none))
     return found
+
+
+def _promised(seen: Mapping[str, Any]) -> list[str]:
+    """Return what was promised of each disk whose size is known, a line each."""
+    from .capacity import some
+
+    told = []
+    for one in seen["storage"]["capacity"]:
+        if one["size"]:
+            promised, size = format_size(one["promised"]), format_size(one["size"])
+            free = f"; no limit for {some(one['unbounded'], 3)}" if one["unbounded"] else ""
+            told.append(f"{one['mount']} {promised} of {size} ({one['ratio']:.2g} times){free}")
+    return told
 
 
 def _docker(seen: Mapping[str, Any]) -> str:
@@ -396,10 +427,12 @@ COMMANDS: tuple[Command, ...] = (
         ("lab", "status"),
         "show the server at a glance",
         "For root. Show what needs a hand first, then disks, Docker, users near their quotas, the containers "
-        "that run, timers, who left, and which declared projects differ from the inventory.",
-        "lab status",
+        "that run, timers, who left, and which declared projects differ from the inventory. With --html the "
+        "same, and each user, container, image and GPU, as one page for a browser or a printer.",
+        "lab status --html /root/lab.html",
         _status,
         named=False,
+        arguments=_status_arguments,
     ),
     Command(
         ("lab", "users"),

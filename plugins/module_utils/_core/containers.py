@@ -844,7 +844,7 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
 
         def add(path: str, content: str | None, mode: int, owner: int, link: str = "") -> None:
             member = tarfile.TarInfo(path.lstrip("/"))
-            member.mode, member.uid, member.gid = mode, owner, owner
+            member.mode, member.uid, member.gid = mode, owner, spec.gid if owner == spec.uid else owner
             if link:
                 member.type, member.linkname = tarfile.SYMTYPE, link
                 archive.addfile(member)

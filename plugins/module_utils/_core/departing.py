@@ -107,6 +107,10 @@ class Host:
         unit = hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(uid)))
         return slices.holder(unit or "") == self._name
 
+    def _is_foreign(self) -> bool:
+        unit = hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(self._uid)))
+        return slices.foreign(unit or "")
+
     def load(self, uid: int) -> Record | None:
         """Return what was done before."""
         text = state.read_record(_record(uid))
@@ -302,6 +306,9 @@ class Host:
         return sorted(tag for image in listed for tag in image.get("RepoTags") or [])
 
     def _has_account(self) -> bool:
+        """Whether there is an account that is ours to remove."""
+        if self._is_foreign():
+            return False
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(self._name).pw_uid == self._uid
         return False
@@ -321,7 +328,7 @@ class Host:
         if self._has_account():
             hostfiles.run(("userdel", self._name))
         # userdel(8) leaves the private group where login.defs says so.
-        if hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout:
+        if not self._is_foreign() and hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout:
             hostfiles.run(("groupdel", self._name))
 
     def _remove_tree(self, path: str) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LabError(Exception):
     """An error that a person can act on.
@@ -38,3 +40,12 @@ class EngineError(LabError):
 
 class HostError(LabError):
     """A tool or a file system of the host is missing or failed."""
+
+
+def together(mistakes: Sequence[InvalidInput], most: int = 10) -> InvalidInput:
+    """Return one error that says the ``mistakes``, of more than ``most`` the first and their number."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    text = " ".join(str(mistake) for mistake in mistakes[:most])
+    left = len(mistakes) - most
+    return InvalidInput(text, f"And {left} more of the kind." if left > 0 else "")

@@ -29,9 +29,14 @@ def text(seen: Mapping[str, Any]) -> str:
         [({"unit": one["name"]}, one["active"] == "failed") for one in seen["units"]],
     )
     lines += _users(seen["users"])
-    given = seen["overcommit"]
-    lines += _metric("quota_promised_bytes", "Hard quotas of all users together.", [({}, given["promised"])])
-    lines += _metric("quota_disk_bytes", "Size of the disk of the homes.", [({}, given["size"])])
+    known = [one for one in seen["storage"]["capacity"] if one["size"]]
+    for name, words, key in (
+        ("disk_promised_bytes", "What quotas and sizes promise of a disk.", "promised"),
+        ("disk_bytes", "The size of a disk.", "size"),
+        ("disk_used_bytes", "What of it is in use.", "used"),
+        ("disk_available_bytes", "What users may still fill.", "available"),
+    ):
+        lines += _metric(name, words, [({"mount": one["mount"]}, one[key]) for one in known])
     lines += _backups(seen["backup"])
     if docker:
         lines += _docker(seen)

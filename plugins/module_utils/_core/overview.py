@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import accounts, audit, backup, checks_host, mounts, report, room, units
+from . import accounts, audit, backup, checks_host, mounts, report, room, slices, units, watermarks
 from .accounts import Account
 from .engine import DEFAULT_URL
 from .errors import LabError, NotFound
 from .inspection import desired
-from .names import printable
+from .names import printable, slice_name
 from .policy import Policy
 from .sizes import format_size
 
@@ -41,7 +41,7 @@ def look(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict
     seen["disks"] = _disks(policy)
     seen["units"], seen["units_problem"] = _units()
     seen["left"], seen["left_problem"] = _left(policy)
-    seen["overcommit"] = _overcommit(policy)
+    seen["overcommit"] = policy.disks.overcommit
     seen["backup"] = _backup(policy, seen["host"]["time"])
     seen["attention"] = attention(seen)
     return seen
@@ -55,16 +55,15 @@ def _disks(policy: Policy) -> list[dict[str, Any]]:
         mount = mounts.at(point, table)
         if mount is None:
             continue
-        numbers = os.statvfs(point)
+        there = watermarks.look(point)
         space, inodes = checks_host.fullness(point)
-        size = numbers.f_blocks * numbers.f_frsize
         found.append(
             {
                 "mount": point,
                 "device": mount.source,
                 "fstype": mount.fstype,
-                "size": size,
-                "used": size - numbers.f_bfree * numbers.f_frsize,
+                "size": there.size,
+                "used": there.used,
                 "space": space,
                 "inodes": inodes,
             }
@@ -99,14 +98,20 @@ def departed(policy: Policy, actual: accounts.Actual) -> list[dict[str, Any]]:
     """Return the accounts that were lab users here and are not declared any more."""
     gone = actual.known - {user.uid for user in policy.users}
     return [
-        {"name": account.name, "uid": account.uid, "home": account.home, "closed": _is_closed(account)}
+        {
+            "name": account.name,
+            "uid": account.uid,
+            "home": account.home,
+            "closed": _is_closed(account, actual.units.get(slice_name(account.uid), "")),
+        }
         for account in sorted(actual.users.values(), key=lambda account: account.uid)
         if account.uid in gone
     ]
 
 
-def _is_closed(account: Account) -> bool:
-    return account.closed or not account.local
+def _is_closed(account: Account, unit: str) -> bool:
+    """Whether nothing is left for us to close: an account of somebody else's is not ours to close."""
+    return account.closed or not account.local or slices.foreign(unit)
 
 
 def _backup(policy: Policy, now: float) -> dict[str, Any] | None:
@@ -118,17 +123,6 @@ def _backup(policy: Policy, now: float) -> dict[str, Any] | None:
         return {"users": [], "bad": [str(error)], "warn": []}
     bad, warn = backup.attention(policy.backup, found, now)
     return {"users": [asdict(one) for one in found], "bad": bad, "warn": warn}
-
-
-def _overcommit(policy: Policy) -> dict[str, Any]:
-    numbers = os.statvfs(policy.home_root)
-    judged = checks_host.of_homes(policy, numbers.f_blocks * numbers.f_frsize)
-    return {
-        "promised": judged.promised,
-        "size": judged.size,
-        "unlimited": list(judged.unbounded),
-        "allowed": policy.disks.overcommit,
-    }
 
 
 # ---- what needs a hand first -----------------------------------------------------------------------------
@@ -157,15 +151,17 @@ def attention(seen: Mapping[str, Any]) -> list[dict[str, str]]:
     warn += [f"{one['user']}/{one['name']} is not as declared: {one['reason']}" for one in drifted]
     orphans = [one["name"] for one in seen["containers"] if not one["user"]]
     warn += [f"{name} belongs to nobody in the policy" for name in orphans]
-    given = seen["overcommit"]
-    if given["size"] and given["promised"] > given["size"] * given["allowed"]:
-        promised, size = format_size(given["promised"]), format_size(given["size"])
-        warn.append(f"quotas promise {promised} of {size}")
+    warn += [_too_much(one) for one in seen["storage"]["capacity"] if one["overcommitted"]]
     return [
         {"level": level, "text": printable(text)}
         for level, texts in (("bad", bad), ("warn", warn))
         for text in texts
     ]
+
+
+def _too_much(disk: Mapping[str, Any]) -> str:
+    promised, size = format_size(disk["promised"]), format_size(disk["size"])
+    return f"{disk['mount']}: {promised} promised of {size} ({disk['ratio']:.2g} times)"
 
 
 def _must_run(unit: Mapping[str, Any]) -> bool:
@@ -227,8 +223,7 @@ def people(policy: Policy, url: str = DEFAULT_URL) -> dict[str, Any]:
     return {
         "users": [_person(user, seen, sessions) for user in seen["users"]],
         "left": [
-            {**one, "last_login": sessions.get(one["name"]), **_held(seen, one["uid"])}
-            for one in seen["left"]
+            {**one, "last_login": sessions.get(one["name"]), **held(seen, one["uid"])} for one in seen["left"]
         ],
         "logins_problem": problem,
         "docker": seen["docker"],
@@ -244,11 +239,11 @@ def _person(
         "share": share(user),
         "projects": projects,
         "last_login": sessions.get(user["name"]),
-        **_held(seen, user["uid"]),
+        **held(seen, user["uid"]),
     }
 
 
-def _held(seen: Mapping[str, Any], uid: int) -> dict[str, Any]:
+def held(seen: Mapping[str, Any], uid: int) -> dict[str, Any]:
     """Return what somebody holds in Docker; the size of images counts layers that several share each time."""
     own = [one for one in seen["containers"] if one["uid"] == uid]
     images = [one for one in seen["images"] if one["uid"] == uid]

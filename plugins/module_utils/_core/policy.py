@@ -21,13 +21,18 @@ from typing import Any, Callable, TypeVar
 from . import POLICY_PATH, backuprules, diskrules, gpurequests, liferules, names, objectrules, policy_gpus
 from .backuprules import BackupRules
 from .diskrules import DiskRules
-from .errors import HostError, InvalidInput, NotFound
+from .errors import HostError, InvalidInput, NotFound, together
 from .liferules import LifeRules
 from .objectrules import Endpoint
 from .policy_gpus import GpuPolicy
 from .sizes import format_size, parse_size
+from .userfiles import Row
 
 FORMAT = 1
+#: Whose an account is: made and kept by us, or somebody else's, such as that of a directory.
+LOCAL, EXISTING = ACCOUNTS = ("local", "existing")
+#: The gid of the group users (base-passwd), which directories like to give; others below 1000 give rights.
+_USERS_GID = 100
 HOME_ROOT = "/home"
 WORKSPACES_ROOT = "/home/.workspaces"
 #: Holds the kept homes of projects, on the file system of the homes, so that the same quota holds.
@@ -92,8 +97,8 @@ _PUBLIC_KEY = re.compile(
     r"(?:.* )?(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)|sk-(?:ssh-ed25519|ecdsa-sha2-nistp256)"
     r"@openssh\.com) [A-Za-z0-9+/]{32,}={0,3}(?: .*)?"
 )
-# Debian policy 9.2.2 gives 1000-59999 to ordinary accounts.
-_FIRST_ID, _LAST_ID = 1000, 59999
+#: Debian policy 9.2.2 gives 1000-59999 to ordinary accounts; numbers above are projects of shares.
+FIRST_ID, LAST_ID = 1000, 59999
 
 T = TypeVar("T")
 
@@ -155,7 +160,11 @@ class Group:
 
 @dataclass(frozen=True)
 class User:
-    """A lab user; limits and quota are the group's with the user's own overrides."""
+    """A lab user; limits and quota are the group's with the user's own overrides.
+
+    ``account`` is one of ACCOUNTS. ``main_group`` is the gid of an account that exists already; 0 for the
+    private group.
+    """
 
     name: str
     uid: int
@@ -164,11 +173,18 @@ class User:
     comment: str
     limits: Limits
     quota: Quota
+    account: str = LOCAL
+    main_group: int = 0
 
     @property
     def gid(self) -> int:
-        """The gid of the user's private group, the same number as the uid."""
-        return self.uid
+        """The gid of the user's main group: the private one has the same number as the uid."""
+        return self.main_group or self.uid
+
+    @property
+    def existing(self) -> bool:
+        """Whether the account is somebody else's, and not to be made, changed or closed."""
+        return self.account == EXISTING
 
     @property
     def home(self) -> str:
@@ -623,12 +639,30 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 def _unique(what: str, values: Iterable[tuple[object, str]]) -> None:
     seen: dict[object, str] = {}
+    mistakes = []
     for value, where in values:
         if value in seen:
-            raise InvalidInput(
-                f"{where}: {what} {value} is also that of {seen[value]}.", "Each must be there once."
+            mistakes.append(
+                InvalidInput(
+                    f"{where}: {what} {value} is also that of {seen[value]}.", "Each must be there once."
+                )
             )
-        seen[value] = where
+        seen.setdefault(value, where)
+    if mistakes:
+        raise together(mistakes)
+
+
+def _each(tables: Iterable[_Table], make: Callable[[_Table], T]) -> tuple[T, ...]:
+    """Return what ``make`` makes of each table; raise InvalidInput with what is wrong in all of them."""
+    made, mistakes = [], []
+    for table in tables:
+        try:
+            made.append(make(table))
+        except InvalidInput as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise together(mistakes)
+    return tuple(made)
 
 
 def _filesystem(role: str, table: _Table, data_root: str) -> Filesystem:
@@ -700,7 +734,7 @@ def _overlaps(one: str, other: str) -> bool:
 def _group(table: _Table) -> Group:
     group = Group(
         name=names.group_name(table.required("name"), table.at("name")),
-        gid=table.integer("gid", _FIRST_ID, _LAST_ID),
+        gid=table.integer("gid", FIRST_ID, LAST_ID),
         limits=_limits(table.table("limits", table.required("limits"))),
         quota=_quota(table.table("quota", table.required("quota"))),
     )
@@ -718,9 +752,19 @@ def _user(table: _Table, groups: Mapping[str, Group]) -> User:
                 f"{table.at(key)}: '{names.printable(value)}' is not in lab_groups.",
                 f"Use one of: {', '.join(sorted(groups)) or 'none is declared'}.",
             )
+    table.fill("", {"main_group": 0})
+    account = table.choice("account", ACCOUNTS, LOCAL)
+    main_group = table.integer("main_group", 0, (1 << 32) - 2)
+    if main_group and (account != EXISTING or (main_group < FIRST_ID and main_group != _USERS_GID)):
+        raise InvalidInput(
+            f"{table.at('main_group')}: {main_group} cannot be the main group of a lab user.",
+            f"Give the account one from {FIRST_ID} on where it is kept.",
+        )
     return User(
         name=name,
-        uid=table.integer("uid", _FIRST_ID, _LAST_ID),
+        account=account,
+        main_group=main_group,
+        uid=table.integer("uid", FIRST_ID, LAST_ID),
         group=group,
         groups=tuple(sorted(set(further) - {group})),
         comment=table.line("comment"),
@@ -970,10 +1014,13 @@ def _bridge_address(address: str, where: str) -> None:
         )
 
 
-def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]]:
-    """Return the policy in ``root``, whose keys begin with ``prefix``, and the ssh keys of its users."""
+def _read(root: _Table, prefix: str, rows: Iterable[Row] = ()) -> tuple[Policy, dict[str, tuple[str, ...]]]:
+    """Return the policy in ``root``, whose keys begin with ``prefix``, and the ssh keys of its users.
+
+    ``rows`` are further users.
+    """
     root.fill(prefix, _KEPT)
-    lab_gid = root.integer(prefix + "gid", _FIRST_ID, _LAST_ID)
+    lab_gid = root.integer(prefix + "gid", FIRST_ID, LAST_ID)
     data_root = root.path(prefix + "data_root", "/srv/data")
     file_systems = root.table(prefix + "filesystems")
     roles = [role for role in _DEFAULT_MOUNTS if role in file_systems.keys]
@@ -985,8 +1032,8 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
     group_tables = root.tables(prefix + "groups")
     groups = tuple(_group(table) for table in group_tables)
     by_group = {group.name: group for group in groups}
-    user_tables = root.tables(prefix + "users")
-    users = tuple(_user(table, by_group) for table in user_tables)
+    user_tables = root.tables(prefix + "users") + [_Table(row.user, row.where) for row in rows]
+    users = _each(user_tables, lambda table: _user(table, by_group))
     keys = {user.name: table.texts("ssh_keys") for user, table in zip(users, user_tables)}
     for table in user_tables:
         table.done()
@@ -1063,13 +1110,18 @@ def _read(root: _Table, prefix: str) -> tuple[Policy, dict[str, tuple[str, ...]]
 
 
 #: Variables of the inventory that concern the playbooks alone and are not part of the policy.
-_PLAYBOOK_VARIABLES = frozenset({"lab_docker_source", "lab_ca_certificates", "lab_policy"})
+_PLAYBOOK_VARIABLES = frozenset(
+    {"lab_docker_source", "lab_ca_certificates", "lab_users_from", "lab_directory_groups", "lab_policy"}
+)
 
 
-def from_inventory(variables: Mapping[str, object]) -> tuple[Policy, dict[str, tuple[str, ...]]]:
+def from_inventory(
+    variables: Mapping[str, object], rows: Iterable[Row] = ()
+) -> tuple[Policy, dict[str, tuple[str, ...]]]:
     """Return the policy that the ``lab_*`` variables mean, and each user's ssh public keys.
 
     ``variables`` may hold other variables, which are left alone; an unknown ``lab_*`` variable is an error.
+    ``rows`` are the users in the files of ``lab_users_from`` (``userfiles.read``).
     Raises InvalidInput, which names the variable and the fix.
     """
     mine = {
@@ -1085,7 +1137,7 @@ def from_inventory(variables: Mapping[str, object]) -> tuple[Policy, dict[str, t
     for number, path in enumerate(playbook.texts("lab_ca_certificates")):
         if not path:
             raise InvalidInput(f"lab_ca_certificates[{number}] is empty.", "Name a PEM file.")
-    policy, keys = _read(root, "lab_")
+    policy, keys = _read(root, "lab_", rows)
     root.done()
     return policy, keys
 

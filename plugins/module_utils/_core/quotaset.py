@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import capacity, mounts, quota
+from . import capacity, mounts, quota, watermarks
 from .errors import HostError
 from .items import ItemResult
 from .policy import Quota
@@ -188,16 +188,6 @@ def _promised(path: str, wanted: Sequence[Wanted], common: Common) -> str:
     """Return a sentence where more of the homes is promised than is allowed, or ''."""
     if not common.overcommit:
         return ""
-    try:
-        numbers = os.statvfs(path)
-    except OSError:
-        return ""
-    disk = capacity.Disk(
-        role="home",
-        mount=path,
-        size=numbers.f_frsize * numbers.f_blocks,
-        available=numbers.f_frsize * numbers.f_bavail,
-        promises=tuple(capacity.Promise(one.name, one.quota.hard) for one in wanted),
-    )
-    judged = capacity.judge(disk, common.overcommit)
+    promises = tuple(capacity.Promise(one.name, one.quota.hard) for one in wanted)
+    judged = capacity.judge(capacity.Disk("home", path, watermarks.look(path), promises), common.overcommit)
     return judged.sentence if judged.level == capacity.OVERCOMMITTED else ""

@@ -9,7 +9,6 @@ Sizes are bytes, times seconds since 1970.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -115,7 +114,7 @@ def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
         usage=usage,
         usage_problem=usage_problem,
         folders=folders,
-        filesystems=[_filesystem(one.role, one.mount, table) for one in policy.filesystems],
+        filesystems=storage.spaces(policy, table),
         storage_problems=storage.check_mounts(policy, table),
         docker=_docker(policy, url, sizes, packages),
         gpus=gpus.look(),
@@ -148,19 +147,6 @@ def _layers(policy: Policy) -> dict[str, Usage]:
         return {user.name: quota.read(device, quota.USER, user.uid) for user in policy.users}
     except LabError:
         return {}
-
-
-def _filesystem(role: str, point: str, table: Sequence[mounts.Mount]) -> dict[str, Any]:
-    """Return how full a file system is, by statvfs(3); with zeros where it is not mounted."""
-    mount = mounts.at(point, table)
-    shown: dict[str, Any] = {"role": role, "mount": point, "mounted": mount is not None}
-    shown["device"], shown["fstype"] = (mount.source, mount.fstype) if mount else ("", "")
-    numbers = os.statvfs(point) if mount else None
-    unit = numbers.f_frsize if numbers else 0
-    for key, blocks in (("size", "f_blocks"), ("free", "f_bfree"), ("available", "f_bavail")):
-        shown[key] = unit * int(getattr(numbers, blocks, 0))
-    shown["inodes"], shown["inodes_free"] = (numbers.f_files, numbers.f_ffree) if numbers else (0, 0)
-    return shown
 
 
 def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:

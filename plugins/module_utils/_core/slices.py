@@ -51,12 +51,18 @@ def _limits(cpus: float, memory: int, pids: int) -> str:
 _OF_USER = "Description=Containers of the lab user "
 
 
-def user_unit(name: str, uid: int, *, cpus: float, memory: int, pids: int) -> tuple[str, str]:
+_FOREIGN = "# The account is not lab.server's.\n"
+
+
+def user_unit(
+    name: str, uid: int, *, cpus: float, memory: int, pids: int, existing: bool = False
+) -> tuple[str, str]:
     """Return (file name, text) of the slice of a user; ``memory`` in bytes, ``cpus`` in cores.
 
+    ``existing`` is noted for the time after, when nobody declares the user any more.
     Memory is without swap, as in the containers themselves (systemd.resource-control(5)).
     """
-    head = f"{_HEAD}{_OF_USER}{printable(name)}\n"
+    head = f"{_HEAD}{_OF_USER}{printable(name)}\n{_FOREIGN if existing else ''}"
     return slice_name(uid), head + _limits(cpus, memory, pids)
 
 
@@ -70,6 +76,11 @@ def holder(text: str) -> str:
     """Return the name of the user in the text of a slice of ours, or ""."""
     lines = text.splitlines()
     return next((line[len(_OF_USER) :] for line in lines if line.startswith(_OF_USER)), "")
+
+
+def foreign(text: str) -> bool:
+    """Say whether the account of the user in the text of a slice of ours is somebody else's."""
+    return _FOREIGN in text
 
 
 def properties(text: str) -> list[str]:

@@ -14,12 +14,13 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import hostfiles, mounts, quota, quotable, state, units
 from .errors import HostError, InvalidInput, LabError
 from .items import ItemResult
 from .mounts import Mount
-from .policy import Filesystem, Policy
+from .policy import HOME_ROOT, Filesystem, Policy
 
 FSTAB = "/etc/fstab"
 
@@ -506,3 +507,25 @@ def check_mounts(policy: Policy, table: Sequence[Mount] | None = None) -> list[s
     if state.is_moving():
         return ["The shared data are being moved to another disk. Try again when that is done."]
     return [sentence for filesystem in policy.filesystems for sentence in _state(filesystem, table)]
+
+
+def spaces(policy: Policy, table: Sequence[Mount]) -> list[dict[str, Any]]:
+    """Return how full each file system of the policy is, by statvfs(3); with zeros where it is not mounted.
+
+    The homes are always among them: where the policy leaves them to somebody else, by what holds them.
+    """
+    found = [_space(one.role, one.mount, mounts.at(one.mount, table)) for one in policy.filesystems]
+    if all(one.role != "home" for one in policy.filesystems):
+        found.append(_space("home", HOME_ROOT, mounts.holding(HOME_ROOT, table)))
+    return found
+
+
+def _space(role: str, point: str, mount: Mount | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": role, "mount": point, "mounted": mount is not None}
+    shown["device"], shown["fstype"] = (mount.source, mount.fstype) if mount else ("", "")
+    numbers = os.statvfs(point) if mount else None
+    unit = numbers.f_frsize if numbers else 0
+    for key, blocks in (("size", "f_blocks"), ("free", "f_bfree"), ("available", "f_bavail")):
+        shown[key] = unit * int(getattr(numbers, blocks, 0))
+    shown["inodes"], shown["inodes_free"] = (numbers.f_files, numbers.f_ffree) if numbers else (0, 0)
+    return shown

@@ -5,26 +5,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
-from .capacity import used_percent
+from .capacity import Space
 from .diskrules import DiskRules
 from .errors import Refused
 from .policy import Policy
 from .sizes import format_size
-
-
-@dataclass(frozen=True)
-class Space:
-    """How large a file system is, and how much of it users may still fill, in bytes; zeros if unknown."""
-
-    size: int = 0
-    available: int = 0
-
-    @property
-    def used(self) -> int:
-        """Per cent in use, rounded down."""
-        return used_percent(self.size, self.available)
 
 
 def look(path: str) -> Space:
@@ -33,25 +19,27 @@ def look(path: str) -> Space:
         numbers = os.statvfs(path)
     except OSError:
         return Space()
-    return Space(numbers.f_frsize * numbers.f_blocks, numbers.f_frsize * numbers.f_bavail)
+    unit = numbers.f_frsize
+    used = numbers.f_blocks - numbers.f_bfree
+    return Space(unit * numbers.f_blocks, unit * used, unit * numbers.f_bavail)
 
 
 def refusal(rules: DiskRules, space: Space) -> str:
     """Return why nothing is begun on a disk that is as full as this, without a full stop, or ''."""
-    if space.used < rules.refuse:
+    if space.percent < rules.refuse:
         return ""
     return (
-        f"Docker's disk is {space.used} % full ({format_size(space.available)} left), and from "
+        f"Docker's disk is {space.percent} % full ({format_size(space.available)} left), and from "
         f"{rules.refuse} % on nothing new is begun"
     )
 
 
 def warning(rules: DiskRules, space: Space) -> str:
     """Return a sentence for a disk that fills, or ''."""
-    if not rules.warn <= space.used < rules.refuse:
+    if not rules.warn <= space.percent < rules.refuse:
         return ""
     return (
-        f"Docker's disk is {space.used} % full; from {rules.refuse} % on no build or launch is begun. "
+        f"Docker's disk is {space.percent} % full; from {rules.refuse} % on no build or launch is begun. "
         f"Older images can go: image remove NAME. Ask {rules.ask} for more."
     )
 
@@ -74,6 +62,6 @@ def check(policy: Policy) -> list[str]:
 def watch(policy: Policy) -> str:
     """Return why a build that runs has to end, without a full stop, or ''."""
     rules, space = policy.disks, look(policy.docker_root)
-    if space.used < rules.refuse:
+    if space.percent < rules.refuse:
         return ""
-    return f"it was stopped, as Docker's disk was {space.used} % full. {advice(rules)}"
+    return f"it was stopped, as Docker's disk was {space.percent} % full. {advice(rules)}"

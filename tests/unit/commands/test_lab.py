@@ -60,6 +60,7 @@ def seen(lab: Policy, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         disk: float = 0.3,
         unit: str = "active",
         left: bool = False,
+        home: int = 100 << 10,
         problems: tuple[str, ...] = (),
     ) -> None:
         there = [container(lab, "alice", "thesis"), container(lab, "bob", "net", "exited")]
@@ -70,7 +71,16 @@ def seen(lab: Policy, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             {"alice": usage, "bob": Usage(0, 0, LIMIT)},
             "",
             {user.name: Folders() for user in lab.users},
-            (),
+            [
+                {
+                    "role": role,
+                    "mount": point,
+                    "size": size << 20,
+                    "free": size << 20,
+                    "available": size << 20,
+                }
+                for role, point, size in (("home", "/home", home), ("docker", "/var/lib/docker", 100 << 10))
+            ],
             problems,
             docker or Docker(snapshot=snapshot),
         )
@@ -133,6 +143,7 @@ def test_a_server_that_is_well_fits_a_screen(admin: Run, seen: Callable[..., Non
         ({"unit": "failed"}, "bad", "docker.service failed"),
         ({"unit": "inactive"}, "warn", "docker.service is not active"),
         ({"left": True}, "warn", "eve left, and the account is open"),
+        ({"home": 300}, "warn", "/home: 500M promised of 300M (1.7 times)"),
         ({"docker": Docker(problem="It does not answer.")}, "bad", "Docker: It does not answer."),
         ({"problems": ("/srv/data is not mounted.",)}, "bad", "/srv/data is not mounted."),
         (
@@ -158,7 +169,30 @@ def test_what_needs_a_hand_comes_first(
 
 
 def test_nothing_is_said_to_need_a_hand_where_nothing_does(seen: Callable[..., None], lab: Policy) -> None:
-    assert [one for one in overview.look(lab)["attention"] if "quotas promise" not in one["text"]] == []
+    assert overview.look(lab)["attention"] == []
+
+
+def test_the_page_is_written_for_root_alone(
+    admin: Run, seen: Callable[..., None], tmp_path: Path, run: Run
+) -> None:
+    seen(used=0.96)
+    place = tmp_path / "lab.html"
+    (tmp_path / "other").write_text("mine")
+    place.symlink_to(tmp_path / "other")
+    code, out, _err = admin("lab", "status", "--html", str(place))
+    text = place.read_text()
+    assert (code, out) == (0, "") and "alice has used 96 % of the quota" in text and "bob/net" in text
+    # A link that somebody put there was replaced, not followed, and what the page tells is not for all.
+    assert (tmp_path / "other").read_text() == "mine"
+    fresh = tmp_path / "fresh.html"
+    assert json.loads(admin("lab", "status", "--html", str(fresh), "--json")[1]) == {"written": str(fresh)}
+    assert fresh.stat().st_mode & 0o777 == 0o600
+    # Whom an admin lets read it still may when it is written again.
+    fresh.chmod(0o640)
+    admin("lab", "status", "--html", str(fresh))
+    assert fresh.stat().st_mode & 0o777 == 0o640
+    code, out, _err = admin("lab", "status", "--html", "-")
+    assert code == 0 and out.startswith("<!DOCTYPE html>") and out.endswith("</html>\n")
 
 
 # ---- lab metrics -----------------------------------------------------------------------------------------
