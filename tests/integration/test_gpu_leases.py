@@ -12,13 +12,20 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     broker,
     containers,
+    ending,
+    events,
+    gpuhandover,
     gpuleases,
+    gpurequests,
+    gpureserve,
     images,
+    notices,
     state,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
@@ -510,3 +517,77 @@ def test_gpu_list_tells_who_has_what_without_names(engine, policy, alice, bob, t
         assert asked("gpu-why", user, "", gpus="7")["now"]
         answer = asked("gpu-why", user, "", gpus="8")
         assert not answer["now"] and answer["later"]
+
+
+# Reserved for a time
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Return a function that lets hours pass, with the server's look after each ten minutes."""
+    now, up = [time.time()], [1e6]
+    told = SimpleNamespace(
+        time=lambda: now[0],
+        clock_gettime=lambda _clock: up[0],
+        sleep=lambda _seconds: None,
+        CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
+    )
+    for module in (gpuleases, gpureserve, gpuhandover):
+        monkeypatch.setattr(module, "time", told)
+    monkeypatch.setattr(ending, "time", SimpleNamespace(**{**vars(told), "monotonic": time.monotonic}))
+    for module in (ending, notices):
+        monkeypatch.setattr(module, "NOTICES", str(tmp_path / "notices"))
+
+    def go_on(engine, policy, hours):
+        found = []
+        for _number in range(int(hours * 6)):
+            now[0], up[0] = now[0] + 600, up[0] + 600
+            found = ending.tick(engine, policy)
+            assert not any(one.problem for one in found)
+        return found
+
+    go_on.now = now
+    return go_on
+
+
+def test_gpus_are_handed_over_to_who_reserved_them_and_back(
+    engine, policy, alice, bob, inside, train, devices, launch, clock
+):
+    rules = policies.policy_gpus.ReserveRules(gpus=8, notice_hours=1)
+    policy = replace(policy, gpu=replace(policy.gpu, reserve=rules))
+    for user in (alice, bob):
+        train(user)
+    had = containers.launch(engine, policy, alice, "train", own=ALL).facts
+    inside(alice, "train", "echo work > /tmp/mine")
+    wanted = gpurequests.parse("2")
+    length, inventory = 3 * 3600.0, gpuleases.inventory
+    with pytest.raises(Refused, match="told 1 h before"):
+        gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3600, length, inventory)
+    gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3 * 3600, length, inventory)
+    # Alice is told, at the earliest when the notice begins, and stopped when the window does.
+    clock(engine, policy, 1.5)
+    assert notices.notices(alice.uid) == {}
+    clock(engine, policy, 1)
+    told = notices.notices(alice.uid)["train"]
+    assert told["firm"] and "reserved for somebody else" in notices.advice(told, "train")
+    assert engine.inspect(had["id"])["State"]["Running"]
+    with pytest.raises(Busy):
+        containers.launch(engine, policy, bob, "train", own=OwnWishes(gpus="2"))
+    (done,) = [one for one in clock(engine, policy, 0.5) if one.name == "train._.2001"]
+    assert (done.decision.do, done.decision.about) == ("stop", "reserved")
+    assert not engine.inspect(had["id"])["State"]["Running"] and state.is_stopped("train._.2001")
+    (event,) = [one for one in events.read(alice.uid, "train") if one.what == "stopped"]
+    assert event.by == "limit" and "reserved for somebody else" in event.reason
+    # Bob has them, and is told until when; Alice cannot start hers meanwhile.
+    facts = containers.launch(engine, policy, bob, "train", own=OwnWishes(gpus="2")).facts
+    assert set(facts["gpus"]) <= set(had["gpus"]) and "reserved for you until" in " ".join(facts["notes"])
+    with pytest.raises(Busy):
+        containers.start(engine, policy, alice, "train")
+    clock(engine, policy, 3)
+    assert not engine.inspect(facts["id"])["State"]["Running"]
+    # Over: what she had is hers again, with all that was in it.
+    containers.start(engine, policy, alice, "train")
+    assert inside(alice, "train", "cat /tmp/mine").strip() == "work"
+    assert specs.given_gpus(engine.inspect(had["id"])) == sorted(had["gpus"])
+    with pytest.raises(Busy):
+        containers.start(engine, policy, bob, "train")

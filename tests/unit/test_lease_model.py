@@ -1,4 +1,4 @@
-"""Leases under everything that can happen: many launches, processes that die at any step, reboots, faults.
+"""Leases under everything that can happen: launches, reservations, processes that die, reboots, faults.
 
 A launch is taken apart into the steps between which another process can come in or this one can die. The
 engine is the model of Docker; the record of root's is kept in memory, and a write can be the last thing that
@@ -19,14 +19,18 @@ from unittest import mock
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    ending,
+    gpuhandover,
     gpuleases,
     gpuqueue,
     gpurequests,
+    gpureservations,
+    gpureserve,
     leases,
     names,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
-from ansible_collections.lab.server.plugins.module_utils._core.errors import Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import LabError, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
 from ansible_collections.lab.server.plugins.module_utils._core.leases import Lease
 from ansible_collections.lab.server.plugins.module_utils._core.plan import actual_of
@@ -34,7 +38,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.policy import Pol
 from docker_model import Model, PowerLoss, Row
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 ROUNDS = int(os.environ.get("LAB_TEST_LEASE_ROUNDS", "30"))
 LIMITS = {"containers": 50, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m"}
@@ -59,6 +63,7 @@ def policy() -> Policy:
             "lab_gpu": {
                 "shared_by": SHARED_BY,
                 "groups": {"students": {"container": 2}, "research": {"weight": 2}},
+                "reserve": {"gpus": 8, "ahead_days": 7, "hours": 12, "notice_hours": 1, "grace_minutes": 60},
             },
         }
     )
@@ -152,24 +157,44 @@ class Leases(RuleBasedStateMachine):
         self.boot = 0
         self.acting = 0
         self.late: list[Process] = []
-        self.now = 1000.0
+        # By the clock, and since the boot.
+        self.now, self.up = 1e9, 1000.0
+        #: Of a reservation that nothing of the kind befell since it was made, all is to come true.
+        self.undisturbed: set[int] = set()
+        self.calm = False
+        #: For how long containers were told of a hand-over, and when the last look was.
+        self.told: dict[str, float] = {}
+        self.looked: float | None = None
         self.stack = contextlib.ExitStack()
         clock = SimpleNamespace(
             time=lambda: self.now,
-            clock_gettime=lambda _clock: self.now,
+            clock_gettime=lambda _clock: self.up,
             sleep=lambda _seconds: None,
             CLOCK_BOOTTIME=7,
         )
-        for target, value in (
-            ("state", self.records),
-            ("time", clock),
-            ("this_process", lambda: f"{self.boot}.{self.acting}"),
-            ("alive", lambda maker: maker in self.alive()),
+        for module, target, value in (
+            (gpuleases, "state", self.records),
+            (gpuleases, "time", clock),
+            (gpuleases, "this_process", lambda: f"{self.boot}.{self.acting}"),
+            (gpuleases, "alive", lambda maker: maker in self.alive()),
+            (gpuleases, "of_this_boot", lambda maker: maker.startswith(f"{self.boot}.")),
+            (gpuleases, "inventory", self.inventory),
+            (gpureserve, "time", clock),
+            (gpuhandover, "time", clock),
+            (gpuhandover, "state", self.records),
+            (gpuhandover.events, "boot_id", lambda: str(self.boot)),
+            (ending, "stop", self.stop_by_server),
+            (ending, "journal", mock.Mock()),
         ):
-            self.stack.enter_context(mock.patch.object(gpuleases, target, value))
+            self.stack.enter_context(mock.patch.object(module, target, value))
         # One process acts at a time here; that the lock dies with its holder is the kernel's doing.
         no_lock = contextlib.nullcontext()
         self.stack.enter_context(mock.patch.object(gpuleases.locks, "hold", return_value=no_lock))
+
+    @initialize(calm=st.booleans())
+    def begin(self, calm: bool) -> None:
+        """On a calm server nothing breaks, so that what was reserved is to be had when it is."""
+        self.calm = calm
 
     def teardown(self) -> None:
         try:
@@ -189,6 +214,7 @@ class Leases(RuleBasedStateMachine):
         """Act as a process; with ``crash`` it dies at its so manyth write of a record."""
         self.acting, self.records.writes_left = number, crash
         self.now += 7
+        self.up += 7
         try:
             yield
         finally:
@@ -215,6 +241,9 @@ class Leases(RuleBasedStateMachine):
         waits=st.booleans(),
     )
     def launch(self, user: int, project: int, request: str, crash: int | None, waits: bool) -> None:
+        self.begin_launch(user, project, request, crash, waits)
+
+    def begin_launch(self, user: int, project: int, request: str, crash: int | None, waits: bool) -> None:
         who = self.policy.users[user]
         spec = self.spec(who, f"p{project}", request)
         if (
@@ -235,10 +264,22 @@ class Leases(RuleBasedStateMachine):
                 process.stage = "leased"
             self.processes[spec.name] = process
 
+    @rule(
+        user=st.integers(0, USERS - 1),
+        project=st.integers(0, 9),
+        request=st.sampled_from(["1", "2", "8", "1g.10gb", "shared"]),
+    )
+    def use(self, user: int, project: int, request: str) -> None:
+        """A launch from its beginning to its end."""
+        self.begin_launch(user, project, request, None, False)
+        self.finish_launches()
+
     @precondition(lambda self: self.processes)
     @rule(which=st.integers(0, 99), crash=st.none() | st.integers(0, 3))
     def step(self, which: int, crash: int | None) -> None:
-        holder = sorted(self.processes)[which % len(self.processes)]
+        self.step_of(sorted(self.processes)[which % len(self.processes)], crash)
+
+    def step_of(self, holder: str, crash: int | None) -> None:
         process = self.processes[holder]
         if process.stage == "waits":
             self.take_turn(process, crash)
@@ -280,6 +321,114 @@ class Leases(RuleBasedStateMachine):
         free = self.engine.named(name) is None and name not in self.processes
         if process.lease is not None and free:
             self.engine.made(process.spec.name, process.spec, process.lease)
+
+    # Reservations
+
+    @rule(
+        user=st.integers(0, USERS - 1),
+        request=st.sampled_from(REQUESTS),
+        ahead=st.integers(0, 16),
+        halves=st.integers(1, 8),
+        crash=st.none() | st.integers(0, 1),
+    )
+    def reserve(self, user: int, request: str, ahead: int, halves: int, crash: int | None) -> None:
+        self.reserve_some(user, request, ahead, halves, crash)
+
+    def reserve_some(self, user: int, request: str, ahead: int, halves: int, crash: int | None) -> None:
+        who, wanted = self.policy.users[user], gpurequests.parse(request)
+        start, length = self.now + 1800.0 * ahead, 1800.0 * halves
+        arguments = (self.engine, self.policy, who, wanted, start, length, self.inventory)
+        self.numbers += 1
+        with contextlib.suppress(Refused, PowerLoss), self.act(self.numbers, crash):
+            self.undisturbed.add(gpureserve.reserve(*arguments)["number"])
+
+    @rule(which=st.integers(0, 99))
+    def cancel(self, which: int) -> None:
+        found = gpuleases.read_reserved()
+        if found:
+            one = found[which % len(found)]
+            with contextlib.suppress(LabError):
+                user = self.policy.user_by_uid(one.uid)
+                gpureserve.cancel(self.engine, self.policy, one.number, user)
+
+    def stop_by_server(self, _engine: object, user: User, project: str, **_more: object) -> None:
+        row = self.engine.named(names.container_name(project, user.uid))
+        if row is not None:
+            self.engine.stop(row.id)
+
+    @rule(looks=st.integers(1, 18), crash=st.none() | st.integers(0, 3))
+    def pass_time(self, looks: int, crash: int | None) -> None:
+        """Time passes, and every ten minutes the server looks; it may fail to do so once."""
+        self.let_pass(looks, crash)
+
+    def let_pass(self, looks: int, crash: int | None) -> None:
+        for number in range(looks):
+            self.finish_launches()
+            self.now += 600
+            self.up += 600
+            self.numbers += 1
+            with contextlib.suppress(PowerLoss), self.act(self.numbers, crash if number == 0 else None):
+                self.look()
+            self.owners_have_what_they_reserved(looked=crash is None or number > 0)
+
+    @rule(
+        user=st.integers(0, USERS - 1),
+        request=st.sampled_from(REQUESTS),
+        ahead=st.integers(0, 8),
+        halves=st.integers(1, 8),
+    )
+    def keep_a_date(self, user: int, request: str, ahead: int, halves: int) -> None:
+        """Somebody reserves, others go on, and the owner comes when the window begins."""
+        self.reserve_some(user, request, ahead, halves, None)
+        for number in range(USERS):
+            self.begin_launch(number, number, "1", None, False)
+        self.let_pass(3 * ahead + 1, None)
+        self.begin_launch(user, 9, request, None, False)
+        self.finish_launches()
+
+    def finish_launches(self) -> None:
+        """No launch takes as long."""
+        for holder, process in list(self.processes.items()):
+            while holder in self.processes and process.stage != "waits":
+                self.step_of(holder, None)
+
+    def look(self) -> None:
+        gpuleases.forget_dead()
+        found, record = gpuhandover.look(self.engine, self.policy)
+        passed = 0.0 if self.looked is None else self.up - self.looked
+        keys = {f"{one.held.container} {one.end.number}": one for one in found}
+        told = {key: self.told[key] + passed if key in self.told else 0.0 for key in keys}
+        for key, one in keys.items():
+            # Whatever the clock says, nobody is stopped who was not told for as long as is promised.
+            assert one.left > 0 or told[key] >= one.end.notice
+            assert not ending._hand_over(self.engine, self.policy, one, check=False).problem
+        gpuhandover.keep(record)
+        self.told, self.looked = told, self.up
+
+    def owners_have_what_they_reserved(self, *, looked: bool) -> None:
+        rules, seen = self.policy.gpu.reserve, gpuleases.survey(self.engine, self.policy)
+        seen = gpuleases.settled(seen, self.policy, self.inventory(), write=False)
+        for one in seen.reserved:
+            if not gpureservations.stands(one, self.now, rules) or not one.is_on(self.now):
+                continue
+            if one.number not in self.undisturbed or not looked or not one.devices:
+                assert one.devices or one.number not in self.undisturbed
+                continue
+            if gpureservations.holds(seen.leases, one) or any(w.uid == one.uid for w in seen.waiting):
+                continue  # it has some of it, or another launch of its owner comes first
+            there = replace(seen, held=tuple(held for held in seen.held if not held.abandoned))
+            user, request = self.policy.user_by_uid(one.uid), gpurequests.parse(one.request)
+            limits = leases.bounds(self.policy, user)
+            with contextlib.suppress(leases.OverLimit):
+                arguments = (there, self.policy, user, "", request, self.inventory(), limits)
+                got = gpuleases._chosen(*arguments, last=True)
+                assert one.uuids.issuperset(got.uuids)
+
+    @precondition(lambda self: not self.calm)
+    @rule(minutes=st.sampled_from([-100000, -300, -61, 61, 300, 100000]))
+    def set_the_clock(self, minutes: int) -> None:
+        self.now += 60.0 * minutes
+        self.undisturbed.clear()
 
     # Ends
 
@@ -343,12 +492,16 @@ class Leases(RuleBasedStateMachine):
 
     # Faults
 
+    @precondition(lambda self: not self.calm)
     @rule(cut=st.sampled_from([0, 2, 4]), order=st.integers(0, 9))
     def reboot(self, cut: int, order: int) -> None:
         """All processes end; the GPUs are numbered anew and may be cut otherwise."""
         self.boot += 1
+        waiting = {holder: one for holder, one in self.processes.items() if one.stage == "waits"}
         self.processes.clear()
         self.late.clear()
+        self.undisturbed.clear()
+        self.up, self.looked = 10.0, None
         self.devices = layout(cut, order)
         running = [row for row in self.engine.rows.values() if row.live]
         for row in running:
@@ -356,14 +509,34 @@ class Leases(RuleBasedStateMachine):
         for row in running:
             if gpuleases.base_of(row.name) == row.name:
                 self.start_again(row)
+        self.wait_on(waiting)
 
+    def wait_on(self, waiting: dict[str, Process]) -> None:
+        """Who waited when the server went down waits on, in the place that it had."""
+        interrupted = {one.holder for one in gpuleases.interrupted()}
+        assert interrupted.issuperset(waiting)
+        for holder in sorted(interrupted):
+            if holder not in waiting:  # it was killed shortly before
+                gpuleases.leave(holder)
+                continue
+            self.numbers += 1
+            old = waiting[holder]
+            with contextlib.suppress(Refused), self.act(self.numbers):
+                request = gpurequests.parse(old.spec.gpus)
+                gpuleases.join(self.engine, self.policy, old.user, old.spec.project, request)
+                self.processes[holder] = Process(self.numbers, old.user, old.spec, "waits")
+        assert not gpuleases.interrupted()
+
+    @precondition(lambda self: not self.calm)
     @rule(card=st.integers(0, 7), healthy=st.booleans())
     def fall_off(self, card: int, healthy: bool) -> None:
         for one in list(self.devices.values()):
             if one.card == uuid(card):
+                self.undisturbed.clear()
                 problem = None if healthy else "it fell off the bus"
                 self.devices[one.uuid] = replace(one, healthy=healthy, problem=problem)
 
+    @precondition(lambda self: not self.calm)
     @rule(name=st.sampled_from(["gpus/leases.json", "gpus/usage.json", "gpus/queue.json"]))
     def lose_a_record(self, name: str) -> None:
         # Not while something is only in it: a process that makes a container is alive then.
@@ -412,6 +585,25 @@ class Leases(RuleBasedStateMachine):
         for uid, cost in held.items():
             assert cost <= self.policy.user_by_uid(uid).limits.gpus
 
+    @invariant()
+    def nothing_is_reserved_twice(self) -> None:
+        rules = self.policy.gpu.reserve
+        # As each decision settles it first: a clock that was put back may have brought one back.
+        seen = gpuleases.survey(self.engine, self.policy)
+        seen = gpuleases.settled(seen, self.policy, self.inventory(), write=False)
+        found = [one for one in seen.reserved if gpureservations.stands(one, self.now, rules)]
+        for number, one in enumerate(found):
+            for other in found[:number]:
+                for mine in one.devices if one.overlaps(other) else ():
+                    for theirs in other.devices:
+                        if mine.uuid == theirs.uuid:
+                            assert one.shared and other.shared
+                        else:
+                            assert mine.uuid != theirs.card and theirs.uuid != mine.card
+            for place in one.uuids if one.shared else ():
+                same = [other for other in found if place in other.uuids and other.is_on(one.start)]
+                assert len(same) <= SHARED_BY
+
     def nothing_is_lost(self) -> None:
         """When all is given up, all that is sound can be had again."""
         self.processes.clear()
@@ -423,6 +615,7 @@ class Leases(RuleBasedStateMachine):
         )
         stock = leases.Stock(self.inventory(), [])
         sound = sorted(one.uuid for one in self.inventory() if stock.is_sound(one))
+        gpuleases.write_reserved([])
         self.numbers += 1
         with self.act(self.numbers):
             for number, one in enumerate(sound):
@@ -479,4 +672,66 @@ def test_nobody_starves(seed: int) -> None:
                 break
     assert not waiting and served > 200
     # The stream lasts for 33 hours, but nobody needs the patience of a day.
+    assert longest < gpuqueue.PATIENCE
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nobody_starves_though_others_reserve_and_owners_come_on_time(seed: int) -> None:
+    """The same stream, of which a part reserves: who waits is served in time, owners at the minute."""
+    chance = random.Random(seed)
+    made = policy()
+    rules = made.gpu.reserve
+    devices = [Device(uuid(n), "GPU (simulated)", 80 << 30) for n in range(8)]
+    held: dict[str, tuple[Lease, float]] = {}
+    waiting: list[gpuqueue.Waiting] = []
+    reserved: list[gpureservations.Reservation] = []
+    usage, served, came, longest, now = gpuqueue.Usage(1.0), 0, 0, 0.0, 1.0
+    for number in range(2600):
+        now += 60
+        current = [lease for lease, _end in held.values()]
+        reserved = gpureservations.settle(reserved, devices, current, now, rules, SHARED_BY)
+        ends = gpureservations.ends(reserved, [(lease, 0.0) for lease in current], now, rules, SHARED_BY)
+        gone = {current[index].holder for index, end in ends.items() if end.at <= now}
+        held = {name: it for name, it in held.items() if it[1] > now and name not in gone}
+        current = [lease for lease, _end in held.values()]
+        usage = gpuqueue.aged(usage, current, now)
+        for one in [one for one in reserved if one.start <= now < one.start + 60]:
+            user = made.user_by_uid(one.uid)
+            kept = gpureservations.kept(reserved, current, now, rules, near=True)
+            limits = leases.Bounds(99, shared_by=SHARED_BY)
+            holder = names.container_name(f"own{one.number}", user.uid)
+            request = gpurequests.parse(one.request)
+            lease = leases.choose(request, holder, user.uid, devices, [*current, *kept], limits)
+            assert lease.uuids and one.uuids.issuperset(lease.uuids)
+            held[holder] = (lease, one.end)
+            current.append(lease)
+            came += 1
+        if number < 2000 and chance.random() < 0.02:
+            start = now + 60 * chance.randint(90, 600)
+            new = gpureservations.Reservation(
+                number, chance.choice(made.users).uid, str(chance.randint(1, 2)), start, start + 7200.0
+            )
+            taken = [gpureservations.booked(one) for one in reserved if one.overlaps(new)]
+            placed = gpureservations.place(new, devices, taken, SHARED_BY)
+            reserved += [placed] if placed is not None else []
+        if number < 2000 and len(waiting) < 40:
+            user = chance.choice(made.users)
+            request_text = "8" if user.limits.gpus == 8 and chance.random() < 0.02 else "1"
+            name = names.container_name(f"p{number}", user.uid)
+            waiting.append(gpuqueue.Waiting(name, user.uid, f"p{number}", request_text, now, "x"))
+        before: list[tuple[gpurequests.GpuRequest, str, int, leases.Bounds]] = []
+        for entry in list(gpuqueue.order(waiting, made, usage, now))[:12]:
+            limits = leases.bounds(made, made.user_by_uid(entry.uid))
+            request = gpurequests.parse(entry.request)
+            current = [lease for lease, _end in held.values()]
+            kept = gpureservations.kept(reserved, current, now, rules, near=True)
+            with contextlib.suppress(Refused):
+                aside = leases.set_aside(before, devices, [*current, *kept])
+                lease = leases.choose(request, entry.holder, entry.uid, devices, aside, limits)
+                held[entry.holder] = (lease, now + chance.randint(300, 3600))
+                waiting.remove(entry)
+                served, longest = served + 1, max(longest, now - entry.since)
+                continue
+            before.append((request, entry.holder, entry.uid, limits))
+    assert not waiting and served > 200 and came > 10
     assert longest < gpuqueue.PATIENCE

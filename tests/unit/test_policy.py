@@ -245,7 +245,11 @@ BAD_INPUT = [
         r"\.buckets\[0\]: '{home}' is no pattern of a bu",
     ),
     ("lab_object_storage", [{**_S3, "buckets": ["-{user}"]}], r"\.buckets\[0\]: '-a' is no name of a bucket"),
-    ("lab_gpu", {"shared": 2}, r"^lab_gpu\.shared: unknown key\. Use one of: groups, shared_by, users"),
+    (
+        "lab_gpu",
+        {"shared": 2},
+        r"^lab_gpu\.shared: unknown key\. Use one of: groups, reserve, shared_by",
+    ),
     ("lab_gpu", {"shared_by": 0}, r"^lab_gpu\.shared_by: expected a whole number from 1 to 64, not 0"),
     ("lab_gpu", {"groups": {"nobody": {}}}, r"^lab_gpu\.groups\.nobody: is not in lab_groups"),
     ("lab_gpu", {"users": {"mallory": {}}}, r"^lab_gpu\.users\.mallory: is not in lab_users"),

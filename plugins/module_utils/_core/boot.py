@@ -128,10 +128,18 @@ def bring_up(policy: Policy, connect: Callable[[], Any] = _connect) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program of ``lab-server-boot.service``. Returns 0 when all is up, 1 when to be tried again."""
-    del argv
+    """The program of ``lab-server-boot.service``. Returns 0 when all is up, 1 when to be tried again.
+
+    With ``--launch CONTAINER`` it goes on with a launch that waited for GPUs (``resuming``).
+    """
+    from . import resuming
+
+    given = list(sys.argv if argv is None else argv)[1:]
+    if len(given) == 2 and given[0] == resuming.OPTION:
+        return resuming.launch(given[1])
     try:
-        outcome = bring_up(load())
+        policy = load()
+        outcome = bring_up(policy)
     except (LabError, OSError, subprocess.SubprocessError) as error:
         say(str(error))
         with suppress(LabError, OSError):
@@ -142,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in outcome.started:
         journal.record(uid=0, user="root", verb="boot-start", container=name, outcome="done")
     say(f"{len(outcome.started)} container(s) started, {len(outcome.failed)} failed.")
+    with suppress(LabError, OSError):
+        for sentence in resuming.resume(policy):
+            say(sentence)
     with suppress(LabError, OSError):
         write_notice([])
     return 0

@@ -43,7 +43,8 @@ VERBS: dict[str, Verb] = {**verbs.VERBS, **verbs_image.VERBS, **verbs_container.
 DOCKER = "/usr/bin/docker"
 GROUP = "lab"
 
-_ENVIRONMENT = {
+#: What what runs as root for users has of an environment.
+ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -262,7 +263,7 @@ def _enter(
         # command, whatever it looks like (https://docs.docker.com/reference/cli/docker/container/exec/).
         where = arguments.index("exec") + 1
         arguments[where:where] = ["--detach-keys", _DETACH_KEYS, "--env", f"TERM={term}"]
-    _become(arguments, {**_ENVIRONMENT, "TERM": term}, descriptors)
+    _become(arguments, {**ENVIRONMENT, "TERM": term}, descriptors)
 
 
 def _become(
@@ -331,7 +332,7 @@ def _harden() -> tuple[str, str]:
     """
     identity, term = os.environ.get("SUDO_UID", ""), os.environ.get("TERM", "")
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     time.tzset()
     for descriptor in range(3):
         try:

@@ -168,9 +168,11 @@ class Progress:
 
 def say_end(out: Terminal, user: User, name: str) -> None:
     """Say when the container of a project comes to its end, where that was noticed, and how it is put off."""
-    remark = notices.remark(notices.notices(user.uid).get(name))
+    notice = notices.notices(user.uid).get(name)
+    remark = notices.remark(notice)
     if remark:
-        out.sentence(f"This container is {remark}. Put it off: container extend {name}", colour="warn")
+        advice = names.printable(notices.advice(notice, name))
+        out.sentence(f"This container is {remark}; {advice}", colour="warn")
 
 
 def told(facts: Mapping[str, Any], key: str) -> list[str]:

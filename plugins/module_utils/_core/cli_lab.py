@@ -3,7 +3,8 @@
 """The command ``lab``, for the admins of a server: how it stands, who uses it, what was done, what holds.
 
 It runs as root and reads the whole policy; whoever is not root gets one sentence. Nothing of it goes through
-the broker, which is for lab users. All of it only looks; what makes backups is in ``cli_backup``.
+the broker, which is for lab users. Most of it only looks; what reserves GPUs and makes backups is in
+``cli_lab_reserve`` and ``cli_backup``.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from . import (
     brought,
     events,
     gpuleases,
+    gpureserve,
     homes,
     image_install,
     images,
@@ -944,6 +945,7 @@ def launch(
             f"The image is newer than this container. To use it: container retire {project}, then launch."
         )
     notes += _unlike(project, now, own)
+    notes += gpureserve.until(policy, user, gpuleases.devices_of(now))
     if now.digest != spec.digest():
         notes.append(
             f"The policy changed since it was made. To follow it: container retire {project}, then launch."

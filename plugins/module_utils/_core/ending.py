@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The program of ``lab-server-lifecycle.service``: containers come to their end as the policy says.
 
-Each call looks at all of them, counts, and carries out what is decided (``lifecycle``). When each ends is
-written where its user can read it without asking root: for the greeting, and for ``container list``.
+Each call looks at all of them, counts, and carries out what is decided (``lifecycle``); so does who has GPUs
+that are reserved for somebody else (``gpuhandover``). When each ends is written where its user can read it
+without asking root: for the greeting, and for ``container list``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import STATE_DIRECTORY, events, journal, locks, names, safefs, sessions, state
+from . import STATE_DIRECTORY, events, gpuhandover, gpuleases, journal, locks, names, safefs, sessions, state
 from .boot import say
 from .containers import ContainerInfo, listing_all, retire, stop
 from .engine import Engine
 from .errors import HostError, LabError, NotFound
+from .gpuhandover import Handover
 from .lifecycle import (
     NOTHING,
+    NOTICE,
     RETIRE,
     STOP,
     Counted,
@@ -43,6 +46,9 @@ from .policy import Policy, User, load
 
 _RECORD = "lifecycle.json"
 _LOCK = "lifecycle"
+#: What a decision is about where GPUs are handed over.
+RESERVED = "reserved"
+_BETWEEN = 600.0  # seconds from one look to the next, by the timer
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,48 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
                 Ended(look.name, decision, "" if check else _do(engine, policy, user, info, decision))
             )
             told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
+        handed, heard = gpuhandover.look(engine, policy, check=check)
+        if not check:
+            gpuleases.forget_dead()
+        for one in handed:
+            ended.append(_hand_over(engine, policy, one, check=check))
+            _tell_first(told, one)
         if not check:
             # In this order: a notice that could not be published is not counted as one that stands.
             _publish({user.uid: told.get(user.uid, []) for user in policy.users})
             state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
+            gpuhandover.keep(heard)
     return ended
+
+
+def _hand_over(engine: Engine, policy: Policy, one: Handover, *, check: bool) -> Ended:
+    """Stop a container whose notice has stood, so that its GPUs are free for who reserved them."""
+    name, uid = one.held.lease.holder, one.held.lease.uid
+    decision = Decision(NOTICE if one.left > 0 else STOP, RESERVED, one.left)
+    if check or decision.do != STOP:
+        return Ended(name, decision)
+    try:
+        gpuleases.give_way(one.held, [str(item["Id"]) for item in engine.containers()])
+        if one.held.lease.live:
+            stop(engine, policy.user_by_uid(uid), one.project, by=events.LIMIT, why=one.end.why)
+    except LabError as error:
+        return Ended(name, decision, str(error))
+    journal.record(uid=0, user="root", verb="hand-over", container=name, owner=uid, outcome="done")
+    return Ended(name, decision)
+
+
+def _tell_first(told: dict[int, list[dict[str, Any]]], one: Handover) -> None:
+    """Add the notice of a hand-over to a user's, unless the container ends before that."""
+    mine = told.setdefault(one.held.lease.uid, [])
+    at = int(time.time() + one.left)
+    before = next((notice for notice in mine if notice["project"] == one.project), None)
+    if before is not None:
+        if before["at"] is not None and before["at"] <= at:
+            return
+        mine.remove(before)
+    mine.append(
+        {"project": one.project, "do": STOP, "at": at, "noticed": True, "why": one.end.why, "firm": True}
+    )
 
 
 def _do(engine: Engine, policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> str:
@@ -180,8 +223,11 @@ def put_off(
             counted[name] = longer
             boot, up = (record.boot, record.up) if record.boot else _now()
             state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
-            others = {key: one for key, one in notices(user.uid).items() if key != project}
-            _publish({user.uid: [*others.values(), notice]})
+            told = notices(user.uid)
+            firm = told.pop(project, {})
+            # When GPUs are handed over is nothing that their user puts off.
+            sooner = firm.get("firm") and (notice["at"] is None or firm["at"] <= notice["at"])
+            _publish({user.uid: [*told.values(), firm if sooner else notice]})
             events.record(user.uid, project, events.EXTENDED, events.USER)
     return {
         "changed": not check,
@@ -204,13 +250,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = load()
         with closing(Engine.connect()) as engine:
             ended = tick(engine, policy, check=check)
+            last = time.monotonic() + _BETWEEN
+            while not check and (left := _next(ended)) is not None and time.monotonic() + left < last:
+                # A window begins before the next look: its owner is not to wait for that.
+                time.sleep(left + 1)
+                _say_ended(ended, check=check)
+                ended = tick(engine, policy)
     except (LabError, OSError) as error:
         say(str(error))
         return 1
+    _say_ended(ended, check=check)
+    return 1 if any(one.problem for one in ended) else 0
+
+
+def _next(ended: Sequence[Ended]) -> float | None:
+    """Return in how many seconds the next GPUs are handed over; None where nobody was told of that."""
+    waits = [one.decision for one in ended if one.decision.about == RESERVED and one.decision.do == NOTICE]
+    return min((one.left for one in waits if one.left is not None), default=None)
+
+
+def _say_ended(ended: Sequence[Ended], *, check: bool) -> None:
     past = {STOP: "stopped", RETIRE: "retired"}
     for one in ended:
         if one.problem:
             say(f"{one.name} could not be {past[one.decision.do]}: {one.problem}")
         elif one.decision.do in past:
             say(f"{one.name} {'would be' if check else 'is'} {past[one.decision.do]} ({one.decision.about}).")
-    return 1 if any(one.problem for one in ended) else 0

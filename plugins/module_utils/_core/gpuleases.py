@@ -9,7 +9,7 @@ not agree, what Docker gave to the container decides. One lock (``gpus``) is hel
 A lease is held while its container is there and not retired, or, before there is one, while the process
 lives that makes it. Nothing has to be given back: a container that is gone holds nothing, and a process that
 died neither. One that was made but never started, by a process that died, is removed when its devices are
-needed.
+needed. One that gave way to a reservation (``give_way``) holds nothing while it does not run.
 """
 
 from __future__ import annotations
@@ -17,33 +17,36 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from . import gpuqueue, gpurequests, leases, locks, names, state
+from . import gpuqueue, gpurequests, gpureservations, gpus, leases, locks, names, state
 from .engine import Engine, ignore
-from .errors import InvalidInput, LabError, NotFound, Refused
+from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .gpudevices import Device
 from .gpuqueue import Usage, Waiting
+from .gpureservations import Reservation
 from .leases import Bounds, Busy, Given, Lease, OverLimit
 from .plan import Actual, actual_of
 from .policy import Policy, User
-from .processes import alive, this_process
+from .processes import alive, of_this_boot, this_process
 from .spec import LABEL_GPUS, ContainerSpec, given_gpus
 
 _LOCK = "gpus"
 _LEASES, _QUEUE, _USAGE = "gpus/leases.json", "gpus/queue.json", "gpus/usage.json"
+_RESERVED, _YIELDED = "gpus/reservations.json", "gpus/yielded.json"
+_MOST_RESERVED = 400  # that are remembered; of those that are over, the oldest are forgotten
 _PAUSE = 2.0  # seconds between two looks of one who waits
 # What a container is called while it replaces another, or is replaced.
 _SUFFIXES = (".next", ".previous")
 _MOST_WAITING = 16  # of one user
+_LONGEST_WAIT = 30 * 86400.0  # seconds that count after a reboot
 
 
 def inventory() -> list[Device]:
     """Return the devices of this server; raise a LabError that says why there are none."""
-    from . import gpus  # most containers have none, and are to start as soon
 
     return gpus.devices()
 
@@ -73,11 +76,12 @@ class _Record:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is held, who waits (next one first), and what was had lately, at one instant."""
+    """What is held, who waits (next one first), what was had lately, and reserved, at one instant."""
 
     held: tuple[Held, ...]
     waiting: tuple[Waiting, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    reserved: tuple[Reservation, ...] = ()
 
     @property
     def leases(self) -> list[Lease]:
@@ -102,19 +106,19 @@ def base_of(name: str) -> str:
 def survey(engine: Engine, policy: Policy) -> Survey:
     """Return who holds what and who waits. The caller decides on nothing that is not under the lock."""
     records = _read_leases()
-    held: list[Held] = []
-    for item in engine.containers():
-        found = _held_by(engine, item, records)
-        if found is not None:
-            held.append(found)
-    there = {(one.lease.holder, one.lease.devices) for one in held}
+    found = [_held_by(engine, item, records) for item in engine.containers()]
+    there = {(one.lease.holder, one.lease.devices) for one in found if one is not None}
+    yielded = _read_yielded()
+    held = [one for one in found if one is not None and (one.lease.live or one.container not in yielded)]
     for holder, record in records.items():
         if (holder, record.lease.devices) not in there and alive(record.maker):
             held.append(Held(record.lease, "", record.since, record.maker))
     waiting = [one for one in _read_queue() if alive(one.maker)]
     usage = _read_usage()
     ordered = gpuqueue.order(waiting, policy, usage, _up())
-    return Survey(tuple(held), tuple(ordered), usage)
+    known = {user.uid for user in policy.users}  # what somebody reserved who has left is for all again
+    reserved = tuple(one for one in read_reserved() if one.uid in known)
+    return Survey(tuple(held), tuple(ordered), usage, reserved)
 
 
 def _held_by(engine: Engine, item: dict[str, Any], records: dict[str, _Record]) -> Held | None:
@@ -186,7 +190,8 @@ def check_now(
     """Raise why a container could not have its GPUs now, before there is work done for it."""
     if spec.gpus:
         request, limits = gpurequests.parse(spec.gpus), leases.bounds(policy, user)
-        seen, found = survey(engine, policy), devices()
+        found = devices()
+        seen = settled(survey(engine, policy), policy, found, write=False)
         try:
             _chosen(seen, policy, user, spec.name, request, found, limits, last=True)
         except Busy:
@@ -208,13 +213,13 @@ def _give(
 ) -> Lease:
     """Choose and record a lease, under the lock. ``last``: all who wait go first."""
     limits = leases.bounds(policy, user)
-    seen = survey(engine, policy)
+    seen = settled(survey(engine, policy), policy, devices)
     try:
         lease = _chosen(seen, policy, user, holder, request, devices, limits, last=last)
     except Busy:
         if not _remove_abandoned(engine, seen, holder):
             raise
-        seen = survey(engine, policy)
+        seen = settled(survey(engine, policy), policy, devices)
         lease = _chosen(seen, policy, user, holder, request, devices, limits, last=last)
     _record(seen, lease)
     return lease
@@ -235,15 +240,18 @@ def _chosen(
     ahead = []
     if not mine:  # what is given to this container already is not wanted by those who wait
         ahead = _ahead(seen.waiting, policy, "" if last else holder)
-    kept = leases.set_aside(ahead, devices, seen.leases)
+    now, rules = time.time(), policy.gpu.reserve
+    reserved = gpureservations.kept(seen.reserved, seen.leases, now, rules, near=True)
+    kept = leases.set_aside(ahead, devices, [*seen.leases, *reserved])
+    later = gpureservations.later(seen.reserved, user.uid, now, rules)
     try:
-        return leases.choose(request, holder, user.uid, devices, kept, limits)
+        return leases.choose(request, holder, user.uid, devices, kept, limits, later)
     except Busy as error:
-        if not ahead:
-            raise
-        raise Busy(
-            f"{error.message} {len(ahead)} wait before you.", "Wait with them: project launch --wait."
-        ) from None
+        others = sum(len(one.devices) for one in reserved if user.uid not in one.kept_for)
+        told = f" {others} kept for reservations of others (gpu reserve --list)." if others else ""
+        waiting = f" {len(ahead)} wait before you." if ahead else ""
+        hint = "Wait with them: project launch --wait." if ahead else error.hint
+        raise Busy(f"{error.message}{told}{waiting}", hint) from None
 
 
 def _ahead(
@@ -319,9 +327,9 @@ def hold_again(
 ) -> None:
     """See to it that a container can be started with the devices that it was made with.
 
-    With ``user`` it does not hold them now, as one that was retired, and is to be within the limits again.
-    The caller holds the container's lock. With ``check`` nothing is given. Raises Refused, Busy, or why no
-    GPU can be used.
+    With ``user`` it does not hold them now, as one that was retired, and is to be within the limits again; so
+    is one that gave way to a reservation. The caller holds the container's lock. With ``check`` nothing is
+    given. Raises Refused, Busy, or why no GPU can be used.
     """
     if not actual.lease:
         return
@@ -329,7 +337,10 @@ def hold_again(
     lease = leases.parse(actual.lease, holder, uid)
     found = devices()
     with locks.hold(_LOCK, title="the GPUs"):
-        seen = survey(engine, policy)
+        yielded = _read_yielded()
+        if actual.id in yielded and not actual.live:
+            user = user or policy.user_by_uid(uid)
+        seen = settled(survey(engine, policy), policy, found, write=not check)
         try:
             _check_again(seen, policy, lease, found, user)
         except Busy:
@@ -339,10 +350,13 @@ def hold_again(
                 left = survey(engine, policy) if _remove_abandoned(engine, seen, holder) else seen
             if left == seen:
                 raise
-            seen = left
+            seen = settled(left, policy, found, write=not check)
             _check_again(seen, policy, lease, found, user)
-        if not check:
-            _record(seen, lease)
+        if check:
+            return
+        _record(seen, lease)
+        if actual.id in yielded:
+            _write_yielded(yielded - {actual.id})
 
 
 def _check_again(
@@ -358,8 +372,23 @@ def _check_again(
                 "(limit gpus).",
                 "Retire another container that has one first (gpu list shows yours).",
             )
-        others = leases.set_aside(_ahead(seen.waiting, policy, ""), devices, others)
+    now, near = time.time(), user is not None
+    reserved = [
+        one
+        for one in gpureservations.kept(seen.reserved, seen.leases, now, policy.gpu.reserve, near=near)
+        if lease.uid not in one.kept_for
+    ]
     leases.still_there(lease, devices, others, policy.gpu.shared_by)
+    try:
+        leases.still_there(lease, devices, [*others, *reserved], policy.gpu.shared_by)
+    except Busy:
+        raise Busy(
+            "Its GPU is reserved for somebody else.",
+            "See until when: gpu reserve --list. Or start a new one: container retire NAME, then launch it.",
+        ) from None
+    if user is not None:
+        waiting = leases.set_aside(_ahead(seen.waiting, policy, ""), devices, [*others, *reserved])
+        leases.still_there(lease, devices, waiting, policy.gpu.shared_by)
 
 
 def give_back(holder: str) -> None:
@@ -395,6 +424,46 @@ def give_back_unused(engine: Engine, policy: Policy, holder: str) -> None:
             give_back(holder)
 
 
+# Reservations
+
+
+def settled(seen: Survey, policy: Policy, devices: Sequence[Device], *, write: bool = True) -> Survey:
+    """Return what was found with the reservations as they are to be now; under the lock they are written."""
+    if not seen.reserved:
+        return seen
+    new = gpureservations.settle(
+        seen.reserved, devices, seen.leases, time.time(), policy.gpu.reserve, policy.gpu.shared_by
+    )
+    if write and tuple(new) != seen.reserved:
+        write_reserved(new)
+    return replace(seen, reserved=tuple(new))
+
+
+def kept_from(seen: Survey, policy: Policy, user: User) -> frozenset[str]:
+    """Return the devices (uuids) that are kept now for reservations of others than ``user``."""
+    kept = gpureservations.kept(seen.reserved, seen.leases, time.time(), policy.gpu.reserve, near=True)
+    return frozenset(uuid for one in kept if user.uid not in one.kept_for for uuid in one.uuids)
+
+
+def with_waiting(
+    seen: Survey, policy: Policy, devices: Sequence[Device], reserved: Sequence[Lease]
+) -> list[Lease]:
+    """Return what is held and reserved, and what must be left to those who wait."""
+    return leases.set_aside(_ahead(seen.waiting, policy, ""), devices, [*seen.leases, *reserved])
+
+
+def give_way(held: Held, there: Collection[str]) -> None:
+    """Remember that a container, which is to be stopped now, holds its GPUs no longer while it is down.
+
+    ``there``: the ids of all containers; what was remembered of others is forgotten.
+    """
+    with locks.hold(_LOCK, title="the GPUs"):
+        _write_yielded({*(_read_yielded() & set(there)), held.container})
+        records = _read_leases()
+        if records.pop(held.lease.holder, None) is not None:
+            _write_leases(records)
+
+
 # Wait
 
 
@@ -406,19 +475,26 @@ def wait(
     request: gpurequests.GpuRequest,
     devices: Callable[[], list[Device]],
     *,
+    words: Sequence[str] = (),
     progress: Callable[[str], None] = ignore,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Wait until the project's container can have its devices; they are its own then, to be made with.
 
-    Raises Refused for what can never be had, and when the place in the queue was given up (``leave``).
+    ``words``: see Waiting. While Docker does not answer the place is kept, also for after a reboot. Raises
+    Refused for what can never be had, and when the place in the queue was given up (``leave``).
     """
     holder = names.container_name(project, user.uid)
-    join(engine, policy, user, project, request)
+    join(engine, policy, user, project, request, words)
     try:
         said = ""
-        while not turn(engine, policy, user, project, request, devices()):
-            text = place_words(survey(engine, policy), holder, time.time())
+        while True:
+            try:
+                if turn(engine, policy, user, project, request, devices()):
+                    return
+                text = place_words(survey(engine, policy), holder, time.time())
+            except EngineError:
+                text = "waiting for GPUs, and for the container engine, which does not answer"
             if text != said:
                 progress(text)
                 said = text
@@ -428,8 +504,18 @@ def wait(
             leave(holder)
 
 
-def join(engine: Engine, policy: Policy, user: User, project: str, request: gpurequests.GpuRequest) -> None:
-    """Take a place in the queue, which is held for as long as this process lives. Raises Refused."""
+def join(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    project: str,
+    request: gpurequests.GpuRequest,
+    words: Sequence[str] = (),
+) -> None:
+    """Take a place in the queue, which is held for as long as this process lives. Raises Refused.
+
+    One that waited when the server went down has waited since then.
+    """
     leases.check_possible(request, leases.bounds(policy, user))
     holder = names.container_name(project, user.uid)
     with locks.hold(_LOCK, title="the GPUs"):
@@ -439,8 +525,26 @@ def join(engine: Engine, policy: Policy, user: User, project: str, request: gpur
         if sum(one.uid == user.uid for one in seen.waiting) >= _MOST_WAITING:
             raise Refused(f"{_MOST_WAITING} of your projects wait already.", "See: gpu queue.")
         _write_usage(gpuqueue.aged(seen.usage, seen.leases, time.time()))
-        entry = Waiting(holder, user.uid, project, request.render(), _up(), this_process())
-        _write_queue([*seen.waiting, entry])
+        now, others = time.time(), interrupted()
+        at = next((one.at for one in others if one.holder == holder), now)
+        # A clock that was put back makes nobody wait longer, and one that was put forward gives a place.
+        since = _up() - min(max(0.0, now - at), _LONGEST_WAIT)
+        entry = Waiting(holder, user.uid, project, request.render(), since, this_process(), at, tuple(words))
+        left = [one for one in others if one.holder != holder]
+        _write_queue([*seen.waiting, *left, entry])
+
+
+def forget_dead() -> None:
+    """Forget who does not wait any more though the server did not go down: those are not taken up again."""
+    found = _read_queue()
+    if any(of_this_boot(one.maker) and not alive(one.maker) for one in found):
+        with locks.hold(_LOCK, title="the GPUs"):
+            _write_queue([one for one in _read_queue() if not of_this_boot(one.maker) or alive(one.maker)])
+
+
+def interrupted() -> list[Waiting]:
+    """Return those who waited when the server went down, and whose launch was not taken up again yet."""
+    return [one for one in _read_queue() if not of_this_boot(one.maker)]
 
 
 def turn(
@@ -511,7 +615,7 @@ def tried(
 
     Nothing is given, and no lock is taken: a moment later it may be otherwise.
     """
-    seen = survey(engine, policy)
+    seen = settled(survey(engine, policy), policy, devices, write=False)
     limits = leases.bounds(policy, user)
     try:
         # A name that no container has: as for a new one.
@@ -559,15 +663,66 @@ def _read_queue() -> list[Waiting]:
     data = _load(_QUEUE)
     found = []
     for one in data if isinstance(data, list) else ():
-        with contextlib.suppress(TypeError, ValueError, InvalidInput):
-            entry = Waiting(**one)
+        with contextlib.suppress(TypeError, ValueError, AttributeError, InvalidInput):
+            entry = Waiting(**{**one, "words": tuple(map(str, one.get("words") or ()))})
             gpurequests.parse(entry.request)
-            found.append(entry)
+            if names.container_name(entry.project, entry.uid) == entry.holder:
+                found.append(entry)
     return found
 
 
 def _write_queue(waiting: Sequence[Waiting]) -> None:
     state.write_record(_QUEUE, json.dumps([vars(one) for one in waiting], sort_keys=True))
+
+
+def read_reserved() -> list[Reservation]:
+    """Return all reservations that are remembered, in the order in which they were made."""
+    data = _load(_RESERVED)
+    found = []
+    for one in data if isinstance(data, list) else ():
+        with contextlib.suppress(TypeError, ValueError, KeyError, InvalidInput, AttributeError):
+            found.append(
+                Reservation(
+                    int(one["number"]),
+                    int(one["uid"]),
+                    gpurequests.parse(one["request"]).render(),
+                    float(one["start"]),
+                    float(one["end"]),
+                    tuple(Given(str(uuid), str(card)) for uuid, card in one["devices"]),
+                    bool(one["shared"]),
+                    float(one["used"]),
+                )
+            )
+    return sorted(found, key=lambda one: one.number)
+
+
+def write_reserved(reserved: Collection[Reservation]) -> None:
+    """Write them down. The caller holds the lock on the GPUs (``locked``).
+
+    Of those that were given up, the last is kept for its number, so that none is given again.
+    """
+    newest = max((one.number for one in reserved), default=0)
+    there = [one for one in reserved if one.end > one.start or one.number == newest]
+    last = sorted(there, key=lambda one: (one.number == newest, one.end))[-_MOST_RESERVED:]
+    data = [
+        {**vars(one), "devices": [[each.uuid, each.card] for each in one.devices]}
+        for one in sorted(last, key=lambda one: one.number)
+    ]
+    state.write_record(_RESERVED, json.dumps(data, sort_keys=True))
+
+
+def locked() -> contextlib.AbstractContextManager[None]:
+    """Hold the lock on the GPUs for a block."""
+    return locks.hold(_LOCK, title="the GPUs")
+
+
+def _read_yielded() -> set[str]:
+    data = _load(_YIELDED)
+    return {str(one) for one in data} if isinstance(data, list) else set()
+
+
+def _write_yielded(containers: Collection[str]) -> None:
+    state.write_record(_YIELDED, json.dumps(sorted(containers)))
 
 
 def _read_usage() -> Usage:

@@ -27,7 +27,9 @@ _LONGEST_STEP = 86400.0
 class Waiting:
     """One who waits: the container that is to be, whose it is, the request, and since when.
 
-    ``since`` is in seconds of the clock that runs from the boot (CLOCK_BOOTTIME), which nobody sets.
+    ``since`` is in seconds of the clock that runs from the boot (CLOCK_BOOTTIME), which nobody sets; ``at``
+    is the same by the clock (since 1970), for after a reboot. ``words`` is what was asked of the broker
+    beside the project, with which the launch is taken up again then.
     """
 
     holder: str
@@ -36,6 +38,8 @@ class Waiting:
     request: str
     since: float
     maker: str
+    at: float = 0.0
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def _of_containers(held: Sequence[Running], ends: Mapping[str, Mapping[str, Any]
 def _end(notice: Mapping[str, Any] | None) -> str:
     """Say when a container is to be stopped, where that was noticed, and how it is put off."""
     remark = notices.remark(notice)
-    return f", {remark}; put it off: container extend {notice['project']}" if notice and remark else ""
+    return f", {remark}; {notices.advice(notice, str(notice['project']))}" if notice and remark else ""
 
 
 def _of_room(out: Terminal, policy: Policy, user: User, width: int) -> list[str]:

@@ -42,6 +42,7 @@ class Lease:
     """Devices that a container (``holder``, its name) of the user ``uid`` has.
 
     ``cost`` is in GPU equivalents. ``live``: the container's processes may use them at this instant.
+    ``kept_for``: it is none, but what is kept for users of these uids, who may be given it.
     """
 
     holder: str
@@ -50,6 +51,7 @@ class Lease:
     shared: bool = False
     cost: Fraction = Fraction(0)
     live: bool = True
+    kept_for: frozenset[int] = frozenset()
 
     @property
     def uuids(self) -> tuple[str, ...]:
@@ -215,24 +217,28 @@ def choose(
     devices: Sequence[Device],
     leases: Collection[Lease],
     bounds: Bounds,
+    later: Collection[str] = (),
 ) -> Lease:
     """Return the lease that a request gets, always the same for the same facts.
 
-    What ``holder`` has itself counts as free, and is given again where it is what is asked for. Raises Busy,
+    What ``holder`` has itself counts as free, and is given again where it is what is asked for; then comes
+    what is kept for ``uid``, and last what others have reserved for ``later`` (uuids). Raises Busy,
     OverLimit, or another Refused for what can never be had.
     """
     check_possible(request, bounds)
+    mine = {one.uuid for lease in leases if uid in lease.kept_for for one in lease.devices}
+    leases = [lease for lease in leases if uid not in lease.kept_for]
     stock = Stock(devices, [one for one in leases if one.holder != holder], bounds.shared_by)
     shared = request.kind == SHARED
     fitting = stock.fitting(request, whole=bounds.whole)
     if len(fitting) < request.count:
-        raise _not_there(request, devices)
+        raise not_there(request, devices)
     left = _left(uid, holder, leases, bounds, request)
     own = {one.uuid for lease in leases if lease.holder == holder for one in lease.devices}
     free = [one for one in fitting if stock.is_free(one, shared=shared)]
-    free.sort(key=lambda one: one.uuid not in own)
+    free.sort(key=lambda one: (one.uuid not in own, one.uuid not in mine, one.uuid in later))
     if request.kind == WHOLE:
-        free = _alike(free, request.count, own)
+        free = _alike(free, request.count, own | mine, later)
     if request.kind == MEMORY:
         # The first may be more than is left to the user, and another one not.
         affordable = [one for one in free if cost_of(one, shared=False, shared_by=1) <= left]
@@ -265,7 +271,8 @@ def _left(uid: int, holder: str, leases: Iterable[Lease], bounds: Bounds, reques
     return bounds.equivalents - sum((lease.cost for lease in mine), Fraction(0))
 
 
-def _not_there(request: GpuRequest, devices: Iterable[Device]) -> Refused:
+def not_there(request: GpuRequest, devices: Iterable[Device]) -> Refused:
+    """Return the error for what the server does not have."""
     profiles = sorted({one.profile for one in devices if one.profile and one.healthy})
     there = f"MIG profiles: {', '.join(profiles)}." if profiles else "there are no MIG instances."
     return Refused(
@@ -273,14 +280,21 @@ def _not_there(request: GpuRequest, devices: Iterable[Device]) -> Refused:
     )
 
 
-def _alike(free: Sequence[Device], count: int, own: Collection[str]) -> list[Device]:
+def _alike(free: Sequence[Device], count: int, own: Collection[str], later: Collection[str]) -> list[Device]:
     """Return the devices with those first that are of one model, of which there are enough."""
     models: dict[tuple[int, str], list[Device]] = {}
     for one in free:
         models.setdefault((one.memory, one.name), []).append(one)
-    for _model, alike in sorted(
-        models.items(), key=lambda item: (not any(one.uuid in own for one in item[1]), item[0])
-    ):
+
+    def rank(item: tuple[tuple[int, str], list[Device]]) -> tuple[bool, bool, tuple[int, str]]:
+        model, alike = item
+        return (
+            not any(one.uuid in own for one in alike),
+            any(one.uuid in later for one in alike[:count]),
+            model,
+        )
+
+    for _model, alike in sorted(models.items(), key=rank):
         if len(alike) >= count:
             return alike
     return list(free)
@@ -316,7 +330,8 @@ def set_aside(
         try:
             found.append(choose(request, holder, uid, devices, found, limits))
         except Busy:
-            stock = Stock(devices, found, limits.shared_by)
+            there = [lease for lease in found if uid not in lease.kept_for]
+            stock = Stock(devices, there, limits.shared_by)
             shared = request.kind == SHARED
             kept = [
                 Given(one.uuid, one.card)

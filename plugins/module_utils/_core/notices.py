@@ -33,3 +33,10 @@ def remark(notice: Mapping[str, Any] | None) -> str:
     what = {"retire": "retired", "stop": "stopped"}.get(str(notice.get("do")), "stopped")
     left = int(notice["at"]) - time.time()
     return f"to be {what} in {duration(left)}" if left > 0 else f"to be {what} now"
+
+
+def advice(notice: Mapping[str, Any] | None, project: str) -> str:
+    """Return what can be done about the end of a container, in a few words."""
+    if notice and notice.get("firm"):
+        return str(notice.get("why") or "")
+    return f"put it off: container extend {project}"

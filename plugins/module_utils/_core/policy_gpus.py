@@ -9,7 +9,7 @@ seventh of one, a part of a shared GPU is as much as it is. This says the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import InvalidInput
@@ -25,22 +25,42 @@ class GpuRule:
 
     ``devices``: how many devices at once; ``container``: how many in one container; ``whole``: whether whole
     GPUs, not only MIG instances and shared ones; ``weight``: how much of them a group is to have beside
-    the others, when there is a queue.
+    the others, when there is a queue; ``reserve``: how many of them a user may have reserved for one time.
     """
 
     devices: int | None = None
     container: int | None = None
     whole: bool | None = None
     weight: int | None = None
+    reserve: int | None = None
+
+
+@dataclass(frozen=True)
+class ReserveRules:
+    """What may be reserved, and how a reservation is carried out; admins are bound by the last two alone.
+
+    ``gpus``: GPU equivalents that a user may have reserved for one time, 0: none; a rule's ``reserve`` goes
+    first. ``ahead_days``: how far ahead a window begins; ``hours``: how long it is; ``open``: how many of a
+    user's are still to end. ``notice_hours``: who is in the way is told so long before. ``grace_minutes``:
+    one that nobody uses for so long lapses.
+    """
+
+    gpus: int = 0
+    ahead_days: int = 14
+    hours: int = 24
+    open: int = 2
+    notice_hours: int = 4
+    grace_minutes: int = 60
 
 
 @dataclass(frozen=True)
 class GpuPolicy:
-    """The rules, by name, and how many containers may share a whole GPU (1: none do)."""
+    """The rules, by name, how many containers may share a whole GPU (1: none do), and reservations."""
 
     shared_by: int = 1
     groups: tuple[tuple[str, GpuRule], ...] = ()
     users: tuple[tuple[str, GpuRule], ...] = ()
+    reserve: ReserveRules = field(default_factory=ReserveRules)
 
     def rule(self, user: str, group: str) -> GpuRule:
         """Return what holds for a user of a group: each of its own values, else the group's."""
@@ -61,6 +81,21 @@ def read(table: Any, groups: Iterable[str], users: Iterable[str]) -> GpuPolicy:
         shared_by=table.integer("shared_by", 1, _MOST_SHARED),
         groups=_rules(table.table("groups"), frozenset(groups), "lab_groups"),
         users=_rules(table.table("users"), frozenset(users), "lab_users"),
+        reserve=_reserve(table.table("reserve")),
+    )
+    table.done()
+    return found
+
+
+def _reserve(table: Any) -> ReserveRules:
+    table.fill("", asdict(ReserveRules()))
+    found = ReserveRules(
+        gpus=table.integer("gpus", 0, _MOST),
+        ahead_days=table.integer("ahead_days", 1, 366),
+        hours=table.integer("hours", 1, 8760),
+        open=table.integer("open", 1, 100),
+        notice_hours=table.integer("notice_hours", 1, 168),
+        grace_minutes=table.integer("grace_minutes", 10, 10080),
     )
     table.done()
     return found
@@ -87,6 +122,7 @@ def _rule(table: Any) -> GpuRule:
         container=table.integer("container", 1, _MOST) if "container" in keys else None,
         whole=table.boolean("whole") if "whole" in keys else None,
         weight=table.integer("weight", 1, 1000) if "weight" in keys else None,
+        reserve=table.integer("reserve", 0, _MOST) if "reserve" in keys else None,
     )
     table.done()
     return rule
@@ -96,6 +132,7 @@ def dump(policy: GpuPolicy) -> dict[str, Any]:
     """Return the policy as plain data; ``read`` of it gives an equal one."""
     return {
         "shared_by": policy.shared_by,
+        "reserve": asdict(policy.reserve),
         **{
             kind: {
                 name: {key: value for key, value in asdict(rule).items() if value is not None}

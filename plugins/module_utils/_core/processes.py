@@ -26,6 +26,11 @@ def this_process() -> str:
     return f"{pid} {ticks(pid)} {events.boot_id()}"
 
 
+def of_this_boot(process: str) -> bool:
+    """Say whether the process that ``this_process`` named was started since the last boot."""
+    return process.rpartition(" ")[2] == events.boot_id()
+
+
 def alive(process: str) -> bool:
     """Say whether the process that ``this_process`` named lives."""
     pid, _blank, rest = process.partition(" ")

@@ -174,7 +174,16 @@ def in_turn(engine: Any, request: Request, own: Any, *, check: bool = False) -> 
     # Before the GPUs are given: they are not to lie idle while an image is built.
     images.build(engine, policy, user, project, progress=request.progress)
     wanted = gpurequests.parse(spec.gpus)
-    gpuleases.wait(engine, policy, user, project, wanted, gpuleases.inventory, progress=request.progress)
+    gpuleases.wait(
+        engine,
+        policy,
+        user,
+        project,
+        wanted,
+        gpuleases.inventory,
+        words=launch_words(request.options),
+        progress=request.progress,
+    )
     try:
         yield
     finally:
@@ -309,6 +318,19 @@ def _installed(request: Request, *, dry_run: bool) -> dict[str, Any]:
 _LAUNCH_WORDS = settings(
     command=job_command, cpus=cores, memory=memory, gpus=gpus, wait=yes, rebuild=yes, jupyter=yes
 )
+
+
+def launch_words(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the words that ask for the options of a launch; ``_LAUNCH_WORDS`` of them gives the same."""
+    return tuple(f"{key}={'yes' if value is True else value}" for key, value in sorted(options.items()))
+
+
+def launch_again(
+    policy: Policy, user: User, project: str, words: Sequence[str], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Launch a project as it was asked for before; raise what the launch raises."""
+    return _project_launch(Request(policy, user, project, progress, _LAUNCH_WORDS(words)))
+
 
 #: What it does with projects and containers, and what builds; ``broker.VERBS`` is all of it.
 VERBS: dict[str, Verb] = {

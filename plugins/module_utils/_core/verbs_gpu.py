@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
-from . import gpuleases, gpurequests, leases, names
-from .errors import LabError, NotFound
+from . import gpuleases, gpurequests, gpureservations, gpureserve, leases, names
+from .errors import InvalidInput, LabError, NotFound
 from .gpudevices import Device
 from .gpuleases import Held, Survey
 from .protocol import gpus
@@ -32,8 +34,9 @@ def _list(request: Request) -> dict[str, Any]:
     limits = leases.bounds(request.policy, request.user)
     mine = [one for one in seen.leases if one.uid == request.user.uid]
     stock = leases.Stock(devices, seen.leases, limits.shared_by)
+    kept = gpuleases.kept_from(seen, request.policy, request.user)
     return {
-        "devices": [_told(request, one, seen, stock) for one in devices],
+        "devices": [_told(request, one, seen, stock, kept) for one in devices],
         "gone": _gone(request, devices, seen),
         "problem": problem,
         "held": leases.shown(sum((one.cost for one in mine), Fraction(0))),
@@ -42,9 +45,14 @@ def _list(request: Request) -> dict[str, Any]:
     }
 
 
-def _told(request: Request, device: Device, seen: Survey, stock: leases.Stock) -> dict[str, Any]:
-    """Return a device as it is told: what others have is in use, and no more is said."""
+def _told(
+    request: Request, device: Device, seen: Survey, stock: leases.Stock, kept: frozenset[str]
+) -> dict[str, Any]:
+    """Return a device as it is told: what others have is in use or reserved, and no more is said."""
     holders = [one for one in seen.held if device.uuid in one.lease.uuids]
+    use = _use(request, device, holders, stock)
+    if use == "free" and device.uuid in kept:
+        use = "reserved"
     return {
         "uuid": device.uuid,
         "index": device.index,
@@ -52,11 +60,11 @@ def _told(request: Request, device: Device, seen: Survey, stock: leases.Stock) -
         "memory": device.memory,
         "profile": device.profile,
         "gpu": device.parent,
-        "free": stock.is_free(device),
+        "free": stock.is_free(device) and device.uuid not in kept,
         "usable": stock.is_sound(device),
         "problem": device.problem,
         "shared": any(one.lease.shared for one in holders),
-        "use": _use(request, device, holders, stock),
+        "use": use,
         "projects": sorted(_project(one) for one in holders if one.lease.uid == request.user.uid),
     }
 
@@ -103,15 +111,17 @@ def _queue(request: Request) -> dict[str, Any]:
                 "estimate": None if seconds < 0 else seconds,
             }
         )
-    return {"waiting": told}
+    mine = [one for one in gpuleases.interrupted() if one.uid == request.user.uid]
+    return {"waiting": told, "interrupted": [{"project": one.project, "gpus": one.request} for one in mine]}
 
 
 def _release(request: Request) -> dict[str, Any]:
     holder = names.container_name(request.project, request.user.uid)
     if request.options.get("check"):
         with connected() as engine:
-            found = gpuleases.place(gpuleases.survey(engine, request.policy), holder, 0.0)[0] > 0
-        changed = found
+            seen = gpuleases.survey(engine, request.policy)
+        waiting = [*seen.waiting, *gpuleases.interrupted()]
+        changed = found = any(one.holder == holder for one in waiting)
     else:
         changed = found = gpuleases.leave(holder)
     if not found:
@@ -134,12 +144,73 @@ def _why(request: Request) -> dict[str, Any]:
     answer["devices"] = list(lease.uuids) if lease is not None else []
     answer["why"] = problem or ("" if error is None else error.message)
     answer["hint"] = "" if problem or error is None else error.hint
+    answer["notes"] = gpureserve.notes(request.policy, request.user, answer["devices"])
     return answer
+
+
+def _reserve(request: Request, *, check: bool) -> dict[str, Any]:
+    options = request.options
+    for key in ("gpus", "from", "for"):
+        if key not in options:
+            raise InvalidInput(f"{key} is missing.", "Use the commands.")
+    wanted = gpurequests.parse(options["gpus"])
+    # In the time zone of the server, which is this process' own.
+    start = gpureservations.parse_start(options["from"], time.time())
+    with connected() as engine:
+        return gpureserve.reserve(
+            engine,
+            request.policy,
+            request.user,
+            wanted,
+            start,
+            options["for"],
+            gpuleases.inventory,
+            check=check,
+        )
+
+
+def _reserved(request: Request) -> dict[str, Any]:
+    rules = request.policy.gpu.reserve
+    return {
+        "reservations": gpureserve.listed(request.policy, request.user),
+        "gpus": gpureserve.most(request.policy, request.user),
+        "ahead_days": rules.ahead_days,
+        "hours": rules.hours,
+        "open": rules.open,
+    }
+
+
+def _cancel(request: Request, *, check: bool) -> dict[str, Any]:
+    if "number" not in request.options:
+        raise InvalidInput("The number of the reservation is missing.", "Use the commands.")
+    with connected() as engine:
+        return gpureserve.cancel(engine, request.policy, request.options["number"], request.user, check=check)
+
+
+def start(word: str) -> str:
+    """Take the start of a window, as it is written; raise InvalidInput."""
+    gpureservations.parse_start(word, 0.0)
+    return word
+
+
+def number(word: str) -> int:
+    """Take the number of a reservation; raise InvalidInput."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", word):
+        raise InvalidInput(f"{names.printable(word)[:20]!r} is no number of a reservation.")
+    return int(word)
+
+
+_RESERVE_WORDS = settings(**{"gpus": gpus, "from": start, "for": gpureservations.parse_length})
 
 
 VERBS: dict[str, Verb] = {
     "gpu-list": Verb(False, _list),
     "gpu-queue": Verb(False, _queue),
+    "gpu-reserve": Verb(False, partial(_reserve, check=False), further=_RESERVE_WORDS),
+    "gpu-reserve-check": Verb(False, partial(_reserve, check=True), further=_RESERVE_WORDS),
+    "gpu-reserved": Verb(False, _reserved),
+    "gpu-unreserve": Verb(False, partial(_cancel, check=False), further=settings(number=number)),
+    "gpu-unreserve-check": Verb(False, partial(_cancel, check=True), further=settings(number=number)),
     "gpu-release": Verb(True, _release, further=settings(check=yes)),
     "gpu-why": Verb(False, _why, further=settings(gpus=gpus)),
 }

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    cli_lab_reserve,
+    gpurequests,
+    gpureserve,
+    verbs,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from conftest import Run, result
 
 Broker = Callable[..., Path]
@@ -101,3 +112,148 @@ def test_a_dry_run_of_a_launch_asks_for_its_check_with_all_that_was_said(run: Ru
     assert code == 0 and "It would wait for them." in " ".join(out.split())
     words = asked.read_text()
     assert "project-launch-check thesis" in words and "gpus=2" in words and "wait=yes" in words
+
+
+RESERVED = {
+    "changed": True,
+    "number": 7,
+    "gpus": "2",
+    "start": 1796112000,
+    "end": 1796140800,
+    "from": "2026-12-01 09:00 CET",
+    "until": "2026-12-01 17:00 CET",
+    "state": "ahead",
+    "grace_minutes": 60,
+}
+WINDOW = ("--gpus", "2", "--from", "2026-12-01T09:00", "--for", "8h")
+
+
+def test_reserve_says_what_is_reserved_and_what_comes_of_it(run: Run, broker: Broker) -> None:
+    asked = broker(result(**RESERVED))
+    code, out, _err = run("gpu", "reserve", *WINDOW)
+    assert code == 0 and "2 reserved: number 7." in out and "2026-12-01 09:00 CET" in out
+    assert "60 minutes" in out and all(len(line) <= 80 for line in out.splitlines())
+    assert asked.read_text().splitlines()[-1].endswith("gpu-reserve gpus=2 from=2026-12-01T09:00 for=8h")
+    code, out, _err = run("gpu", "reserve", *WINDOW, "--dry-run")
+    assert code == 0 and "would be reserved. Nothing was changed." in out
+    assert " gpu-reserve-check gpus=2 " in asked.read_text().splitlines()[-1]
+    code, out, _err = run("gpu", "reserve", *WINDOW, "--dry-run", "--json")
+    assert json.loads(out) == {**RESERVED, "dry_run": True}
+
+
+def test_reserve_lists_what_is_reserved_and_names_nobody(run: Run, broker: Broker) -> None:
+    others = {**RESERVED, "number": None, "yours": False, "state": "on"}
+    data = {"reservations": [others, {**RESERVED, "yours": True}], "gpus": 4, "ahead_days": 14, "hours": 24}
+    broker(result(**data))
+    code, out, _err = run("gpu", "reserve", "--list")
+    _head, first, second, rules = out.splitlines()
+    assert code == 0 and first.split()[:2] == ["-", "(another)"] and second.split()[:2] == ["7", "you"]
+    assert rules == "You may reserve 4 GPUs for 24 hours at most, 14 days ahead."
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert run("gpu", "reserve")[1] == out
+    assert json.loads(run("gpu", "reserve", "--json")[1]) == data
+    broker(result(reservations=[], gpus=0))
+    lines = run("gpu", "reserve")[1].splitlines()
+    assert lines == ["No GPUs are reserved.", "You may reserve none; your admins can do it for you."]
+
+
+def test_reserve_gives_up_what_is_said(run: Run, broker: Broker) -> None:
+    asked = broker(result(**RESERVED))
+    assert "would be given up" in run("gpu", "reserve", "--cancel", "7", "--dry-run")[1]
+    assert run("gpu", "reserve", "--cancel", "7")[1] == "Reservation 7 is given up.\n"
+    assert [line.split()[2:] for line in asked.read_text().splitlines()] == [
+        ["gpu-unreserve-check", "number=7"],
+        ["gpu-unreserve", "number=7"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (WINDOW[:4], "--gpus, --from and --for are needed"),
+        ((*WINDOW, "--list"), "do not go together"),
+        (("--list", "--cancel", "7"), "do not go together"),
+        (("--cancel", "0"), "use the number that --list shows"),
+        (("--cancel", "x"), "use the number that --list shows"),
+        (("--gpus", "all", *WINDOW[2:]), "asks for no GPU"),
+    ],
+)
+def test_reserve_asks_nothing_that_makes_no_sense(
+    run: Run, broker: Broker, words: tuple[str, ...], said: str
+) -> None:
+    asked = broker(result())
+    code, _out, err = run("gpu", "reserve", *words)
+    assert code == 2 and said in err and not asked.exists()
+
+
+def test_queue_says_what_goes_on_after_the_start_of_the_server(run: Run, broker: Broker) -> None:
+    broker(result(waiting=[], interrupted=[{"project": "thesis", "gpus": "2"}]))
+    first, second = run("gpu", "queue")[1].splitlines()
+    assert first == "Nobody waits for GPUs." and second.startswith("thesis waited for 2 when the server went")
+
+
+def test_why_tells_how_own_reservations_stand(run: Run, broker: Broker) -> None:
+    note = "Your reservation 7 lapsed."
+    broker(result(now=True, later=True, devices=[f"{UUID}0"], why="", hint="", notes=[note]))
+    assert run("gpu", "why")[1].splitlines()[-1] == f"  note: {note}"
+
+
+# Admins
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch, lab: Policy, run: Run) -> Run:
+    """Return ``run`` as root, on a server where a reservation is only told."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(cli_lab_reserve, "load", lambda _path: lab)
+    monkeypatch.setattr(cli_lab_reserve.journal, "record", lambda **_values: None)
+    monkeypatch.setattr(verbs, "connected", lambda: contextlib.nullcontext("engine"))
+    monkeypatch.setenv("TZ", "CET-1")  # of the caller; the server's is what counts
+    return run
+
+
+def test_lab_reserve_reserves_for_a_user_in_the_zone_of_the_server(
+    root: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def reserve(*words: object, admin: bool, check: bool) -> dict[str, object]:
+        asked.append((*words, admin, check))
+        return dict(RESERVED)
+
+    monkeypatch.setattr(gpureserve, "reserve", reserve)
+    code, out, err = root("lab", "reserve", "alice", *WINDOW)
+    assert code == 0, err
+    assert "reserved: number 7" in out and "TZ" not in os.environ
+    _engine, _policy, user, request, start, length, _devices, admin, check = asked[0]
+    assert (getattr(user, "name", ""), request, length, admin, check) == (
+        "alice",
+        gpurequests.parse("2"),
+        28800.0,
+        True,
+        False,
+    )
+    assert start == time.mktime((2026, 12, 1, 9, 0, 0, 0, 0, -1))
+    assert json.loads(root("lab", "reserve", "alice", *WINDOW, "--json", "--dry-run")[1])["user"] == "alice"
+    assert asked[-1][-1] is True
+    assert root("lab", "reserve", "nobody", *WINDOW)[0] == 4
+    assert root("lab", "reserve", "alice", *WINDOW[:4])[0] == 2
+
+
+def test_lab_reserve_lists_with_names_and_gives_up_anybodys(
+    root: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[tuple[object, ...]] = []
+    monkeypatch.setattr(gpureserve, "listed", lambda _policy: [{**RESERVED, "yours": False, "user": "bob"}])
+    monkeypatch.setattr(
+        gpureserve, "cancel", lambda *words, check: given_up.append((*words[2:], check)) or dict(RESERVED)
+    )
+    assert "bob" in root("lab", "reserve")[1].splitlines()[1]
+    assert root("lab", "reserve", "--cancel", "7", "--dry-run")[1] == "Reservation 7 would be given up.\n"
+    assert root("lab", "reserve", "--cancel", "7")[1] == "Reservation 7 is given up.\n"
+    assert given_up == [(7, True), (7, False)]
+
+
+def test_lab_reserve_is_for_admins(run: Run) -> None:
+    code, _out, err = run("lab", "reserve")
+    assert code == 3 and "for the admins" in err

@@ -53,7 +53,7 @@ def end_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 def test_who_enters_is_told_before_when_the_container_ends(
     run: Run, became: list[list[str]], broker: Callable[..., Path], end_at: Callable[..., None]
 ) -> None:
-    said = "This container is to be stopped in 3 h. Put it off: container extend thesis\n"
+    said = "This container is to be stopped in 3 h; put it off: container extend thesis\n"
     broker(result(status="running"))
     commands = (
         ["container", "attach", "thesis"],
@@ -67,7 +67,7 @@ def test_who_enters_is_told_before_when_the_container_ends(
     # What is far off is not said, nor what another project's container has before it.
     for changes in ({"noticed": False}, {"project": "essay"}):
         end_at(3 * 3600 + 60, **changes)
-        assert not any("Put it off" in text for words in commands for text in run(*words)[1:])
+        assert not any("put it off" in text for words in commands for text in run(*words)[1:])
 
 
 def test_a_command_is_handed_over_word_by_word(run: Run, became: list[list[str]]) -> None:
