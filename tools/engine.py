@@ -11,7 +11,7 @@ time: a second call waits for the first. What was started by hand gives way.
 --engine debian-13 takes the engine of that release instead of the one that is installed: its programs are
 kept in the cache and run in a mount namespace of their own, where /usr is theirs and all else is the same.
 --sdk debian-12 lets the command import that release's Docker SDK for Python. The command is told where the
-engine is by LAB_TEST_DOCKER_HOST and LAB_TEST_DOCKER_BINARY.
+engine is by LAB_TEST_DOCKER_HOST and LAB_TEST_DOCKER_BINARY, and its program by LAB_TEST_DOCKER_DAEMON.
 
 An engine that knows the Container Device Interface (Docker 25 and later) has simulated GPUs, by a
 specification in the folder that ``docker info`` names: of each a device file and a variable, no hardware.
@@ -116,6 +116,11 @@ def docker(engine: str = INSTALLED) -> str:
     return "/usr/bin/docker" if engine == INSTALLED else str(RUN / "docker")
 
 
+def daemon(engine: str = INSTALLED) -> str:
+    """Return the program of an engine that runs, to start another one of that kind beside it."""
+    return "/usr/sbin/dockerd" if engine == INSTALLED else str(RUN / "dockerd")
+
+
 def start(engine: str = INSTALLED) -> str:
     """Start the engine and return its address; ToolError with the end of its log when it does not answer."""
     stop()
@@ -201,9 +206,10 @@ def _namespace(tree: Path) -> list[str]:
     unshare = ["unshare", f"--mount={NAMESPACE}", "--propagation", "slave"]
     run([*unshare, "sh", "-c", usr, "sh", str(tree / "usr")])
     enter = ["nsenter", f"--mount={NAMESPACE}"]
-    command = RUN / "docker"
-    command.write_text(f'#!/bin/sh\nexec {" ".join(enter)} /usr/bin/docker "$@"\n')
-    command.chmod(0o755)
+    for name, path in (("docker", "/usr/bin/docker"), ("dockerd", "/usr/sbin/dockerd")):
+        command = RUN / name
+        command.write_text(f'#!/bin/sh\nexec {" ".join(enter)} {path} "$@"\n')
+        command.chmod(0o755)
     return enter
 
 
@@ -305,6 +311,7 @@ def _run(command: list[str], engine: str, sdk: str | None) -> int:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, known))
     environment["LAB_TEST_DOCKER_HOST"] = start(engine)
     environment["LAB_TEST_DOCKER_BINARY"] = docker(engine)
+    environment["LAB_TEST_DOCKER_DAEMON"] = daemon(engine)
     return subprocess.run(command, env=environment, check=False).returncode
 
 

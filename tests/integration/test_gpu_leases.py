@@ -20,13 +20,16 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     ending,
     events,
+    gpufiles,
     gpuhandover,
     gpuleases,
     gpurequests,
     gpureserve,
+    gpuview,
     images,
     notices,
     state,
+    verify,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
@@ -34,6 +37,8 @@ from ansible_collections.lab.server.plugins.module_utils._core import spec as sp
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError, LabError, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
+from ansible_collections.lab.server.plugins.module_utils._core.gpus import Gpu, Seen
+from ansible_collections.lab.server.plugins.module_utils._core.inspection import Server
 from ansible_collections.lab.server.plugins.module_utils._core.leases import Busy
 from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes
 from ansible_collections.lab.server.plugins.module_utils._core.verbs import Request
@@ -591,3 +596,107 @@ def test_gpus_are_handed_over_to_who_reserved_them_and_back(
     assert specs.given_gpus(engine.inspect(had["id"])) == sorted(had["gpus"])
     with pytest.raises(Busy):
         containers.start(engine, policy, bob, "train")
+
+
+# What an admin sees, and what is checked
+
+
+def test_an_admin_is_told_who_has_what_by_name(engine, url, policy, alice, train, devices, launch):
+    train(alice)
+    (had,) = launch(alice, OwnWishes(gpus="1"))
+    seen = Seen(tuple(Gpu(number, one.uuid, one.name, "", 80 << 30) for number, one in enumerate(devices)))
+    told = gpuview.look(policy, url, seen)
+    held = {one["uuid"]: one["holders"] for one in told["devices"]}
+    (holder,) = held.pop(had)
+    assert (holder["user"], holder["project"], holder["state"]) == ("alice", "train", "running")
+    assert not any(held.values()) and told["docker"]["answers"] and gpuview.attention(told) == ([], [])
+
+
+@pytest.fixture
+def judged(policy, url):
+    """Return a function that makes the check of GPUs anew: its verdict, and what it says."""
+
+    def make() -> tuple[str, str]:
+        server = Server(policy, url)
+        try:
+            (found,) = verify.run(server, verify.chosen(["gpus"]))
+        finally:
+            server.close()
+        return found.outcome.verdict, found.outcome.detail
+
+    return make
+
+
+def test_verify_tells_gpus_that_are_as_leased_from_others(
+    engine, policy, alice, bob, train, devices, launch, judged, docker, tiny
+):
+    train(alice)
+    train(bob)
+    had = launch(alice, OwnWishes(gpus="2"))
+    launch(bob, OwnWishes(gpus="1"))
+    assert judged() == ("pass", "2 containers run, 2 of them with 3 GPUs: those of their leases")
+    # The record says something else.
+    text = state.read_record("gpus/leases.json")
+    record = json.loads(text)
+    record["train._.2001"]["lease"] = record["train._.2002"]["lease"]
+    state.write_record("gpus/leases.json", json.dumps(record))
+    verdict, detail = judged()
+    assert verdict == "fail" and detail.startswith("train._.2001: the record of the server gives it GPU-")
+    state.write_record("gpus/leases.json", text)
+    # Somebody with the socket took a GPU that is given already.
+    made = docker("run", "-d", "--device", f"nvidia.com/gpu={had[0]}", tiny, "sleep", "600").strip()
+    try:
+        verdict, detail = judged()
+        assert verdict == "fail" and "is nobody's project" in detail
+    finally:
+        docker("rm", "-f", made)
+    # The container was made anew by hand, with the labels of ours and one GPU more.
+    there = engine.inspect("train._.2001")
+    docker("rm", "-f", "train._.2001")
+    other = next(one.uuid for one in devices if one.uuid not in had)
+    labels = [f"--label={name}={value}" for name, value in there["Config"]["Labels"].items()]
+    given = [f"--device=nvidia.com/gpu={uuid}" for uuid in [*had, other]]
+    words = ["--user", "2001:2001", "-e", "NVIDIA_VISIBLE_DEVICES=void", "--name", "train._.2001"]
+    docker("run", "-d", *labels, *given, *words, there["Image"], "sleep", "600")
+    assert judged() == ("fail", f"train._.2001: it has {other} without a lease")
+    docker("rm", "-f", "train._.2001")
+    assert judged()[0] == "pass"
+
+
+def test_only_a_container_with_gpus_gets_the_group_of_their_device_files(
+    engine, url, policy, alice, bob, inside, train, devices, launch, judged, root, monkeypatch
+):
+    """The file stands for a device file that the toolkit's hook binds into a container as it is outside."""
+    folder = root / "dev"
+    folder.mkdir()
+    os.mknod(folder / "nvidia0", 0o020600, os.makedev(1, 3))
+    os.chown(folder / "nvidia0", 0, 4195)
+    (folder / "nvidia0").chmod(0o660)
+    monkeypatch.setattr(gpufiles, "FOLDER", str(folder))
+    likewise = root / "srv/likewise"
+    likewise.write_text("opened\n")
+    os.chown(likewise, 0, 4195)
+    likewise.chmod(0o660)
+    train(alice)
+    train(bob)
+    launch(alice, OwnWishes(gpus="1"))
+    containers.launch(engine, policy, bob, "train")
+    ids = {one.name: inside(one, "train", "id -G").split() for one in (alice, bob)}
+    assert "4195" in ids["alice"] and "4195" not in ids["bob"]
+    look = f"cat {likewise} || echo closed"
+    assert inside(alice, "train", look).strip() == "opened"
+    assert inside(bob, "train", look).strip().endswith("closed")
+    assert "gpus4195:x:4195:alice" in inside(alice, "train", "cat /etc/group")
+    assert judged()[0] == "pass"
+    assert [
+        verdict.outcome.verdict for verdict in verify.run(Server(policy, url), verify.chosen(["options"]))
+    ] == ["pass"]
+    # They were another group's when the container was made.
+    os.chown(folder / "nvidia0", 0, 4196)
+    assert judged() == ("fail", "train._.2001: it cannot open its GPUs without the group 4196")
+    # What would open files of other lab users is given to nobody, and takes no GPU.
+    os.chown(folder / "nvidia0", 0, alice.gid)
+    containers.retire(engine, policy, bob, "train")
+    with pytest.raises(LabError, match=f"gid {alice.gid}"):
+        launch(bob, OwnWishes(gpus="1"))
+    assert list(given(engine)) == ["train._.2001"]

@@ -3,7 +3,7 @@
 """Make a repository of apt with stand-ins for NVIDIA's packages: ``repository.py DIRECTORY``.
 
 Nothing in it is of NVIDIA. The stand-in of ``nvidia-ctk`` says so, and writes a specification (CDI)
-of the GPUs that the simulation of NVML serves; a container gets a variable only.
+of the GPUs that the simulation of NVML serves; a container gets a variable, and a device file without one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ mkdir -p "$(dirname "$output")"
     sed -n 's/^\\(gpu\\|mig\\) .*uuid=\\([^ ]*\\).*/\\2/p' "$state" |
     while read -r uuid; do
         printf '  - name: %s\\n    containerEdits:\\n      env: ["LAB_SIMULATED_GPU=%s"]\\n' "$uuid" "$uuid"
+        echo '      deviceNodes:'
+        printf '        - {path: /dev/simulated-%s, hostPath: /dev/null, permissions: rw}\\n' "$uuid"
     done
 } > "$output.next"
 mv "$output.next" "$output"

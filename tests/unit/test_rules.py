@@ -60,6 +60,27 @@ def test_what_we_make_is_in_order(wishes: Wishes, driver: str) -> None:
     assert rules.violations(subject(wishes, driver)) == []
 
 
+GIVEN = [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1"]}]
+
+
+@pytest.mark.parametrize(
+    ("groups", "given", "word"),
+    [
+        (["3101", "4195"], GIVEN, ""),
+        (["3101", "4195"], None, "groups 4195"),
+        (["3101", "4195", "999"], GIVEN, "groups 999"),
+    ],
+)
+def test_the_group_of_the_device_files_is_in_order_with_gpus_alone(
+    groups: list[str], given: Any, word: str
+) -> None:
+    fine = subject()
+    told = copy.deepcopy(dict(fine.told))
+    told["HostConfig"].update(GroupAdd=groups, DeviceRequests=given)
+    found = rules.violations(rules.Subject(fine.spec, fine.parent, told, apparmor=True, device_gids=(4195,)))
+    assert [word in one for one in found] == ([True] if word else [])
+
+
 def host(**changes: Any) -> Callable[[dict[str, Any]], None]:
     return lambda told: told["HostConfig"].update(changes)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Callable
 
 import pytest
-from conftest import ALICE, CAROL, Server
+import simulated_gpus
+from conftest import ALICE, CAROL, DAVE, Server
 
 TREE = "cd /home/.workspaces/alice && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
 
@@ -18,8 +21,28 @@ def reachable(server: Server) -> bool:
         return False
 
 
+SPECIFICATION = """{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices":
+[{"name": "GPU-one", "containerEdits": {"env": ["LAB_SIMULATED_GPU=GPU-one"]}}]}"""
+
+
 @pytest.fixture(scope="module")
-def before(server: Server) -> str:
+def gpu(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bool]:
+    """Let a container of dave have a GPU, where Docker can give it one; say whether it does."""
+    if not simulated_gpus.knows_cdi(server):
+        yield False
+        return
+    simulated_gpus.install(server, simulated_gpus.bring(server, tmp_path_factory.mktemp("gpu")))
+    simulated_gpus.allow(server, "dave")
+    server.root(f"mkdir -p /etc/cdi && printf '%s' '{SPECIFICATION}' > /etc/cdi/simulated.json")
+    server.user("dave", "project init train --base lab/python && project launch train --gpus 1 --detach")
+    yield True
+    server.user("dave", "container retire train; rm -rf ~/workspace/train", check=False)
+    simulated_gpus.take_away(server)
+    server.root("rm /etc/cdi/simulated.json")
+
+
+@pytest.fixture(scope="module")
+def before(server: Server, gpu: bool) -> str:
     """What should run and what should not, and the checksum of alice's files."""
     server.root("echo published > /srv/data/datasets/reboot.txt && chmod 644 /srv/data/datasets/reboot.txt")
     server.user("alice", "project launch my-thesis --detach")
@@ -51,6 +74,17 @@ def test_after_a_reboot_what_should_run_runs(server: Server, before: str) -> Non
     assert server.root(TREE).out == before
     assert server.root("systemctl is-system-running", check=False).out in ("running", "starting")
     assert server.inside("vision", CAROL, "cat /srv/data/datasets/reboot.txt").out == "published"
+
+
+def test_after_a_reboot_a_container_has_its_gpu(server: Server, before: str, gpu: bool) -> None:
+    if not gpu:
+        pytest.skip("this Docker knows no CDI: it needs the toolkit's hook, which is not simulated")
+    name = f"train._.{DAVE}"
+    server.wait(lambda: name in server.containers(), "the container of dave runs again", 100)
+    assert simulated_gpus.given(server, name) == ["GPU-one"]
+    told = json.loads(server.root("lab gpus --json").out)
+    assert [(one["container"], one["state"]) for one in told["devices"][0]["holders"]] == [(name, "running")]
+    assert '"verdict": "pass"' in server.root("lab verify --check gpus --json").out
 
 
 def test_without_the_data_disk_nothing_pretends(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from . import containers, daemon, hostfiles, mounts, names, rules, safefs, spec, versions
+from . import containers, daemon, gpufiles, hostfiles, mounts, names, rules, safefs, spec, versions
 from .errors import InvalidInput, LabError, NotFound
 from .inspection import FAIL, PASS, PLAYBOOK, WARN, Check, Outcome, Server, judged
 from .plan import Actual
@@ -103,14 +103,14 @@ def _network(server: Server) -> Outcome:
 
 
 def _options(server: Server) -> Outcome:
-    driver, apparmor = server.engine.facts.cgroup_driver, _has_apparmor()
+    driver, apparmor, gids = server.engine.facts.cgroup_driver, _has_apparmor(), gpufiles.gids()
     problems = []
     for one in server.containers:
         if one.spec is None:
             problems.append(f"{one.name} was made by another version")
             continue
         parent = spec.cgroup_parent(one.spec.uid, driver)
-        subject = rules.Subject(one.spec, parent, server.inspected[one.name], apparmor)
+        subject = rules.Subject(one.spec, parent, server.inspected[one.name], apparmor, gids)
         problems += [f"{one.name}: {what}" for what in rules.violations(subject)]
     return judged(problems, f"{len(server.containers)} containers are closed as they must be", _ANEW)
 

@@ -5,18 +5,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import names
+from . import cli_lab_gpus, names
 from .calls import Call, Command, ask, told
-from .errors import InvalidInput
+from .errors import InvalidInput, Refused
 from .protocol import gpus
 from .sizes import format_size
 from .terminal import duration, table
 
 
+def _is_admin() -> bool:
+    """Say whether root asks: it is told of all, by name, and not by way of the broker."""
+    return os.getuid() == 0
+
+
 def _gpu_list(call: Call) -> int:
+    if _is_admin():
+        return cli_lab_gpus.show(call)
     call.user()
     data = ask("gpu-list")
     if call.json:
@@ -61,6 +69,8 @@ def _waiting(data: Mapping[str, Any]) -> str:
 
 
 def _gpu_queue(call: Call) -> int:
+    if _is_admin():
+        return cli_lab_gpus.show_queue(call)
     call.user()
     data = ask("gpu-queue")
     if call.json:
@@ -107,6 +117,8 @@ def _gpu_release(call: Call) -> int:
 
 
 def _gpu_why(call: Call) -> int:
+    if _is_admin():
+        raise Refused("Root has no limits of its own.", "Ask for a user: lab gpus USER --gpus WHAT.")
     call.user()
     wanted = gpus(call.options.gpus)
     data = ask("gpu-why", f"gpus={wanted}")
@@ -233,7 +245,8 @@ COMMANDS: tuple[Command, ...] = (
         ("gpu", "list"),
         "list the GPUs, and which are free",
         "List the GPUs of this server and their MIG instances: which are free, which are yours, and by what "
-        "project, and which others use. A container keeps its GPUs until it is retired.",
+        "project, and which others use. A container keeps its GPUs until it is retired. Root is told all "
+        "names, as by lab gpus.",
         "gpu list",
         _gpu_list,
         named=False,

@@ -4,7 +4,7 @@
 
 It runs as root and reads the whole policy; whoever is not root gets one sentence. Nothing of it goes through
 the broker, which is for lab users. Most of it only looks; what reserves GPUs and makes backups is in
-``cli_lab_reserve`` and ``cli_backup``.
+``cli_lab_reserve`` and ``cli_backup``, and what tells of GPUs in ``cli_lab_gpus``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import POLICY_PATH, VERSION, cli_backup, hostfiles, names
+from . import POLICY_PATH, VERSION, cli_backup, cli_lab_gpus, hostfiles, names
 from .calls import Call, Command
 from .errors import Refused
 from .policy import Policy, load
@@ -128,6 +128,7 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
     found.append(("users", _users_line(seen)))
     found += [("promised" if number == 0 else "", text) for number, text in enumerate(_promised(seen))]
     found += cli_backup.fact(seen["backup"])
+    found += cli_lab_gpus.fact(seen["gpu_leases"])
     for name, projects in sorted(running.items()):
         found.append((fit(name, _LABEL - 1), ", ".join(projects)))
     if seen["units_problem"]:
@@ -427,9 +428,9 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         ("lab", "status"),
         "show the server at a glance",
-        "For root. Show what needs a hand first, then disks, Docker, users near their quotas, the containers "
-        "that run, timers, who left, and which declared projects differ from the inventory. With --html the "
-        "same, and each user, container, image and GPU, as one page for a browser or a printer.",
+        "For root. Show what needs a hand first, then disks, Docker, users near their quotas, who has GPUs, "
+        "the containers that run, timers, who left, and which declared projects differ from the inventory. "
+        "With --html the same, and each user, container, image and GPU, as one page for a browser or a printer.",
         "lab status --html /root/lab.html",
         _status,
         named=False,

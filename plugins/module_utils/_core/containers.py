@@ -24,6 +24,7 @@ from typing import Any, Callable
 from . import (
     brought,
     events,
+    gpufiles,
     gpuleases,
     gpureserve,
     homes,
@@ -697,14 +698,15 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
     if inspected is None:
         raise NotFound(f"The image of {spec.project} is gone.", f"Build it: image-update {spec.project}.")
     facts = specs.image_facts(inspected)
-    archive = _furniture(engine, policy, spec, image, facts.volumes)
+    gids = gpufiles.further_groups(policy, spec)
+    archive = _furniture(engine, policy, spec, image, facts.volumes, gids)
     known = ImageFacts(image.reference, facts.path, facts.volumes)
     with _without_lease(spec):
         lease = None
         if spec.gpus:
             user = policy.user(spec.user)
             lease = gpuleases.obtain(engine, policy, user, spec, gpuleases.inventory)
-        made = _created(engine, spec, name, specs.create_config(spec, known, engine.facts, lease))
+        made = _created(engine, spec, name, specs.create_config(spec, known, engine.facts, lease, gids))
         with _undone(lambda: engine.remove(made)):
             engine.put(made, archive)
             states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
@@ -750,13 +752,20 @@ class _Look:
 
 
 def _furniture(
-    engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, volumes: Sequence[str]
+    engine: Engine,
+    policy: Policy,
+    spec: ContainerSpec,
+    image: ProjectImage,
+    volumes: Sequence[str],
+    device_gids: Sequence[int],
 ) -> bytes:
     """Return a tar with the user's account and home, fit for the image."""
     look = _look(engine, spec, image, volumes)
     groups = sorted(
         {(share.group, policy.group(share.group).gid) for share in policy.shares_for(policy.user(spec.user))}
     )
+    # Shells of some distributions complain of a group without a name.
+    groups += [(f"gpus{gid}", gid) for gid in device_gids]
     passwd, group = specs.account_files(spec, look.passwd, look.group, groups, look.shell)
     return _account_archive(spec, passwd, group, with_profile=not look.own_home)
 
@@ -966,6 +975,7 @@ def _gpus_now(
     engine: Engine, policy: Policy, user: User, spec: ContainerSpec, *, would_wait: bool
 ) -> list[str]:
     """Raise why a new container could not have its GPUs now; return it as a note where one would wait."""
+    gpufiles.further_groups(policy, spec)
     try:
         gpuleases.check_now(engine, policy, user, spec, gpuleases.inventory)
     except (Busy, OverLimit) as error:

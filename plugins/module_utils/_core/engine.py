@@ -63,6 +63,10 @@ _CDI_HINT = (
     "Tell your admins: the GPUs have changed since their CDI specification was made; "
     "systemctl restart lab-server-cdi.service makes it anew."
 )
+_NO_DRIVER_HINT = (
+    "Tell your admins: this Docker has no way to give GPUs; the role nvidia_container_toolkit makes one "
+    "(from Docker 25 on features.cdi in daemon.json, before that the toolkit's hook)."
+)
 
 
 @dataclass(frozen=True)
@@ -225,9 +229,12 @@ class Engine:
                 self._api.start(container)
         except EngineError as error:
             # "CDI device injection failed: unresolvable CDI devices ..." (moby, daemon/cdi.go).
-            if "unresolvable CDI devices" not in error.message:
-                raise
-            raise EngineError(error.message, _CDI_HINT) from error
+            if "unresolvable CDI devices" in error.message:
+                raise EngineError(error.message, _CDI_HINT) from error
+            # Neither CDI nor the hook: 'could not select device driver ...' (moby, daemon/devices.go).
+            if "could not select device driver" in error.message:
+                raise EngineError(error.message, _NO_DRIVER_HINT) from error
+            raise
 
     def stop(self, container: str, seconds: int = 10) -> None:
         """Stop a container; after ``seconds`` it is killed. The listings of containers know of it then."""

@@ -161,6 +161,11 @@ def _inspected(engine: Engine, actual: Actual, base: str, uid: int, said: Lease 
     return Lease(base, uid, tuple(Given(one, one) for one in sorted(given)), live=actual.live)
 
 
+def recorded() -> dict[str, Lease]:
+    """Return the leases of root's record, by their holders; what is damaged in it is left out."""
+    return {holder: one.lease for holder, one in _read_leases().items()}
+
+
 def devices_of(actual: Actual) -> list[str]:
     """Return the uuids of the devices that a container was made with, by its label."""
     with contextlib.suppress(InvalidInput):

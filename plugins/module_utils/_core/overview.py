@@ -13,7 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import accounts, audit, backup, checks_host, mounts, report, room, slices, units, watermarks
+from . import (
+    accounts,
+    audit,
+    backup,
+    checks_host,
+    gpuview,
+    mounts,
+    report,
+    room,
+    slices,
+    units,
+    watermarks,
+)
 from .accounts import Account
 from .engine import DEFAULT_URL
 from .errors import LabError, NotFound
@@ -28,11 +40,12 @@ _FAILED = "failed"
 
 
 def look(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict[str, Any]:
-    """Return all that is told of the server, as plain data: report.server with what an admin needs beside it.
+    """Return all that is told of the server, as plain data: report.report with what an admin needs beside it.
 
     Raises HostError when even what is mounted cannot be read.
     """
-    seen = report.server(policy, url, sizes=sizes)
+    found = report.look(policy, url, sizes=sizes, packages=False)
+    seen = report.report(policy, found)
     seen["host"] = {
         "name": os.uname().nodename,
         "time": time.time(),
@@ -43,6 +56,8 @@ def look(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict
     seen["left"], seen["left_problem"] = _left(policy)
     seen["overcommit"] = policy.disks.overcommit
     seen["backup"] = _backup(policy, seen["host"]["time"])
+    wanted = gpuview.is_wanted(found.gpus, found.docker.snapshot.containers.values())
+    seen["gpu_leases"] = gpuview.look(policy, url, found.gpus) if wanted else None
     seen["attention"] = attention(seen)
     return seen
 
@@ -146,6 +161,10 @@ def attention(seen: Mapping[str, Any]) -> list[dict[str, str]]:
     backups = seen.get("backup") or {"bad": [], "warn": []}
     bad += backups["bad"]
     warn += backups["warn"]
+    if seen.get("gpu_leases"):
+        ill, odd = gpuview.attention(seen["gpu_leases"])
+        bad += ill
+        warn += odd
     warn += [f"{one['name']} left, and the account is open" for one in seen["left"] if not one["closed"]]
     drifted = [one for one in seen["projects"] if one["drift"]]
     warn += [f"{one['user']}/{one['name']} is not as declared: {one['reason']}" for one in drifted]

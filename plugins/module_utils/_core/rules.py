@@ -14,7 +14,7 @@ from typing import Any
 
 from .names import printable
 from .sizes import format_size
-from .spec import HOST_ADDRESS, NETWORK, WORKSPACE, ContainerSpec
+from .spec import HOST_ADDRESS, NETWORK, WORKSPACE, ContainerSpec, given_gpus
 
 _CONFINED = ("unconfined", "=unconfined", "label=disable", "systempaths=unconfined")
 #: Namespaces that would be the host's, or another container's; "" is Docker's default of one of its own.
@@ -38,12 +38,16 @@ _EMPTY = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A container to be judged: its spec, its slice, Docker's description, whether AppArmor is there."""
+    """A container to be judged: its spec, its slice, Docker's description, whether AppArmor is there.
+
+    ``device_gids``: the groups of the GPUs' device files, which it may have if it has GPUs.
+    """
 
     spec: ContainerSpec
     parent: str
     told: Mapping[str, Any]
     apparmor: bool
+    device_gids: tuple[int, ...] = ()
 
     @property
     def host(self) -> Mapping[str, Any]:
@@ -65,7 +69,8 @@ def _identity(subject: Subject) -> list[str]:
     spec, said = subject.spec, str(subject.config.get("User", ""))
     wrong = [] if said == f"{spec.uid}:{spec.gid}" else [f"it runs as {said or 'root'}"]
     groups = {str(group) for group in subject.host.get("GroupAdd") or ()}
-    more = sorted(groups - {str(group) for group in spec.groups})
+    allowed = {*spec.groups, *(subject.device_gids if given_gpus(subject.told) else ())}
+    more = sorted(groups - {str(group) for group in allowed})
     return wrong + ([f"it has the groups {', '.join(more)}"] if more else [])
 
 

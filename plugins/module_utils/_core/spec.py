@@ -63,8 +63,8 @@ _ADDED: dict[str, object] = {
     "gpus": "",
     "kept": (),
 }
-# The vendor and class of NVIDIA's CDI devices, which its toolkit names by uuid, too (nvidia-ctk-cdi).
-_CDI_KIND = "nvidia.com/gpu="
+#: The vendor and class of NVIDIA's CDI devices, which its toolkit names by uuid, too (nvidia-ctk-cdi).
+CDI_KIND = "nvidia.com/gpu="
 
 
 @dataclass(frozen=True)
@@ -434,7 +434,7 @@ def given_gpus(inspected: Mapping[str, Any]) -> list[str]:
     found = []
     for request in host.get("DeviceRequests") or []:
         if request.get("Driver") in ("cdi", "nvidia"):
-            found += [str(one).replace(_CDI_KIND, "", 1) for one in request.get("DeviceIDs") or []]
+            found += [str(one).replace(CDI_KIND, "", 1) for one in request.get("DeviceIDs") or []]
     return sorted(found)
 
 
@@ -447,7 +447,7 @@ def device_requests(uuids: Sequence[str], engine: EngineFacts) -> list[dict[str,
     if not uuids:
         return []
     if engine.cdi:
-        return [{"Driver": "cdi", "DeviceIDs": [_CDI_KIND + uuid for uuid in uuids]}]
+        return [{"Driver": "cdi", "DeviceIDs": [CDI_KIND + uuid for uuid in uuids]}]
     capabilities = [["gpu", "compute", "utility"]]
     return [{"Driver": "nvidia", "Count": 0, "DeviceIDs": list(uuids), "Capabilities": capabilities}]
 
@@ -529,16 +529,23 @@ def fates(mounted: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def create_config(
-    spec: ContainerSpec, image: ImageFacts, engine: EngineFacts, lease: Lease | None = None
+    spec: ContainerSpec,
+    image: ImageFacts,
+    engine: EngineFacts,
+    lease: Lease | None = None,
+    device_gids: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the body of POST /containers/create. Raises Refused for an image that cannot be used safely."""
+    """Return the body of POST /containers/create. Raises Refused for an image that cannot be used safely.
+
+    ``device_gids``: the groups that may open the device files of the GPUs; without a lease nobody gets them.
+    """
     check_volumes(spec, image)
     uuids = lease.uuids if lease is not None else ()
     host: dict[str, Any] = {
         "Init": True,
         "Mounts": mounts(spec),
         "Tmpfs": {"/run": f"rw,nosuid,nodev,size=16m,mode=0755,uid={spec.uid},gid={spec.gid}"},
-        "GroupAdd": [str(gid) for gid in spec.groups],
+        "GroupAdd": [str(gid) for gid in (*spec.groups, *(device_gids if uuids else ()))],
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "Privileged": False,

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from . import VERSION, checks_docker, checks_host
+from . import VERSION, checks_docker, checks_gpus, checks_host
 from .errors import InvalidInput, LabError
 from .inspection import FAIL, SKIP, VERDICTS, WARN, Check, Outcome, Server
 from .names import printable
 
-CHECKS: tuple[Check, ...] = (*checks_host.CHECKS, *checks_docker.CHECKS)
+CHECKS: tuple[Check, ...] = (*checks_host.CHECKS, *checks_docker.CHECKS, *checks_gpus.CHECKS)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    cli_lab_gpus,
     cli_lab_reserve,
     gpurequests,
     gpureserve,
+    gpuview,
     verbs,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
@@ -257,3 +260,95 @@ def test_lab_reserve_lists_with_names_and_gives_up_anybodys(
 def test_lab_reserve_is_for_admins(run: Run) -> None:
     code, _out, err = run("lab", "reserve")
     assert code == 3 and "for the admins" in err
+
+
+# ---- root ------------------------------------------------------------------------------------------------
+
+HOLDER = {
+    "user": "alice",
+    "uid": 2001,
+    "group": "students",
+    "project": "thesis",
+    "container": "thesis._.2001",
+}
+HELD = {**HOLDER, "state": "running", "since": 0.0, "gpus": "1"}
+WAITS = {**HOLDER, "user": "bob", "place": 1, "project": "net", "gpus": "2", "waited": 60, "estimate": None}
+
+
+def seen(**changes: Any) -> dict[str, Any]:
+    """Return what an admin is told of two GPUs, one of which alice has."""
+    facts = {"used": 1 << 30, "load": 71, "problem": "", "free": True, "shared": False, "processes": []}
+    one, two = (
+        {**device(number, ""), **facts, "memory": 80 << 30, "healthy": True, "holders": []}
+        for number in (0, 1)
+    )
+    process = {"pid": 77, "memory": 1 << 30, "uid": 2001, "user": "alice", "command": "python"}
+    found = {**process, "container": "thesis._.2001", "project": "thesis", "leased": True}
+    one = {**one, "free": False, "holders": [HELD], "processes": [found]}
+    docker = {"answers": True, "problem": ""}
+    told = {"problem": "", "docker": docker, "devices": [one, two], "gone": [], "waiting": [WAITS]}
+    return {**told, **changes}
+
+
+@pytest.fixture
+def admin(run: Run, lab: Policy, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs a command as root, who is told of ``seen``."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(cli_lab_gpus, "load", lambda _path: lab)
+    monkeypatch.setattr(gpuview, "look", lambda _policy: seen())
+    return run
+
+
+@pytest.mark.parametrize("words", [("lab", "gpus"), ("gpu", "list")])
+def test_root_is_told_who_has_what(admin: Run, words: tuple[str, str]) -> None:
+    code, out, _err = admin(*words)
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines)) <= 80
+    assert lines[1].split()[:2] == ["0", "H100"] and "given" in lines[1] and "alice/thesis" in lines[1]
+    assert "free" in lines[2]
+    assert lines[4].split() == ["0", "77", "alice", "thesis", "1G", "python"]
+    assert lines[-1].split() == ["1", "bob", "net", "2", "60", "s", "unknown"]
+    assert json.loads(admin(*words, "--json")[1]) == seen()
+
+
+def test_root_is_told_the_queue_by_name(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _err = admin("gpu", "queue")
+    assert code == 0 and out.splitlines()[1].split()[:3] == ["1", "bob", "net"]
+    assert json.loads(admin("gpu", "queue", "--json")[1]) == {"waiting": [WAITS]}
+    monkeypatch.setattr(gpuview, "look", lambda _policy: seen(waiting=[]))
+    assert admin("gpu", "queue")[1] == "Nobody waits for GPUs.\n"
+
+
+def test_root_is_told_what_is_wrong_in_sentences(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = seen(docker={"answers": False, "problem": "Docker does not answer."})
+    told["devices"][1]["problem"] = "GPU 1 is lost."
+    monkeypatch.setattr(gpuview, "look", lambda _policy: told)
+    code, out, _err = admin("lab", "gpus")
+    assert code == 0 and "GPU 1 is lost." in out.splitlines()
+    assert "ill" in out.splitlines()[2] and out.endswith("is not known: Docker does not answer.\n")
+
+
+def test_root_asks_why_for_a_user(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    limits = {"equivalents": 2, "devices": 3, "container": None, "whole": False, "shared_by": 1}
+    told = {"user": "alice", "uid": 2001, "group": "students", "limits": limits, "held": "1", "gpus": "2"}
+    told |= {"holds": [{**HELD, "uuids": [f"{UUID}0"]}], "waiting": [], "now": False, "why": "gpus: no."}
+
+    def person(_policy: Policy, user: Any, wanted: str) -> dict[str, Any]:
+        asked.append((user.name, wanted))
+        return told
+
+    monkeypatch.setattr(gpuview, "person", person)
+    code, out, _err = admin("lab", "gpus", "alice", "--gpus", "2")
+    assert (code, asked) == (0, [("alice", "2")])
+    assert "1 of 2 GPUs held, 3 devices at once, no whole ones" in out and f"{UUID}0" in out
+    assert out.splitlines()[-1] == "a launch: 2: gpus: no."
+    for words, word in (
+        (("lab", "gpus", "--gpus", "2"), "needs the name of a user"),
+        (("lab", "gpus", "eve"), "is not a lab user"),
+        (("lab", "gpus", "alice", "--gpus", "all"), "asks for no GPU"),
+        (("gpu", "why"), "lab gpus USER"),
+        (("gpu", "release", "thesis"), "you are root"),
+    ):
+        code, _out, err = admin(*words)
+        assert code != 0 and word in err

@@ -114,7 +114,7 @@ def seen(lab: Policy, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make
 
 
-@pytest.mark.parametrize("verb", ["status", "users", "verify", "events"])
+@pytest.mark.parametrize("verb", ["status", "users", "verify", "events", "gpus"])
 def test_who_is_not_root_is_told_so_in_one_sentence(run: Run, verb: str) -> None:
     code, out, err = run("lab", verb)
     assert (code, out) == (3, "") and "admins" in err and "sudo" in err

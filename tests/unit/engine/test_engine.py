@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import docker.errors
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core.engine import (
     Engine,
@@ -82,3 +83,44 @@ def test_no_engine():
     with pytest.raises(EngineError, match=r"does not answer.*systemctl status docker"):
         Engine.connect("unix:///nonexistent/docker.sock")
     assert not Engine.is_installed("unix:///nonexistent/docker.sock")
+
+
+class Client:
+    """What the Docker SDK is to ``Engine``: one that describes itself so, and starts nothing."""
+
+    def __init__(self, **info: object) -> None:
+        self._info = info
+
+    def info(self) -> dict[str, object]:
+        return {"CgroupDriver": "systemd", "NCPU": 4, **self._info}
+
+    def start(self, _container: str) -> None:
+        raise docker.errors.APIError("500 Server Error", explanation=self._info["explanation"])
+
+
+@pytest.mark.parametrize(
+    ("info", "cdi"),
+    [
+        ({"ServerVersion": "20.10.24"}, False),
+        # Off, as it is by default before Docker 28.
+        ({"ServerVersion": "26.1.5", "CDISpecDirs": None}, False),
+        ({"ServerVersion": "26.1.5", "CDISpecDirs": []}, False),
+        ({"ServerVersion": "26.1.5", "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"]}, True),
+    ],
+)
+def test_whether_an_engine_gives_devices_by_name_is_what_it_says_itself(info, cdi):
+    assert Engine(Client(**info), "unix:///x").facts.cdi is cdi
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "features.cdi in daemon.json"),
+        ("CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=x", "lab-server-cdi.service"),
+        ("no space left on device", ""),
+    ],
+)
+def test_a_start_without_its_gpus_says_what_admins_are_to_do(said, word):
+    with pytest.raises(EngineError, match=said[:20]) as error:
+        Engine(Client(explanation=said), "unix:///x").start("one")
+    assert (word in error.value.hint) if word else not error.value.hint

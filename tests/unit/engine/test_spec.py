@@ -431,6 +431,16 @@ def test_an_engine_with_cdi_is_asked_by_it_and_the_hook_by_nothing(spec):
 
 
 @pytest.mark.parametrize("cdi", [True, False])
+def test_the_group_of_the_device_files_goes_with_a_lease_alone(spec, cdi):
+    engine = replace(ENGINE, cdi=cdi)
+    assert specs.create_config(spec, IMAGE, engine, LEASE, [4195])["HostConfig"]["GroupAdd"] == [
+        "3102",
+        "4195",
+    ]
+    assert specs.create_config(spec, IMAGE, engine, None, [4195])["HostConfig"]["GroupAdd"] == ["3102"]
+
+
+@pytest.mark.parametrize("cdi", [True, False])
 def test_who_has_no_lease_asks_for_nothing(spec, cdi):
     made = specs.create_config(spec, IMAGE, replace(ENGINE, cdi=cdi))
     assert "DeviceRequests" not in made["HostConfig"] and specs.given_gpus(made) == []
