@@ -508,3 +508,27 @@ def test_a_damaged_record_hides_no_other_version(lab: Lab) -> None:
     assert {one.version: bool(one.problem) for one in found} == {"1": False, "2": True}
     assert lab.retract("2") == ("1", "")
     assert lab.seen() == {"1": True}
+
+
+def test_folders_that_were_made_by_hand_are_left_alone(lab: Lab) -> None:
+    for name in ("empty", "old/v1"):
+        (lab.share / name).mkdir(parents=True)
+    (lab.share / "old" / "current").symlink_to("../elsewhere")
+    (lab.share / "notes").write_text("x")
+    lab.publish("1")
+    assert sorted(path.name for path in lab.share.iterdir()) == [
+        ".publish.lock",
+        "CATALOGUE.md",
+        "empty",
+        "iris",
+        "notes",
+        "old",
+    ]
+    assert os.readlink(lab.share / "old" / "current") == "../elsewhere"
+    for name, said in (("notes", "is no folder"), ("../datasets", "is not allowed")):
+        with pytest.raises(InvalidInput, match=said):
+            lab.publish("1", name=name)
+    # A folder that has the name of a version and was never published is not taken for one.
+    (lab.share / "iris" / "2").mkdir()
+    with pytest.raises(HostError, match=r"DATASET\.json of iris 2 cannot be read"):
+        lab.publish("2")

@@ -73,7 +73,7 @@ GROUPS = {
     "container": "Your containers: one for each project that was launched.",
     "image": "The images of your projects: what their containers are made of.",
     "workspace": "Your workspace: what is kept, and how much room it has.",
-    "lab": "The server, for its admins: called as root.",
+    "lab": "The server, for its admins: called as root; lab share is for everybody.",
     "lab share": "The published datasets: to look up, and for data managers to publish.",
     "gpu": "The GPUs of this server: who has them, and who waits.",
 }

@@ -26,7 +26,7 @@ MANIFEST, RECORD, CATALOGUE = "MANIFEST.sha256", "DATASET.json", "CATALOGUE.md"
 CURRENT = "current"
 FORMAT = 1
 _TEXT_LIMIT = 200  # characters of a description
-_LINKS_LIMIT = 10_000
+_LINKS_LIMIT, _LINKS_TEXT = 10_000, 500_000  # links, and characters of them together
 _HOPS = 40  # links on the way to one thing, as the kernel has it (path_resolution(7))
 
 _VERSION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
@@ -254,9 +254,9 @@ def _leads(path: str, links: Mapping[str, str], there: Container[str]) -> bool:
 
 def many_links(links: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return links as a record holds them; raise InvalidInput where there are too many."""
-    if len(links) > _LINKS_LIMIT:
+    if len(links) > _LINKS_LIMIT or sum(map(len, [*links, *links.values()])) > _LINKS_TEXT:
         raise InvalidInput(
-            f"There are more than {_LINKS_LIMIT} symbolic links.",
+            f"There are more than {_LINKS_LIMIT} symbolic links, or very long ones.",
             "Put the files themselves there, or an archive.",
         )
     return tuple((_as_utf8(path), _as_utf8(links[path])) for path in sorted(links))

@@ -37,7 +37,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
 _DEEPEST = 200  # folders that are open at once
 _RECORD_LIMIT = 4 << 20
-_MANIFEST_LIMIT = 1 << 30
+_MANIFEST_LIMIT = 256 << 20
 _WAIT = 60.0  # seconds for what others change, which takes no longer than a few renames
 _REMOVING = 3600.0  # seconds
 
@@ -313,8 +313,8 @@ class Place:
             for name in self.names():
                 # What belongs to another user, who closed it, is that user's to mend.
                 with suppress(OSError, LabError), self.open(name) as folder:
-                    _settle(folder)
-                    _remove_if_empty(self.folder, name, folder)
+                    if _settle(folder):
+                        _remove_if_empty(self.folder, name, folder)
             with suppress(HostError):  # without room there is none for it, and room is made here
                 self.write_catalogue()
             yield
@@ -332,6 +332,7 @@ class Place:
     @contextmanager
     def open(self, name: str, *, make: bool = False) -> Iterator[int]:
         """Open the folder of a dataset, with ``make`` also a new one; raise NotFound or InvalidInput."""
+        names.share_name(name, "dataset")
         if make:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o775, dir_fd=self.folder)
@@ -361,8 +362,8 @@ class Place:
             try:
                 with self.open(one) as folder:
                     found += _versions(folder, one)
-            except (OSError, InvalidInput):
-                continue  # files that were put beside the datasets
+            except (OSError, InvalidInput, NotFound):
+                continue  # what was put beside the datasets, or went away just now
         if name and not found:
             raise NotFound(f"There is no dataset {name} in {self.share.name}.", "See 'lab share list'.")
         return found
@@ -418,11 +419,11 @@ def _link(folder: int, name: str) -> str:
 
 
 def record(folder: int, name: str, version: str) -> Dataset:
-    """Return the record of a version in the open folder of its dataset; raise NotFound or HostError."""
+    """Return the record of a version in the open folder of its dataset; raise HostError."""
     try:
         dataset = datasets.parse(safefs.read_file(folder, f"{version}/{RECORD}", _RECORD_LIMIT))
-    except (InvalidInput, OSError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
+    except (InvalidInput, NotFound, OSError) as error:
+        said = f"{error.strerror}." if isinstance(error, OSError) else error.message
         raise HostError(f"{RECORD} of {name} {version} cannot be read: {said}") from error
     if (dataset.name, dataset.version) != (name, version):
         raise HostError(
@@ -447,8 +448,11 @@ def _versions(folder: int, name: str) -> list[Version]:
 # ---- what was broken off ---------------------------------------------------------------------------------
 
 
-def _settle(folder: int) -> None:
-    """Finish what was broken off in the open folder of a dataset; raise OSError where that is not ours."""
+def _settle(folder: int) -> bool:
+    """Finish what was broken off in the open folder of a dataset; raise OSError where that is not ours.
+
+    Return whether leftovers were removed. A folder that was made without these commands is left as it is.
+    """
     there = _present(folder)
     following = _link(folder, _NEXT)
     if following in there:
@@ -457,11 +461,15 @@ def _settle(folder: int) -> None:
     elif following:
         os.unlink(_NEXT, dir_fd=folder)
     if _link(folder, CURRENT) not in there:
-        _lead_to(folder, _newest(folder, there))
+        newest = _newest(folder, there)
+        if newest:
+            _lead_to(folder, newest)
+    removed = False
     for name in os.listdir(folder):
         if _LEFTOVER.fullmatch(name):
             with suppress(FileNotFoundError):
-                _discard(folder, name)
+                removed |= _discard(folder, name)
+    return removed
 
 
 def _newest(folder: int, there: list[str]) -> str:
@@ -489,21 +497,22 @@ def _prepare(folder: int, version: str) -> None:
     os.symlink(version, _NEXT, dir_fd=folder)
 
 
-def _discard(folder: int, name: str) -> None:
-    """Remove a tree that this user made and that nobody is at work on; leave what is another user's."""
+def _discard(folder: int, name: str) -> bool:
+    """Remove a tree that this user made and nobody is at work on; return whether it was such a one."""
     descriptor = os.open(name, _FOLDER, dir_fd=folder)
     try:
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid():
-            return
+            return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
+            return False
         _empty(descriptor, status.st_dev)
     finally:
         os.close(descriptor)
     os.rmdir(name, dir_fd=folder)
+    return True
 
 
 def _empty(folder: int, device: int) -> None:
@@ -621,6 +630,8 @@ def _fill(incoming: int, source: int, wanted: Dataset, progress: Progress) -> Da
     _scan(source, incoming, tree, reading=True, progress=progress)
     _check_links(tree)
     manifest = datasets.manifest(tree.files)
+    if len(manifest) > _MANIFEST_LIMIT:
+        raise InvalidInput(f"{len(tree.files)} files are too many.", "Publish archives of many files each.")
     dataset = replace(
         wanted,
         published=int(time.time()),
