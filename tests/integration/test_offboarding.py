@@ -98,7 +98,7 @@ def test_a_user_leaves(engine, policy, root, alice, bob, thesis, home, inside, l
     assert not (root / "home/.offboarded").exists()
 
     assert leave(hand_over=over) == promised
-    assert containers.observe(engine).held(2001) == 0
+    assert containers._held(engine, 2001) == 0
     assert len(retired.kept(engine, uid=2001)) == 1
     archives = root / "home/.offboarded"
     assert (archives.stat().st_uid, archives.stat().st_mode & 0o777) == (0, 0o700)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import POLICY_PATH, VERSION, cli_backup, cli_lab_gpus, hostfiles, names
+from . import POLICY_PATH, VERSION, cli_backup, cli_lab_gpus, names
 from .calls import Call, Command
 from .errors import Refused
 from .policy import Policy, load
@@ -80,6 +80,7 @@ def _status(call: Call) -> int:
 
 
 def _page(call: Call, seen: Mapping[str, Any]) -> None:
+    from . import hostfiles
     from .page import page
 
     if call.options.html == "-":
@@ -289,7 +290,7 @@ def _users_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _metrics(call: Call) -> int:
-    from . import metrics, overview
+    from . import hostfiles, metrics, overview
 
     text = metrics.text(overview.look(_policy()))
     if call.options.write:
@@ -341,6 +342,8 @@ def _junit(call: Call, text: str) -> None:
     if path == "-":
         call.out.write(text)
         return
+    from . import hostfiles
+
     # Not by opening it: in a folder that others can write, a link of theirs would be followed.
     hostfiles.write_text(os.path.abspath(path), text)
 
@@ -430,7 +433,7 @@ COMMANDS: tuple[Command, ...] = (
         "show the server at a glance",
         "For root. Show what needs a hand first, then disks, Docker, users near their quotas, who has GPUs, "
         "the containers that run, timers, who left, and which declared projects differ from the inventory. "
-        "With --html the same, and each user, container, image and GPU, as one page for a browser or a printer.",
+        "With --html the same, and each user, container, image and GPU, as a page for browsers and printers.",
         "lab status --html /root/lab.html",
         _status,
         named=False,

@@ -170,10 +170,6 @@ class Snapshot:
     images: dict[tuple[int, str], ProjectImage]
     kept: dict[str, Actual] = field(default_factory=dict)
 
-    def held(self, uid: int) -> int:
-        """Return how many containers the user holds."""
-        return sum(1 for name, actual in self.containers.items() if actual.ours and _owner(name) == uid)
-
 
 def _locked(name: str) -> contextlib.AbstractContextManager[None]:
     """Hold the lock under which the container of that name is changed."""
@@ -466,6 +462,12 @@ def _change(engine: Engine, policy: Policy, item: _Item) -> None:
             _apply(engine, policy, item.user, item.spec, state, item.result, events.IT, item.wanted)
 
 
+def _held(engine: Engine, uid: int) -> int:
+    """Return how many containers the user holds."""
+    found = map(actual_of, engine.containers())
+    return sum(1 for actual in found if actual.ours and _owner(actual.name) == uid)
+
+
 def _check_room(user: User, held: int) -> None:
     if held >= user.limits.containers:
         raise Refused(
@@ -591,7 +593,7 @@ def _create(
         return
     # The count and the creation are one step for all of a user's projects.
     with locks.hold(f"user-{user.uid}"):
-        _check_room(user, observe(engine).held(user.uid))
+        _check_room(user, _held(engine, user.uid))
         made = _make(engine, policy, spec, image, spec.name)
     with _without_lease(spec), _undone(lambda: engine.remove(made)):
         engine.start(made)
@@ -626,7 +628,7 @@ def _ready_again(
     made = actual.spec or spec
     _check_sources(replace(made, home_source="") if check else made)
     if back_for is not None:
-        _check_room(back_for, observe(engine).held(back_for.uid))
+        _check_room(back_for, _held(engine, back_for.uid))
     gpuleases.hold_again(engine, policy, actual, spec.name, gpuleases.inventory, user=back_for, check=check)
 
 
@@ -922,12 +924,10 @@ def launch(
         workspaces.check_project(policy, user, project)
         if not check:
             _heal(engine, spec.name)
-        actual = observe(engine, spec.name).containers.get(spec.name)
-        if actual is not None:
-            refuse_foreign(actual)
+        actual = _mine(engine, spec.name)
         status = _launch_status(actual)
         if actual is None:
-            _check_room(user, observe(engine).held(user.uid))
+            _check_room(user, _held(engine, user.uid))
         if status == "created":
             notes += _gpus_now(engine, policy, user, spec, would_wait=check and waits)
             notes += watermarks.check(policy)

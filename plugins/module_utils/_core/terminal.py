@@ -9,9 +9,9 @@ terminal that can do them: not with ``NO_COLOR`` (https://no-color.org) and not 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from .names import printable
@@ -62,6 +62,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int = 8
     ]
 
 
+def _columns(stream: TextIO, environment: Mapping[str, str]) -> int:
+    """Return how wide a terminal is: what COLUMNS says, else what it says itself, else 80."""
+    said = environment.get("COLUMNS", "")
+    if said.isascii() and said.isdigit() and int(said[:9]) > 0:
+        return int(said[:9])
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
+
+
 class Terminal:
     """A stream for people: lines, colours where they show, and at most one line that updates itself."""
 
@@ -77,8 +87,7 @@ class Terminal:
         self.updating = capable
         self._colour = capable and not environment.get("NO_COLOR")
         self._status = ""
-        columns = shutil.get_terminal_size((80, 24)).columns if self.interactive else 80
-        self.width = max(_NARROWEST, columns)
+        self.width = max(_NARROWEST, _columns(stream, environment) if self.interactive else 80)
 
     def style(self, text: str, colour: str) -> str:
         """Return ``text`` in a colour (good, warn, bad, faint, strong) where colours show."""

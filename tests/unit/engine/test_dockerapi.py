@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import sys
@@ -12,7 +13,9 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import parse_qs
 
+import docker
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core.dockerapi import ApiError, DockerApi
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
@@ -114,6 +117,70 @@ def test_what_is_sent(server: Server) -> None:
         api.inspect_image("a\r\nX: y/b:1@sha256:0 ?c")
     assert server.asked[-1].startswith(b"GET /images/a%0D%0AX:%20y/b:1@sha256:0%20%3Fc/json HTTP/1.1\r\n")
     api.close()
+
+
+CALLS: list[tuple[str, tuple[object, ...], dict[str, object], str]] = [
+    ("info", (), {}, "{}"),
+    ("containers", (), {"all": True, "filters": {"name": ["^/a[.]b$", "^/c$"]}}, "[]"),
+    ("containers", (), {"all": True, "size": True, "filters": {"id": ["0123"]}}, "[]"),
+    ("containers", (), {"all": True, "filters": None}, "[]"),
+    ("inspect_container", ("thesis._.2001",), {}, "{}"),
+    (
+        "create_container_from_config",
+        ({"Image": "x", "Cmd": ["a", "\u00e9"]}, "thesis._.2001"),
+        {},
+        '{"Id": "x"}',
+    ),
+    ("start", ("0123",), {}, ""),
+    ("stop", ("0123",), {"timeout": 10}, ""),
+    ("rename", ("0123", "thesis._.2001.next"), {}, ""),
+    ("remove_container", ("0123",), {"v": True, "force": True}, ""),
+    ("put_archive", ("0123", "/", b"\0tar"), {}, ""),
+    ("exec_inspect", ("0123",), {}, "{}"),
+    ("images", (), {"filters": {"reference": "lab/*/*"}}, "[]"),
+    ("images", (), {"filters": {"dangling": True}}, "[]"),
+    ("images", (), {"filters": None}, "[]"),
+    ("inspect_image", ("lab/2001/thesis:latest",), {}, "{}"),
+    ("inspect_image", ("sha256:0123",), {}, "{}"),
+    ("networks", (), {"names": ["lab-server"]}, "[]"),
+]
+
+
+def asked(request: bytes) -> tuple[str, str, dict[str, list[str]], object]:
+    """Return the method, the path without a version, the query, and the content of a request."""
+    head, _empty, sent = request.partition(b"\r\n\r\n")
+    method, target, _version = head.split(b"\r\n")[0].decode("ascii").split(" ")
+    path, _mark, query = target.partition("?")
+    found = {key: ["1" if one == "True" else one for one in ones] for key, ones in parse_qs(query).items()}
+    for key in set(found) & {"filters"}:
+        found[key] = [json.dumps(json.loads(one), sort_keys=True) for one in found[key]]
+    posted = json.loads(sent) if sent.startswith(b"{") else sent
+    return method, re.sub(r"^/v[0-9.]+", "", path), found, posted
+
+
+@pytest.mark.parametrize(("name", "given", "named", "answer"), CALLS)
+def test_the_same_is_asked_as_by_the_sdk(
+    server: Server, name: str, given: tuple[object, ...], named: dict[str, object], answer: str
+) -> None:
+    api, sdk = DockerApi(server.url, 5), docker.APIClient(base_url=server.url, version="1.41")
+    server.answers = [content(answer)] * 2
+    ours, theirs = (getattr(client, name)(*given, **named) for client in (api, sdk))
+    assert ours == theirs or name == "put_archive"
+    (method, path, query, sent), wanted = map(asked, server.asked)
+    assert (method, path, sent) == (wanted[0], wanted[1], wanted[3])
+    # Beyond that it asks only for what is so anyway.
+    assert query.items() <= wanted[2].items()
+    usual = {
+        "all": ["0"],
+        "limit": ["-1"],
+        "link": ["False"],
+        "only_ids": ["0"],
+        "size": ["0"],
+        "trunc_cmd": ["0"],
+    }
+    assert {key: value for key, value in wanted[2].items() if key not in query}.items() <= usual.items()
+    api.close()
+    sdk.close()
 
 
 @pytest.mark.parametrize(
