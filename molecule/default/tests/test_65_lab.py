@@ -105,6 +105,11 @@ def test_an_admin_sees_the_server_its_users_and_what_was_done(server: Server) ->
     assert max(map(len, status.splitlines())) <= 80
     for words in ("/srv/data", "vision", "cleanup active", "promised of"):
         assert words in status
+    page = server.root("lab status --html -").out
+    assert ">carol/vision<" in page and "<script" not in page
+    place = "/root/lab.html"
+    kept = server.root(f"lab status --html {place} && stat -c %a:%U {place}; rm {place}").out
+    assert kept.strip() == "600:root"
     users = json.loads(server.root("lab users --json").out)["users"]
     carol = next(user for user in users if user["name"] == "carol")
     assert f"vision._.{CAROL}" in carol["running"] and carol["usage"]["used"] > 0 and carol["images"]
