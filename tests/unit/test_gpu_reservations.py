@@ -18,6 +18,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     gpurequests,
     gpureservations,
     gpureserve,
+    notices,
     verbs_gpu,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
@@ -26,7 +27,8 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     NotFound,
     Refused,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.leases import Busy, OverLimit
+from ansible_collections.lab.server.plugins.module_utils._core.leases import Busy, Given, Lease, OverLimit
+from ansible_collections.lab.server.plugins.module_utils._core.lifecycle import Decision
 from ansible_collections.lab.server.plugins.module_utils._core.policy_gpus import GpuRule, ReserveRules
 from docker_model import Row
 from test_gpu_leases import CARDS, Server
@@ -344,6 +346,42 @@ def test_one_that_is_in_use_does_not_lapse_and_is_not_given_up(server: Reserving
         gpureserve.cancel(server.engine, server.policy, number, server.user(0))
     gpureserve.cancel(server.engine, server.policy, number, server.user(1))
     assert server.states(1) == []
+
+
+def test_a_window_that_begins_between_two_looks_is_waited_for(
+    server: Reserving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program sleeps until then, and looks again; one that is far, or that failed, it leaves."""
+
+    def of(do: str, left: float, problem: str = "") -> list[ending.Ended]:
+        return [ending.Ended("a._.2001", Decision(do, ending.RESERVED, left), problem)]
+
+    slept: list[float] = []
+    monkeypatch.setattr(ending, "load", lambda: server.policy)
+    monkeypatch.setattr(ending.Engine, "connect", mock.Mock)
+    monkeypatch.setattr(ending.time, "sleep", slept.append)
+    for looks, naps, code in (
+        ([of("notice", 90.0), of("stop", 0.0)], [91.0], 0),
+        ([of("notice", 4000.0)], [], 0),
+        ([of("stop", 0.0, "it hangs")], [], 1),
+    ):
+        monkeypatch.setattr(ending, "tick", lambda *_words, looks=looks, **_named: looks.pop(0))
+        slept.clear()
+        assert ending.main(["lab-lifecycle"]) == code
+        assert slept == naps and not looks
+    assert "a._.2001 is stopped (reserved)." in capsys.readouterr().out
+
+
+def test_a_hand_over_is_told_as_nothing_to_put_off() -> None:
+    told: dict[int, list[dict[str, Any]]] = {2001: [{"project": "a", "at": None}, {"project": "b", "at": 5}]}
+    for project in ("a", "b", "c"):
+        lease = Lease(f"{project}._.2001", 2001, (Given(uuid(0), uuid(0)),))
+        end = gpureservations.End(time.time() + 60, 1, 0.0)
+        ending._tell_first(told, gpuhandover.Handover(gpuleases.Held(lease, "x"), end, 60.0))
+    b, a, c = told[2001]
+    assert b == {"project": "b", "at": 5} and a["firm"] and c["project"] == "c"
+    assert "reserved for somebody else" in notices.advice(a, "a")
+    assert notices.advice(b, "b") == "put it off: container extend b"
 
 
 # Faults, reboots, clocks

@@ -258,7 +258,9 @@ class Leases(RuleBasedStateMachine):
         process = Process(self.numbers, who, spec, "waits")
         with contextlib.suppress(Refused, PowerLoss), self.act(process.number, crash):
             if waits:
-                gpuleases.join(self.engine, self.policy, who, spec.project, gpurequests.parse(spec.gpus))
+                gpuleases.join(
+                    self.engine, self.policy, who, spec.project, gpurequests.parse(spec.gpus), ("wait=yes",)
+                )
             else:
                 process.lease = gpuleases.obtain(self.engine, self.policy, who, spec, self.inventory)
                 process.stage = "leased"
@@ -523,7 +525,7 @@ class Leases(RuleBasedStateMachine):
             old = waiting[holder]
             with contextlib.suppress(Refused), self.act(self.numbers):
                 request = gpurequests.parse(old.spec.gpus)
-                gpuleases.join(self.engine, self.policy, old.user, old.spec.project, request)
+                gpuleases.join(self.engine, self.policy, old.user, old.spec.project, request, ("wait=yes",))
                 self.processes[holder] = Process(self.numbers, old.user, old.spec, "waits")
         assert not gpuleases.interrupted()
 

@@ -160,6 +160,13 @@ def test_what_it_cannot_launch_its_user_can_ask_for(server: Booted, monkeypatch:
     assert "its launch waited for GPUs: gpus: 4 GPUs is more" in server.happened[0][4]
 
 
+def test_one_of_which_nobody_knows_what_it_was_to_launch_is_left_alone(server: Booted) -> None:
+    server.wait(3, "first")
+    gpuleases._write_queue([replace(gpuleases._read_queue()[0], words=())])
+    server.boot = "two"
+    assert gpuleases.interrupted() == [] and resuming.resume(server.policy) == []
+
+
 def test_one_that_was_killed_before_is_not_taken_up_again(server: Booted) -> None:
     server.wait(3, "first")
     entry = replace(gpuleases._read_queue()[0], maker="1 2 one")

@@ -548,8 +548,11 @@ def forget_dead() -> None:
 
 
 def interrupted() -> list[Waiting]:
-    """Return those who waited when the server went down, and whose launch was not taken up again yet."""
-    return [one for one in _read_queue() if not of_this_boot(one.maker)]
+    """Return those who waited when the server went down, and whose launch was not taken up again yet.
+
+    Of an entry without its words nobody knows what was to be launched.
+    """
+    return [one for one in _read_queue() if one.words and not of_this_boot(one.maker)]
 
 
 def turn(
