@@ -6,22 +6,21 @@ What a launch or a listing needs is asked here, since importing the Docker SDK f
 all of its calls. What streams is left to the SDK, which is imported when the first such thing is asked for
 (``engine``). The methods bear the names and take the arguments that they have there.
 
-HTTP/1.1 (RFC 9112), as far as the engine speaks it: an answer has a length, comes in chunks, or is empty.
-A path without a version has that of the engine itself (https://docs.docker.com/engine/api/, "Versioning").
+HTTP is Python's own (http.client), which knows nothing of sockets that have a path; nothing else is added. A
+path without a version has that of the engine itself (https://docs.docker.com/engine/api/, "Versioning").
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import select
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote, urlencode
 
-_LINE_LIMIT = 1 << 16
-_EMPTY = (204, 304)
 _UNIX = "unix://"
 
 
@@ -32,6 +31,27 @@ class ApiError(Exception):
         super().__init__(explanation)
         self.status = status
         self.explanation = explanation
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    sock: socket.socket
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("docker", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect; raise OSError."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.settimeout(self.timeout)
+            made.connect(self._path)
+        except BaseException:
+            made.close()
+            raise
+        self.sock = made
 
 
 class DockerApi:
@@ -51,14 +71,9 @@ class DockerApi:
         """Say whether this is an address that it can be at."""
         return url.startswith(_UNIX)
 
-    def _connected(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self._timeout)
-            connection.connect(self._path)
-        except BaseException:
-            connection.close()
-            raise
+    def _connected(self) -> _Connection:
+        connection = _Connection(self._path, self._timeout)
+        connection.connect()
         return connection
 
     def close(self) -> None:
@@ -78,34 +93,40 @@ class DockerApi:
         """Ask, and return the answer as JSON has it; None where it is empty. ``seconds``: that it takes."""
         given = {key: value for key, value in (query or {}).items() if value is not None}
         target = f"{path}?{urlencode(given)}" if given else path
-        head = f"{method} {target} HTTP/1.1\r\nHost: docker\r\nContent-Length: {len(content)}\r\n"
-        if content:
-            head += f"Content-Type: {kind}\r\n"
         connection = self._taken()
         try:
-            connection.settimeout(self._timeout + seconds)
-            connection.sendall(f"{head}\r\n".encode("ascii") + content)
-            with connection.makefile("rb") as stream:
-                status, said, again = _answer(stream)
+            connection.sock.settimeout(self._timeout + seconds)
+            connection.request(method, target, content or None, {"Content-Type": kind} if content else {})
+            answer = connection.getresponse()
+            said = answer.read()
+        except http.client.HTTPException as error:
+            connection.close()
+            raise OSError(f"its answer is none of HTTP: {error or type(error).__name__}") from error
         except BaseException:
             connection.close()
             raise
-        if again:
-            self._idle.append(connection)
-        else:
+        if answer.will_close:
             connection.close()
-        if status >= 400:
-            raise ApiError(status, _explanation(said))
-        return json.loads(said) if said.strip() else None
+        else:
+            self._idle.append(connection)
+        if answer.status >= 400:
+            raise ApiError(answer.status, _explanation(said))
+        if not said.strip() and method != "GET":
+            return None
+        try:
+            # One that ends before its content does is read as one without any.
+            return json.loads(said)
+        except ValueError as error:
+            raise OSError(f"its answer is no JSON: {error}") from error
 
-    def _taken(self) -> socket.socket:
+    def _taken(self) -> _Connection:
         """Return a connection that nobody uses: an idle one that the engine has not closed, or a new one."""
         with suppress(IndexError):
             while True:
                 connection = self._idle.pop()
                 # Nothing is due on it: what can be read is its end (poll(2)).
                 ended = select.poll()
-                ended.register(connection, select.POLLIN)
+                ended.register(connection.sock, select.POLLIN)
                 if not ended.poll(0):
                     return connection
                 connection.close()
@@ -191,51 +212,3 @@ def _explanation(said: bytes) -> str:
     with suppress(ValueError, TypeError, KeyError):
         return str(json.loads(said)["message"])
     return said.decode("utf-8", "replace")
-
-
-def _answer(stream: BinaryIO) -> tuple[int, bytes, bool]:
-    """Return the status and the content of an answer, and whether the connection can be used again.
-
-    Raises OSError for what is no whole answer.
-    """
-    try:
-        version, status = _line(stream).split(" ", 2)[:2]
-        headers: dict[str, str] = {}
-        while line := _line(stream):
-            name, _colon, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        number = int(status)
-        again = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-        if number in _EMPTY:
-            return number, b"", again
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            return number, _chunks(stream), again
-        if "content-length" in headers:
-            return number, _exactly(stream, int(headers["content-length"])), again
-        return number, stream.read(), False
-    except ValueError as error:
-        raise OSError(f"its answer is none of HTTP: {error}") from error
-
-
-def _line(stream: BinaryIO) -> str:
-    line = stream.readline(_LINE_LIMIT)
-    if not line.endswith(b"\n"):
-        raise OSError("the connection was closed in the middle of an answer")
-    return line.decode("latin-1").rstrip("\r\n")
-
-
-def _exactly(stream: BinaryIO, length: int) -> bytes:
-    content = stream.read(length)
-    if len(content) < length:
-        raise OSError("the connection was closed in the middle of an answer")
-    return content
-
-
-def _chunks(stream: BinaryIO) -> bytes:
-    parts = []
-    while length := int(_line(stream).partition(";")[0], 16):
-        parts.append(_exactly(stream, length))
-        _line(stream)
-    while _line(stream):
-        pass  # trailers
-    return b"".join(parts)

@@ -224,7 +224,7 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew(server: Server) -> 
     api = DockerApi(server.url, 5)
     server.answers = [content("[]").encode(), content("[]")]
     assert api.containers() == []
-    assert select.select(api._idle, [], [], 5)[0]
+    assert select.select([one.sock for one in api._idle], [], [], 5)[0]
     assert api.containers() == [] and server.connections == 2
     api.close()
 
