@@ -14,7 +14,7 @@ import shlex
 from . import WORKSPACE, mounts, where
 
 _KINDS = (
-    *("workspace", "kept_home", "home", "group", "shared", "layer", "volume", "server"),
+    *("workspace", "kept_home", "kept_folder", "home", "group", "shared", "layer", "volume", "server"),
     *("container_memory", "kernel", "loop"),
 )
 

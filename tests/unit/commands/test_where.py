@@ -76,6 +76,7 @@ def table(*lines: str) -> tuple[Mount, ...]:
         ("/home/.workspaces/carol/x", "another"),
         ("/home/.workspaces", "server"),
         ("/home/.homes/alice/thesis/.bashrc", "kept_home"),
+        ("/home/.homes/alice/thesis@opt+packages/x", "kept_folder"),
         ("/home/.homes/carol/slides", "another"),
         ("/home/alice/notes", "home"),
         ("/home/alice/sshfs/notes", "elsewhere"),
@@ -222,6 +223,7 @@ class Inside:
                 "odd/back\\slash",
                 "odd/a",
             ),
+            "opt/packages/x",
             *("srv/data-old/x", "odd/star*", "odd/b c/d", "odd/-n"),
         ]
         for name in tree:
@@ -253,6 +255,7 @@ class Inside:
             ("/home/alice", "/.homes/alice/thesis", "ext4", "rw"),
             ("/home/alice/.ssh", "/", "tmpfs", "ro"),
             ("/home/bob", "/bob", "ext4", "rw"),
+            ("/opt/packages", "/.homes/alice/thesis@opt+packages", "ext4", "rw"),
             ("/srv/data", "/srv/data", "ext4", "ro"),
             ("/srv/data/class", "/srv/data/class", "ext4", "rw"),
             ("/var/cache/app", "/volumes/0123/_data", "ext4", "rw"),
@@ -330,6 +333,8 @@ def words_of(inside: Inside) -> dict[str, str]:
         f"{root}/home/alice": "kept_home",
         f"{root}/home/alice/.ssh/id": "container_memory",
         f"{root}/home/bob/x": "home",
+        f"{root}/opt/packages/x": "kept_folder",
+        f"{root}/opt": "layer",
         f"{root}/srv/data": "shared",
         "data": "shared",
         "back": "group",
