@@ -39,6 +39,7 @@ def _layer(folder: str) -> dict[str, Any]:
 BEFORE: dict[str, Any] = {
     "files": {
         "/etc/passwd": [FILE, 0, 0, 0, 10, 1, 5, 5, "x"],
+        "/tmp/roots": [FILE, 0, 0, 0, 0, 1, 5, 5, ""],
         "/tmp": [oct(0o41777), 0, 0, 0, 4096, 5, 5, 5, ""],
         "/var/log/syslog": [FILE, 0, 0, 0, 10, 1, 5, 5, "x"],
         "/home/bob/x": [FILE, BOB, BOB, 0, 10, 1, 5, 5, "x"],
@@ -101,6 +102,9 @@ ROOT, OF_BOB = "['0', '0', '0', '0']", "['2002', '2002', '2002', '2002']"
         _set("files", "/var/log/syslog", to=[oct(0o100666), 0, 0, 0, 10, 1, 5, 5, "x"]),
         _set("files", "/var/log/bobs", to=[FILE, BOB, BOB, 0, 10, 1, 5, 5, "x"]),
         _set("files", "/tmp/roots", to=[FILE, 0, 0, 0, 0, 1, 6, 6, ""]),
+        _set("files", "/tmp/roots", to=[FILE, BOB, 0, 0, 0, 1, 5, 6, ""]),
+        lambda picture: picture["files"].pop("/tmp/roots"),
+        _set("files", "/tmp/carols", to=[FILE, CAROL, 0, 0, 0, 1, 6, 6, ""]),
         _set("files", "/run/lab-server/calls/bobs", to=[FILE, BOB, 0, 0, 0, 1, 6, 6, ""]),
         _set("files", "/var/lib/lab-server/events/2003/x", to=[FILE, 0, 0, 0, 0, 1, 6, 6, ""]),
         _set("files", "/var/lib/lab-server/stopped/x._.20021", to=[FILE, 0, 0, 0, 0, 1, 6, 6, ""]),

@@ -295,11 +295,12 @@ class Difference:
         own = str(self.uid) in parts or bool(self._own_name.search(path))
         return shared or own or parts[0] in ("looks", "tmp")
 
-    def _own_file(self, path: str, entry: list[Any]) -> bool:
+    def _own_file(self, path: str, entries: list[list[Any]]) -> bool:
         if any(path == tree or path.startswith(f"{tree}/") for tree in self._own_trees):
             return True
         if path.startswith(("/tmp/", "/var/tmp/", "/dev/shm/", "/dev/mqueue/")):
-            return bool(entry[1] == self.uid)  # where everybody may write, what is the user's is the user's
+            # Where everybody may write, what was and is the user's is the user's.
+            return all(entry[1] == self.uid for entry in entries)
         return self._own_state(path) or path in (
             f"/run/lab-server-notices/{self.uid}",
             f"/var/lib/sudo/lectured/{self.name}",
@@ -316,7 +317,7 @@ class Difference:
             if path.startswith(root) and not path.startswith(layers):
                 continue  # a layer of the user's own image
             old, new = (self._seen(path, one.get(path)) for one in (before, after))
-            if old == new or self._own_file(path, after.get(path) or before[path]):
+            if old == new or self._own_file(path, [one for one in (old, new) if one is not None]):
                 continue
             root_folder = stat.S_ISDIR(int((new or old or ["0"])[0], 8)) and path.startswith(f"{STATE}/")
             if old is None and root_folder and new is not None and new[:3] == [oct(0o40700), 0, 0]:
