@@ -305,6 +305,8 @@ def measured(lab: Lab, url: str, report: Report, given: argparse.Namespace) -> N
             *("container", "list"),
             says=f"{last}._.{caller.uid}",
         )
+        what = f"the greeting, {USERS} users, {given.containers} containers of one, quotactl(2) simulated"
+        timed(caller, report, what, 0.1, turns, "lab-greeting", says="of 250M")
         what = f"`workspace usage`, {given.files} files, quotactl(2) simulated"
         fill(Path("/home/.workspaces") / caller.name, caller.uid, given.files)
         timed(caller, report, what, 0.3, turns, "workspace", "usage", says="of 250M")

@@ -20,6 +20,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     context,
     greeting,
+    homes,
     images,
     retired,
     state,
@@ -33,6 +34,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
     HostError,
     InvalidInput,
+    LabError,
     NotFound,
     Refused,
 )
@@ -850,6 +852,17 @@ def test_a_port_is_on_loopback_and_one_containers(built, engine, policy, alice, 
     ] * 2
 
 
+def refused_in_advance(policy, home):
+    """Return why a home of alice's could not be mounted, as a look at it finds it; "" where it could."""
+    alice = policy.user("alice")
+    spec = specs.decide(policy, alice, "thesis", Wanted("alice", "thesis", home=home).wishes)
+    try:
+        homes.prepare(policy, alice, spec, check=True)
+    except LabError as error:
+        return str(error)
+    return ""
+
+
 @pytest.fixture
 def homes_root(root, monkeypatch):
     """Let the homes of the host and those that are kept be in the folder of the test."""
@@ -861,7 +874,7 @@ def homes_root(root, monkeypatch):
 def test_a_persistent_home_outlives_the_container(built, engine, policy, alice, inside, homes_root):
     wanted = [Wanted("alice", "thesis", home="persistent")]
     promise = containers.reconcile(engine, policy, wanted, check=True)[0]
-    assert not (homes_root / ".homes").exists()
+    assert refused_in_advance(policy, "persistent") == "" and not (homes_root / ".homes").exists()
     made = containers.reconcile(engine, policy, wanted, check=False)[0]
     assert not made.failed, made.message
     assert promise.diff == made.diff
@@ -945,6 +958,7 @@ def test_a_kept_home_that_is_not_one_is_refused(built, engine, policy, homes_roo
         engine, policy, [Wanted("alice", "thesis", home="persistent")], check=False
     )[0]
     assert result.failed, result
+    assert refused_in_advance(policy, "persistent") == result.message
     assert planted != "owner" or "belongs to uid 2002" in result.message
     assert (root / "srv").stat().st_uid == 0
     assert engine.containers("thesis._.2001") == []
@@ -979,6 +993,7 @@ def test_what_is_in_the_place_of_the_keys(built, engine, policy, homes_root, roo
         (home / ".ssh").write_text("")
     result = containers.reconcile(engine, policy, [Wanted("alice", "thesis", home="host")], check=False)[0]
     assert result.failed == (planted != "nothing"), result
+    assert refused_in_advance(policy, "host") == result.message
     if planted == "nothing":
         assert (home / ".ssh").lstat().st_uid == 2001
     else:

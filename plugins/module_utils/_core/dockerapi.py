@@ -6,8 +6,9 @@ What a launch or a listing needs is asked here, since importing the Docker SDK f
 all of its calls. What streams is left to the SDK, which is imported when the first such thing is asked for
 (``engine``). The methods bear the names and take the arguments that they have there.
 
-HTTP is Python's own (http.client), which knows nothing of sockets that have a path; nothing else is added. A
-path without a version has that of the engine itself (https://docs.docker.com/engine/api/, "Versioning").
+HTTP is Python's own (http.client), which knows nothing of sockets that have a path; no more is added. The
+version of the API is the engine's own, which its answer to a ping tells, as for the SDK
+(https://docs.docker.com/reference/api/engine/, "Versioning").
 """
 
 from __future__ import annotations
@@ -61,10 +62,15 @@ class DockerApi:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        """Connect to the engine at ``url`` (``unix://...``); ``timeout`` is in seconds. Raises OSError."""
+        """Connect to the engine at ``url`` (``unix://...``); ``timeout`` is in seconds."""
         self._path = url[len(_UNIX) :]
         self._timeout = timeout
-        self._idle = [self._connected()]
+        self._idle: list[_Connection] = []
+        answer, said = self._request("GET", "/_ping", b"", "", timeout)
+        if answer.status >= 400:
+            raise ApiError(answer.status, _explanation(said))
+        version = answer.getheader("Api-Version", "")
+        self._prefix = f"/v{version}" if version else ""
 
     @staticmethod
     def speaks(url: str) -> bool:
@@ -92,10 +98,25 @@ class DockerApi:
     ) -> Any:
         """Ask, and return the answer as JSON has it; None where it is empty. ``seconds``: that it takes."""
         given = {key: value for key, value in (query or {}).items() if value is not None}
-        target = f"{path}?{urlencode(given)}" if given else path
+        target = f"{self._prefix}{path}" + (f"?{urlencode(given)}" if given else "")
+        answer, said = self._request(method, target, content, kind, self._timeout + seconds)
+        if answer.status >= 400:
+            raise ApiError(answer.status, _explanation(said))
+        if not said.strip() and method != "GET":
+            return None
+        try:
+            # One that ends before its content does is read as one without any.
+            return json.loads(said)
+        except ValueError as error:
+            raise OSError(f"its answer is no JSON: {error}") from error
+
+    def _request(
+        self, method: str, target: str, content: bytes, kind: str, timeout: float
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request, and return the answer and its content."""
         connection = self._taken()
         try:
-            connection.sock.settimeout(self._timeout + seconds)
+            connection.sock.settimeout(timeout)
             connection.request(method, target, content or None, {"Content-Type": kind} if content else {})
             answer = connection.getresponse()
             said = answer.read()
@@ -109,15 +130,7 @@ class DockerApi:
             connection.close()
         else:
             self._idle.append(connection)
-        if answer.status >= 400:
-            raise ApiError(answer.status, _explanation(said))
-        if not said.strip() and method != "GET":
-            return None
-        try:
-            # One that ends before its content does is read as one without any.
-            return json.loads(said)
-        except ValueError as error:
-            raise OSError(f"its answer is no JSON: {error}") from error
+        return answer, said
 
     def _taken(self) -> _Connection:
         """Return a connection that nobody uses: an idle one that the engine has not closed, or a new one."""

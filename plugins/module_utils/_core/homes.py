@@ -75,20 +75,24 @@ def prepare(policy: Policy, user: User, spec: ContainerSpec, *, check: bool = Fa
 
 def _check_kept(user: User, path: str) -> None:
     """Raise what would keep ``_make_kept`` from its work, as far as it is there already."""
-    above = posixpath.dirname(path)
+    above, name = posixpath.split(path)
     try:
         for folder in (posixpath.dirname(above), above):
-            _refuse_foreign(_owner(folder), folder)
-        _refuse_owner(_owner(path), user, path)
+            _refuse_foreign(_owner(safefs.open_directory(folder)), folder)
+        parent = safefs.open_directory(above)
+        try:
+            home = safefs.open_beneath(parent, name, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(parent)
+        _refuse_owner(_owner(home), user, path)
     except NotFound:
         return  # it is made then
     except OSError as error:
         raise HostError(f"{path} could not be made: {error.strerror}.", "Tell your admins.") from error
 
 
-def _owner(path: str) -> int:
-    """Return the uid that a folder belongs to."""
-    descriptor = safefs.open_directory(path)
+def _owner(descriptor: int) -> int:
+    """Return the uid that an open folder belongs to, and close it."""
     try:
         return os.fstat(descriptor).st_uid
     finally:

@@ -70,7 +70,9 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("driver", ["systemd", "cgroupfs"])
-def test_containers_are_told_from_what_the_kernel_shows(traces: Path, driver: str) -> None:
+def test_containers_are_told_from_what_the_kernel_shows(
+    traces: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     container(traces, driver, 500, "thesis")
     container(traces, driver, 400, "essay")
     # A build has no workspace; of a container that just ended nothing can be read.
@@ -78,10 +80,16 @@ def test_containers_are_told_from_what_the_kernel_shows(traces: Path, driver: st
     container(traces, driver, 700, "gone")
     (traces / "proc/700/stat").unlink()
     kept, shared = ("/workspace", "/srv/data/class"), ("/srv/data",)
+    looked: list[str] = []
+    there = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: looked.append(str(path)) or there(path))
     assert greeting.running(2001) == [
         Running("essay", pytest.approx(7200.5), kept, shared),
         Running("thesis", pytest.approx(7200.5), kept, shared),
     ]
+    # Of some 30 mounts of each container, only those are looked at in which something may be kept.
+    points = {path.partition("/root")[2] for path in looked}
+    assert points == {"/workspace", "/srv/data", "/srv/data/class", "/etc/hosts", "/var/cache", "/x"}
     assert greeting.running(2002) == []
 
 

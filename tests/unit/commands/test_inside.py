@@ -111,6 +111,10 @@ def test_start_starts_what_is_there(run: Run, broker: Callable[..., Path]) -> No
     assert verbs == ["container-start thesis", *["container-start-check thesis"] * 2]
     broker(result(changed=False))
     assert "running already" in run("container", "start", "thesis")[1]
+    # Which GPUs it has again, or would have.
+    broker(result(changed=True, gpus=["GPU-1", "GPU-2"]))
+    for words in (["start"], ["start", "--dry-run"], ["undo"], ["undo", "--dry-run"]):
+        assert "\n  gpus:      GPU-1, GPU-2\n" in run("container", words[0], "thesis", *words[1:])[1]
 
 
 def job(**changes: Any) -> dict[str, Any]:

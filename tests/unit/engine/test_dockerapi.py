@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import re
 import select
 import socket
 import sys
@@ -22,6 +21,9 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import Eng
 from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError, NotFound, Refused
 
 OK = "HTTP/1.1 200 OK\r\n"
+
+
+PONG = f"{OK}Api-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK".encode()
 
 
 class Server:
@@ -55,6 +57,9 @@ class Server:
                     request += line
                     if line.lower().startswith(b"content-length:"):
                         length = int(line.split(b":")[1])
+                if request.startswith(b"GET /_ping "):
+                    connection.sendall(PONG)
+                    continue
                 self.asked.append(request + stream.read(length))
                 answer = self.answers.pop(0)
                 connection.sendall(answer.encode() if isinstance(answer, str) else answer)
@@ -106,16 +111,22 @@ def test_what_is_sent(server: Server) -> None:
     api.put_archive("abc", "/", b"\0tar")
     listing, creation, archive = server.asked
     asked = "filters=%7B%22name%22%3A+%5B%22%5E%2Fa+b%24%22%5D%2C+%22dangling%22%3A+%5B%22true%22%5D%7D"
-    assert listing.startswith(f"GET /containers/json?all=1&{asked} HTTP/1.1\r\nHost: docker\r\n".encode())
-    assert creation.startswith(b"POST /containers/create?name=thesis._.2001 HTTP/1.1\r\n")
+    assert listing.startswith(
+        f"GET /v1.41/containers/json?all=1&{asked} HTTP/1.1\r\nHost: docker\r\n".encode()
+    )
+    assert creation.startswith(b"POST /v1.41/containers/create?name=thesis._.2001 HTTP/1.1\r\n")
     assert json.loads(creation.partition(b"\r\n\r\n")[2]) == {"Image": "caf\u00e9"}
-    assert archive.startswith(b"PUT /containers/abc/archive?path=%2F ") and archive.endswith(b"\r\n\r\n\0tar")
+    assert archive.startswith(b"PUT /v1.41/containers/abc/archive?path=%2F ") and archive.endswith(
+        b"\r\n\r\n\0tar"
+    )
     assert b"Content-Type: application/x-tar" in archive
     # What would be another request is a part of this one.
     server.answers.append(content("", "404 Not Found"))
     with pytest.raises(ApiError):
         api.inspect_image("a\r\nX: y/b:1@sha256:0 ?c")
-    assert server.asked[-1].startswith(b"GET /images/a%0D%0AX:%20y/b:1@sha256:0%20%3Fc/json HTTP/1.1\r\n")
+    assert server.asked[-1].startswith(
+        b"GET /v1.41/images/a%0D%0AX:%20y/b:1@sha256:0%20%3Fc/json HTTP/1.1\r\n"
+    )
     api.close()
 
 
@@ -147,7 +158,7 @@ CALLS: list[tuple[str, tuple[object, ...], dict[str, object], str]] = [
 
 
 def asked(request: bytes) -> tuple[str, str, dict[str, list[str]], object]:
-    """Return the method, the path without a version, the query, and the content of a request."""
+    """Return the method, the path with the version, the query, and the content of a request."""
     head, _empty, sent = request.partition(b"\r\n\r\n")
     method, target, _version = head.split(b"\r\n")[0].decode("ascii").split(" ")
     path, _mark, query = target.partition("?")
@@ -155,7 +166,7 @@ def asked(request: bytes) -> tuple[str, str, dict[str, list[str]], object]:
     for key in set(found) & {"filters"}:
         found[key] = [json.dumps(json.loads(one), sort_keys=True) for one in found[key]]
     posted = json.loads(sent) if sent.startswith(b"{") else sent
-    return method, re.sub(r"^/v[0-9.]+", "", path), found, posted
+    return method, path, found, posted
 
 
 @pytest.mark.parametrize(("name", "given", "named", "answer"), CALLS)
