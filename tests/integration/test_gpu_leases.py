@@ -530,7 +530,7 @@ def test_gpu_list_tells_who_has_what_without_names(engine, policy, alice, bob, t
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
     """Return a function that lets hours pass, with the server's look after each ten minutes."""
-    now, up = [time.time()], [1e6]
+    now, up = [float(int(time.time()))], [1e6]
     told = SimpleNamespace(
         time=lambda: now[0],
         clock_gettime=lambda _clock: up[0],

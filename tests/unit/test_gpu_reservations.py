@@ -456,6 +456,19 @@ def test_a_reboot_does_not_make_a_notice_shorter(server: Reserving) -> None:
     assert not any(row.live for row in rows)
 
 
+def test_what_a_reboot_left_down_in_the_way_gives_way_at_once(server: Reserving) -> None:
+    rows = fill(server)
+    server.reserve(3, "4", 6, 4)
+    server.until(5)
+    server.now, server.up, server.boot = server.now + 2 * HOUR, 10.0, "two"
+    for row in rows:
+        server.engine.stop(row.id)
+        with pytest.raises(Busy, match="reserved for somebody else"):
+            server.again(row)
+    server.look()
+    assert len(server.obtain(server.user(3), "own", "4").uuids) == 4
+
+
 def test_records_that_are_damaged_stop_nobody(server: Reserving) -> None:
     rows = fill(server)
     server.reserve(3, "4", 6, 4)

@@ -424,7 +424,9 @@ class Leases(RuleBasedStateMachine):
             with contextlib.suppress(leases.OverLimit):
                 arguments = (there, self.policy, user, "", request, self.inventory(), limits)
                 got = gpuleases._chosen(*arguments, last=True)
-                assert one.uuids.issuperset(got.uuids)
+                # Of two reservations of one owner, what fits is given of either.
+                own = {uuid for other in seen.reserved if other.uid == one.uid for uuid in other.uuids}
+                assert own.issuperset(got.uuids) or request.kind == gpurequests.MEMORY, (one, got)
 
     @precondition(lambda self: not self.calm)
     @rule(minutes=st.sampled_from([-100000, -300, -61, 61, 300, 100000]))

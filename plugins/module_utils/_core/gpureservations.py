@@ -315,7 +315,8 @@ def ends(
             for index in _in_the_way(one, leases, found, shared_by, now, rules):
                 before = told.get(index) or own.get(index)
                 if before is None or one.start < before.at:
-                    told[index] = End(one.start, one.number, whole)
+                    # What is down is not stopped by it, so nobody need be told before.
+                    told[index] = End(one.start, one.number, whole if leases[index][0].live else 0.0)
     return told
 
 
