@@ -90,6 +90,7 @@ molecule: .venv/.ready packages-machine ## a scenario on a virtual machine [SCEN
 bench: .venv/.ready packages-machine packages-engine ## measure library, commands, then the playbook [DISTRO=] [ARGS=...]
 	@status=0; $(SUDO) $(TOOL)/bench_engine.py $(ARGS) || status=1; \
 	.venv/bin/python tests/benchmarks/leases.py || status=1; \
+	.venv/bin/python tests/benchmarks/copies.py || status=1; \
 	$(SUDO) $(TOOL)/bench_commands.py || status=1; \
 	$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)') || status=1; exit $$status
 

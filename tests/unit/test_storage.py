@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import mounts, quota, storage
+from ansible_collections.lab.server.plugins.module_utils._core import mounts, quota, state, storage
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.lab.server.plugins.module_utils._core.policy import Filesystem
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Filesystem, from_inventory
 
 HOME = Filesystem("home", "/home", "/dev/disk/by-id/virtio-lab-home", "ext4", (), True)
 BLANK = storage.Device("/dev/vdb", "253:16", "", "", frozenset(), ())
@@ -150,6 +150,30 @@ def test_a_new_line_is_added_at_the_end_and_nothing_else_changes() -> None:
     assert storage.fstab_with("UUID=a / ext4 defaults 0 1", "/x", "N /x xfs x 0 0") == (
         "UUID=a / ext4 defaults 0 1\nN /x xfs x 0 0\n"
     )
+
+
+def test_the_lines_of_a_mount_are_taken_out_alone() -> None:
+    assert storage.fstab_without(FSTAB, "/home") == "# /etc/fstab\nUUID=a / ext4 defaults 0 1\n\n"
+    assert storage.fstab_without(FSTAB, "/srv/data") == FSTAB
+
+
+def test_data_on_another_disk_than_declared_can_be_moved() -> None:
+    mount = replace(MOUNT, point="/srv/data", number="8:1")
+    data = replace(HOME, role="data", mount="/srv/data")
+    assert storage.problem(data, replace(READY, mount=mount)).endswith("lab.server.move_data.")
+
+
+def test_nobody_starts_a_container_while_the_data_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    policy, _keys = from_inventory({"lab_groups": [], "lab_users": []})
+    assert storage.check_mounts(policy) == []
+    state.set_moving()
+    assert "being moved to another disk" in storage.check_mounts(policy)[0]
+    state.clear_moving()
+    state.clear_moving()
+    assert storage.check_mounts(policy) == []
 
 
 def test_carrying_out_twice_leaves_nothing_to_do() -> None:

@@ -412,7 +412,7 @@ class _Packer(_Walk):
         with _named(path):
             descriptor = safefs.open_regular(parent, name)
         with os.fdopen(descriptor, "rb") as file:
-            _write_out(descriptor)
+            write_out(descriptor)
             status = os.fstat(descriptor)
             mode = 0o755 if status.st_mode & 0o111 else 0o644
             try:
@@ -439,7 +439,7 @@ def _forget_members(archive: Any) -> None:
     archive.members.clear()
 
 
-def _write_out(descriptor: int) -> None:
+def write_out(descriptor: int) -> None:
     """Send the dirty pages of a file on their way to the disk; it is not waited for."""
     # A C library without the call, or a file system that refuses it, costs only what the module's text says.
     with contextlib.suppress(AttributeError):

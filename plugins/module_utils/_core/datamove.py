@@ -50,8 +50,9 @@ from .sizes import format_size
 
 _RECORD = "data-move/record.json"
 _TIMEOUT = 20 * 86400.0  # seconds for one pass of rsync; poll(2) takes no more than 24 days
-# rsync(1): archive, hard links, access control lists, attributes, holes; owners by number.
-_RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--one-file-system")
+#: rsync(1): archive, hard links, access control lists, attributes, holes; owners by number.
+# Times are compared to the nanosecond, which they are not by default.
+RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--one-file-system", "--modify-window=-1")
 # rsync(1), exit values: some files could not be read, or vanished, which in use they may.
 _PARTLY = (23, 24)
 # What a file system needs for itself, one part in so many.
@@ -305,7 +306,7 @@ class Host:
 
     def _rsync(self, further: list[str], *, partly: bool) -> None:
         self._check_source(frozen=not partly)
-        command = [*_RSYNC, *further, f"{self._root}/", f"{self._new}/"]
+        command = [*RSYNC, *further, f"{self._root}/", f"{self._new}/"]
         done = hostfiles.run(command, timeout=_TIMEOUT, accept=range(256))
         if done.returncode and not (partly and done.returncode in _PARTLY):
             first = (done.stderr.strip() or f"status {done.returncode}").splitlines()[0]

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Callable
 
-from . import archive, safefs
+from . import archive, context, safefs
 from .archive import Found
 from .errors import HostError, LabError
 from .names import printable
@@ -131,7 +131,7 @@ class _Comparison:
             self._keep(line)
             return ""
         began = time.time_ns()
-        # Pages that a program wrote by a mapping must be on the disk, so that its next write sets the ctime.
+        # Pages that a program wrote by a mapping must be clean, so that its next write sets the ctime.
         sha256 = _sha256(self._source, mine.path, sync=True)
         self.verdict.read += mine.status.st_size
         if sha256 != _sha256(self._copy, mine.path, sync=False):
@@ -234,7 +234,7 @@ def _sha256(folder: int, path: str, *, sync: bool) -> str:
     digest = hashlib.sha256()
     try:
         if sync:
-            os.fdatasync(descriptor)
+            context.write_out(descriptor)
         else:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
