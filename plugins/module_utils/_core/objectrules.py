@@ -22,12 +22,13 @@ PROVIDERS = (
     *("Other", "AWS", "Ceph", "Cloudflare", "Dreamhost", "IONOS", "Minio", "Scaleway", "SeaweedFS"),
     "Wasabi",
 )
+# Compiled when they are used: all commands load this, and few servers have object storage.
 # The name of a bucket (S3 user guide, "General purpose bucket naming rules").
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_PATTERN = re.compile(r"(?:[a-z0-9.-]|\{user\}|\{group\})+")
+_BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_PATTERN = r"(?:[a-z0-9.-]|\{user\}|\{group\})+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_URL = re.compile(rf"(https?)://{_LABEL}(?:\.{_LABEL})*(?::[1-9][0-9]{{0,4}})?")
-_REGION = re.compile(r"[a-z0-9-]{0,63}")
+_URL = rf"(https?)://{_LABEL}(?:\.{_LABEL})*(?::[1-9][0-9]{{0,4}})?"
+_REGION = r"[a-z0-9-]{0,63}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Endpoint:
 
 def bucket_name(value: str, where: str) -> str:
     """Return ``value`` if it may name a bucket, else raise InvalidInput."""
-    if not _BUCKET.fullmatch(value):
+    if not re.fullmatch(_BUCKET, value):
         raise InvalidInput(
             f"{where}: '{names.printable(value)[:80]}' is no name of a bucket.",
             "A bucket has 3 to 63 of a-z, 0-9, '-' and '.'.",
@@ -88,7 +89,7 @@ def _endpoint(table: _Table) -> Endpoint:
         buckets=table.texts("buckets"),
     )
     table.done()
-    found = _URL.fullmatch(endpoint.url)
+    found = re.fullmatch(_URL, endpoint.url)
     if not found:
         # What it holds is not shown: it may be a password.
         raise InvalidInput(
@@ -101,14 +102,14 @@ def _endpoint(table: _Table) -> Endpoint:
             f"{table.at('url')}: by http everybody on the way reads what is sent.",
             "Use https, or set insecure: true.",
         )
-    if not _REGION.fullmatch(endpoint.region):
+    if not re.fullmatch(_REGION, endpoint.region):
         raise InvalidInput(
             f"{table.at('region')}: '{names.printable(endpoint.region)[:40]}' is no region.",
             "Use a-z, 0-9 and '-', such as eu-central-1.",
         )
     for number, pattern in enumerate(endpoint.buckets):
         where = f"{table.at('buckets')}[{number}]"
-        if not _PATTERN.fullmatch(pattern):
+        if not re.fullmatch(_PATTERN, pattern):
             raise InvalidInput(
                 f"{where}: '{names.printable(pattern)[:80]}' is no pattern of a bucket.",
                 "Use a-z, 0-9, '-', '.', {user} and {group}, such as lab-{user}.",
