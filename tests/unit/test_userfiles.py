@@ -16,7 +16,7 @@ from ansible_collections.lab.server.plugins.filter.policy import policy as polic
 from ansible_collections.lab.server.plugins.module_utils._core import userfiles
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Limits, Quota
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBFsdlBIzHK2rXmV5vzZzfPqjvBzOJXYzC5zyUsJqyx7 alice"
@@ -105,6 +105,7 @@ def test_a_mistake_is_a_sentence_with_its_line(data: str | bytes, words: str) ->
     assert words in str(caught.value)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -127,6 +128,7 @@ def test_what_was_written_is_what_is_read(
     assert [(row.user["name"], row.user.get("comment", "")) for row in rows] == people
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_file_makes_anything_but_users_or_a_sentence(data: bytes) -> None:
     try:
