@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import (
-    containers,
-    images,
-    overview,
-    page,
-    report,
-    state,
-)
-from ansible_collections.lab.server.plugins.module_utils._core.sizes import format_size
+from ansible_collections.lab.server.plugins.module_utils._core import containers, images, report, state
 from private_root import next_second
 
 
@@ -39,24 +30,6 @@ def test_a_container_as_its_user_made_it(launched: Any, engine: Any, url: str, p
     assert [user["containers"] for user in found["users"]] == [[one["name"]], []]
     assert found["base_images"][0]["here"]
     assert report.server(policy, url)["containers"][0]["size"] is None
-
-
-def test_the_page_tells_what_is_there(
-    launched: Any, url: str, policy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The test computer has other units and accounts than a server.
-    monkeypatch.setattr(overview, "_units", lambda: ([], "there is no systemd"))
-    seen = overview.look(policy, url)
-    made = ElementTree.fromstring(page.page(seen))
-    rows = {
-        "".join(row[0].itertext()): " ".join("".join(cell.itertext()) for cell in row[1:])
-        for row in made.iter("tr")
-    }
-    assert rows["alice/thesis"].startswith("running ") and "1 of 1 run" in rows["alice"]
-    (image,) = seen["images"]
-    assert f"alice/thesis {format_size(image['size'])} 0 d current, in use" == rows[image["name"]]
-    # The promises to the homes are there wherever they are.
-    assert {one["role"] for one in seen["storage"]["capacity"]} >= {"home"} and "/home" in rows
 
 
 def test_drift_has_its_reason(
