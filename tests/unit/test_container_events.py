@@ -46,7 +46,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
         monkeypatch.setattr(module, "STATE_DIRECTORY", str(tmp_path / "state"))
     for module in (locks, _core):
         monkeypatch.setattr(module, "RUN_DIRECTORY", str(tmp_path / "run"))
-    monkeypatch.setattr(homes, "prepare", lambda *_words: None)
+    monkeypatch.setattr(homes, "prepare", lambda *_words, **_more: None)
     monkeypatch.setattr(containers, "check_storage", lambda _policy: None)
     made, _keys = policies.from_inventory(
         {

@@ -328,6 +328,7 @@ def as_declared(policy: Policy) -> accounts.Actual:
 def declared(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
     monkeypatch.setattr(slices, "CGROUPS", str(tmp_path))
     monkeypatch.setattr(checks_host, "_MAPPERS", (str(tmp_path / "newuidmap"),))
+    monkeypatch.setattr(checks_host, "_SOCKET", str(tmp_path / "docker.sock"))
     monkeypatch.setattr(
         hostfiles, "run", lambda *_words, **_more: type("Done", (), {"stdout": "", "returncode": 0})()
     )
@@ -336,6 +337,13 @@ def declared(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 ACCOUNT_CHECKS = ("accounts", "subids", "docker-group", "slices")
+
+
+def test_a_socket_of_docker_that_others_reach_is_told(declared: Server, tmp_path: Path) -> None:
+    assert check("docker-group", declared).verdict == "pass"
+    (tmp_path / "docker.sock").touch()
+    (tmp_path / "docker.sock").chmod(0o666)
+    assert check("docker-group", declared).detail.startswith("others than root can reach")
 
 
 def failing(server: Server) -> dict[str, str]:

@@ -55,6 +55,7 @@ UNITS = (
     "lab-server-lifecycle.timer",
 )
 _OURS = "lab-server-"
+_SOCKET = "/run/docker.sock"
 _JOURNAL = "/run/systemd/journal/socket"
 
 
@@ -212,11 +213,10 @@ def _docker_group(server: Server) -> Outcome:
     if group is not None:
         main = [one.name for one in server.accounts.users.values() if one.gid == group.gid]
         problems += [f"{name} is in the group docker" for name in sorted({*group.members, *main})]
-    path = "/run/docker.sock"
-    if os.path.exists(path):
-        status = os.stat(path)
+    if os.path.exists(_SOCKET):
+        status = os.stat(_SOCKET)
         if status.st_uid != 0 or status.st_mode & 0o007:
-            problems.append(f"others than root can reach {path}")
+            problems.append(f"others than root can reach {_SOCKET}")
     started = hostfiles.run(
         ["systemctl", "show", "--property=ExecStart", "docker.service"], accept=range(256)
     )
