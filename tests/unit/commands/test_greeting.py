@@ -181,7 +181,7 @@ def test_a_server_without_a_policy_greets_nobody(
     assert greeting.main() == 0 and capsys.readouterr() == ("", "")
 
 
-def test_it_takes_less_than_a_tenth_of_a_second(tmp_path: Path, lab: Policy) -> None:
+def test_it_takes_little_more_than_python_itself(tmp_path: Path, lab: Policy) -> None:
     many = [replace(lab.users[0], name=f"u{number}", uid=3500 + number) for number in range(300)]
     install.reconcile(replace(lab, users=(*lab.users, *many)), check=False, root=str(tmp_path))
     program = tmp_path / "greeting"
@@ -194,19 +194,24 @@ def test_it_takes_less_than_a_tenth_of_a_second(tmp_path: Path, lab: Policy) -> 
         "greeting.main()\n"
         "print(time.process_time(), *(name for name in sys.modules if name.startswith('_core.')))\n"
     )
-    taken: list[float] = []
-    # What else this computer does at the time counts, too: so the best of some, and of more where it is busy.
-    while len(taken) < 5 or (min(taken) >= 0.1 and len(taken) < 40):
-        done = subprocess.run(
-            ["/usr/bin/python3", "-IS", str(program)], capture_output=True, text=True, check=True
-        )
+    bare = "import argparse, ctypes, dataclasses, json, re, time; print(time.process_time())"
+
+    def run(*words: str) -> tuple[float, list[str], str]:
+        done = subprocess.run(["/usr/bin/python3", "-IS", *words], capture_output=True, text=True, check=True)
         seconds, *loaded = done.stdout.splitlines()[-1].split()
-        assert "Welcome to" in done.stdout
+        return float(seconds), loaded, done.stdout
+
+    taken, yardstick = [], []
+    for _turn in range(7):
+        seconds, loaded, said = run(str(program))
+        assert "Welcome to" in said
         # What asks Docker or root takes long to load alone.
         assert not {"_core.engine", "_core.containers", "_core.spec", "_core.calls"} & set(loaded)
-        taken.append(float(seconds))
-    # Of the processor, as the tests of others may run beside this one.
-    assert min(taken) < 0.1
+        taken.append(seconds)
+        yardstick.append(run("-c", bare)[0])
+    # A tenth of a second is measured by make bench, on a computer that does nothing else. Others may work beside
+    # this, so it is held to what Python takes for parts of its own library in the same minute.
+    assert min(taken) < 4 * min(yardstick), (min(taken), min(yardstick))
 
 
 # ---- the profile -----------------------------------------------------------------------------------------
