@@ -209,8 +209,8 @@ def test_it_takes_little_more_than_python_itself(tmp_path: Path, lab: Policy) ->
         assert not {"_core.engine", "_core.containers", "_core.spec", "_core.calls"} & set(loaded)
         taken.append(seconds)
         yardstick.append(run("-c", bare)[0])
-    # A tenth of a second is measured by make bench, on a computer that does nothing else. Others may work beside
-    # this, so it is held to what Python takes for parts of its own library in the same minute.
+    # A tenth of a second is measured by make bench, on a computer that does nothing else. Others may work
+    # beside this, so it is held to what Python takes for parts of its own library in the same minute.
     assert min(taken) < 4 * min(yardstick), (min(taken), min(yardstick))
 
 
