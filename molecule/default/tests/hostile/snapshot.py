@@ -133,7 +133,11 @@ def _docker() -> dict[str, Any]:
     for one in engine.ask("/containers/json?all=1"):
         known = engine.ask(f"/containers/{one['Id']}/json")
         known.pop("ExecIDs", None)  # commands that somebody runs in it
-        containers[one["Id"]] = {"inspect": known, "changes": engine.ask(f"/containers/{one['Id']}/changes")}
+        # The engine gives both in any order.
+        known["Mounts"] = sorted(known.get("Mounts") or [], key=lambda mount: str(mount.get("Destination")))
+        changes = engine.ask(f"/containers/{one['Id']}/changes") or []
+        changes.sort(key=lambda change: str(change["Path"]))
+        containers[one["Id"]] = {"inspect": known, "changes": changes}
     for one in engine.ask("/images/json?all=1"):
         images[one["Id"]] = engine.ask(f"/images/{one['Id']}/json")
     networks = engine.ask("/networks")
