@@ -30,7 +30,7 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     calls,
     cli,
-    cli_storage_work,  # noqa: F401  # loaded now: who has become a user may not read the checkout
+    cli_storage_work,
     objectkeys,
     transfer,
 )
@@ -39,6 +39,8 @@ from ansible_collections.lab.server.plugins.module_utils._core.policy import Pol
 from botocore.config import Config
 from private_root import call_in_child
 
+#: What a command loads late, loaded now: who has become a user may not read the checkout.
+LOADED = (cli_storage_work,)
 LIMITS = {"containers": 1, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 BUCKETS = ("lab-alice", "lab-bob")
