@@ -111,7 +111,7 @@ def unit() -> list[Step]:
     return [Step("unit", tool("pytest", "tests/unit"), {"PYTHONPATH": ".ansible/collections"}, junit=True)]
 
 
-def integration(*, limit: float = 1800) -> list[Step]:
+def integration(*, limit: float = 2400) -> list[Step]:
     """Return the steps of the tests against an engine of their own, which needs root.
 
     Once with the engine of Debian 13 and the newest Docker SDK; once with the engine that is installed, and
@@ -305,7 +305,7 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    newest, installed = integration(limit=5400 if arguments.part == "test-all" else 1800)
+    newest, installed = integration(limit=5400 if arguments.part == "test-all" else 2400)
     quick = [*lint(), *unit(), newest]
     lanes: dict[str, list[list[Step]]] = {
         "lint": [lint()],
