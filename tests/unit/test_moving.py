@@ -270,7 +270,7 @@ def test_it_is_repeated_after_it_was_broken_off_anywhere(reboots: bool, names: l
         server = Server()
         server.up = set(names)
         server.fails_at = number
-        server.after_compare = lambda server=server: server.work(", written while it was copied")  # type: ignore[misc]
+        server.after_compare = lambda server=server: server.work(", written while it was copied")  # type: ignore[misc]  # a lambda for a method
         with pytest.raises(BrokenOff):
             go(server)
         if reboots:

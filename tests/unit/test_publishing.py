@@ -228,7 +228,7 @@ def at_step(number: int, act: Callable[[], None], taken: mmap.mmap) -> None:
 
     for name in STEPS:
         setattr(os, name, wrapped(name, getattr(os, name)))
-    publishing.safefs.move = wrapped("move", publishing.safefs.move)  # type: ignore[assignment]
+    publishing.safefs.move = wrapped("move", publishing.safefs.move)  # type: ignore[assignment]  # in a child, and gone with it
 
 
 def die() -> None:

@@ -35,7 +35,7 @@ BUSY = 10**9 * HOUR
 
 
 def _record_with(**numbers: float) -> str:
-    return Record("b", 1.0, (("a._.1", Counted("1", **numbers)),)).render()  # type: ignore[arg-type]
+    return Record("b", 1.0, (("a._.1", Counted("1", **numbers)),)).render()  # type: ignore[arg-type]  # fields of several types
 
 
 def at(hours: float, limits: Limits, now: Counted, *, live: bool = True, cpu: int = 0):
