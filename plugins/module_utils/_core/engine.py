@@ -36,6 +36,8 @@ from .errors import EngineError, HostError, LabError, NotFound, Refused
 from .spec import BRIDGE, NETWORK, EngineFacts
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
+# Seconds for which the engine may say nothing of an archive: it unpacks a layer of many GB without a word.
+_SILENCE = 3600
 DOCKER = "/usr/bin/docker"
 _BUILD_SECONDS = 4 * 3600
 _WATCH_SECONDS = 2.0
@@ -132,6 +134,10 @@ class Engine:
     @cached_property
     def _client(self) -> Any:
         """The client of the Docker SDK for Python; raise EngineError when that, or the engine, is missing."""
+        return self._connected(self._timeout)
+
+    def _connected(self, timeout: int) -> Any:
+        """Return a client of the SDK that waits so many seconds for a word of the engine."""
         _spare_setuptools()
         try:
             import docker  # a third-party library; the library must be importable without it
@@ -140,7 +146,7 @@ class Engine:
                 "The Docker SDK for Python is missing.", "Install the package python3-docker."
             ) from error
         with _sentences("be reached", self._url):
-            return docker.APIClient(base_url=self._url, version="auto", timeout=self._timeout)
+            return docker.APIClient(base_url=self._url, version="auto", timeout=timeout)
 
     @staticmethod
     def is_installed(url: str = DEFAULT_URL) -> bool:
@@ -463,8 +469,8 @@ class Engine:
     def load(self, archive: BinaryIO) -> str:
         """Load an archive of ``docker save``; return the id of the one image in it."""
         loaded: list[str] = []
-        with self._asked("load the archive"):
-            for event in self._client.load_image(archive):
+        with contextlib.closing(self._connected(_SILENCE)) as client, self._asked("load the archive"):
+            for event in client.load_image(archive):
                 if "error" in event:
                     raise EngineError(f"The archive could not be loaded: {one_line(event['error'])}.")
                 for line in str(event.get("stream") or "").splitlines():

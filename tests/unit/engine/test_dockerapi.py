@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +64,8 @@ class Server:
                     continue
                 self.asked.append(request + stream.read(length))
                 answer = self.answers.pop(0)
+                if b"/images/load" in request:
+                    time.sleep(2)
                 connection.sendall(answer.encode() if isinstance(answer, str) else answer)
                 if isinstance(answer, bytes):
                     return
@@ -228,6 +232,17 @@ def test_an_engine_that_says_nothing_is_not_waited_for_for_ever(server: Server) 
     server.answers = ["", content("[]")]
     with pytest.raises(EngineError, match="does not answer"):
         engine.containers()
+    engine.close()
+
+
+def test_an_archive_may_be_unpacked_for_longer_than_a_question_is_answered(server: Server) -> None:
+    engine = Engine.connect(server.url, 1)
+    server.answers = [
+        content('{"ApiVersion": "1.41"}'),  # the SDK asks for it first
+        content('{"stream": "Loaded image: lab/python:latest"}'),
+        content('{"Id": "sha256:1"}'),
+    ]
+    assert engine.load(io.BytesIO(b"archive")) == "sha256:1"
     engine.close()
 
 
