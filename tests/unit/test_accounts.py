@@ -296,8 +296,10 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "home"
     root.mkdir(mode=0o755)
     # The user whom the copy runs as must be able to reach it.
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.is_relative_to(tmp_path.parent.parent) and not folder.name.startswith("pytest-of-"):
+            break
+        folder.chmod(0o755)
     skeleton = tmp_path / "skel"
     skeleton.mkdir()
     (skeleton / ".bashrc").write_text("# hello\n")
