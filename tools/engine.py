@@ -258,7 +258,7 @@ def stop() -> None:
     ):
         pass
     for path in (DATA, RUN):
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # what is mounted by somebody else stays
 
 
 def _delete_bridges() -> None:

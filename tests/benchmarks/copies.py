@@ -38,7 +38,7 @@ def make_tree(top: Path) -> int:
 
 def copied(command: tuple[str, ...], source: Path, target: Path) -> float:
     """Copy to a new folder; return the seconds, with the time until all is on the disk."""
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)  # the first time there is none
     target.mkdir()
     os.sync()
     began = time.monotonic()

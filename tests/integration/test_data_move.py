@@ -222,6 +222,20 @@ def test_what_changes_meanwhile_is_there_and_what_hides_from_rsync_too(
     assert (server.path / "srv/data/vision/new").exists()
 
 
+def test_what_copies_can_pass_no_link_and_write_nothing(
+    server: PrivateRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link in the place of a folder is refused by the kernel, whenever it was put there."""
+    server.call(lambda: os.symlink("/etc", "/srv/data/vision/aside"))
+    told = "/var/lib/lab-server/told"
+    look = "for file in deep/model aside/passwd; do cat $file > /dev/null; done"
+    script = f"cd /srv/data/vision; ({look}; touch new) 2> {told}; exit 11"
+    monkeypatch.setattr(datamove, "RSYNC", ("sh", "-c", script, "sh"))
+    assert "rsync failed" in move(server)["msg"]
+    first, second = text(server, told[1:]).splitlines()
+    assert "aside/passwd: Too many levels of symbolic links" in first and "Read-only file system" in second
+
+
 def test_a_copy_that_is_not_the_same_is_not_switched_to(
     server: PrivateRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,7 +163,7 @@ def test_what_vanishes_while_it_is_in_use_is_no_error_and_later_is(
     said = f'rsync: [sender] read errors mapping "a\x1b": Input/output error (5)\nrsync error: code {status}'
 
     def run(command: list[str], **_options: object) -> object:
-        failed = command[0] == "rsync"
+        failed = "rsync" in command
         return datamove.hostfiles.subprocess.CompletedProcess(command, status if failed else 0, "", said)
 
     monkeypatch.setattr(datamove.hostfiles, "run", run)

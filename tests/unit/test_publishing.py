@@ -57,7 +57,7 @@ class Lab:
 
     def fill(self, text: str) -> None:
         """Make the folder that is published anew."""
-        shutil.rmtree(self.source, ignore_errors=True)
+        shutil.rmtree(self.source, ignore_errors=True)  # the first time there is none
         (self.source / "train" / "empty").mkdir(parents=True)
         (self.source / "labels.csv").write_text(text)
         (self.source / "train" / "0.png").write_text(text * 2)

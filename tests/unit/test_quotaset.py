@@ -350,7 +350,7 @@ def test_kept_folders_are_made_and_their_sizes_set_live(
         (0, 0o711),
         (2001, 0o700),
     ]
-    number = sharesize.FIRST
+    number = keptfolders.FIRST
     assert projects.given[one.stat().st_ino] == (number, True)
     assert projects.given[two.stat().st_ino] == (2001, True)
     assert {key[2]: limit.hard for key, limit in disks.limits.items()} == {number: 1 << 30}
@@ -379,10 +379,10 @@ def test_the_project_of_a_kept_folder_is_never_what_its_owner_says(
     projects.given[one.stat().st_ino] = projects.given[two.stat().st_ino]
     kept(one=5 << 30, two=1 << 30)
     assert {key[2]: limit.hard >> 30 for key, limit in disks.limits.items()} == {
-        sharesize.FIRST: 5,
-        sharesize.FIRST + 1: 1,
+        keptfolders.FIRST: 5,
+        keptfolders.FIRST + 1: 1,
     }
-    assert projects.given[one.stat().st_ino] == (sharesize.FIRST, True)
+    assert projects.given[one.stat().st_ino] == (keptfolders.FIRST, True)
 
 
 def test_a_kept_folder_that_was_removed_gets_its_size_again(
@@ -392,7 +392,7 @@ def test_a_kept_folder_that_was_removed_gets_its_size_again(
     one = tmp_path / "home" / ".homes" / "alice" / "thesis@opt+one"
     one.rename(tmp_path / "away")
     assert kept(one=1 << 30) == [f"create {one}", f"set size of {one} to 1G"]
-    assert projects.given[one.stat().st_ino] == (sharesize.FIRST, True)
+    assert projects.given[one.stat().st_ino] == (keptfolders.FIRST, True)
 
 
 @pytest.mark.parametrize("planted", ["link", "file", "other"])

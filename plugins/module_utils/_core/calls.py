@@ -8,6 +8,7 @@ They run as the user. What needs root is asked of the broker; the commands turn 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -17,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from . import PUBLIC_POLICY_PATH, names, notices
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
-from .protocol import BROKER, error_of
+from .protocol import BROKER, INTERRUPTED, error_of
 from .terminal import Terminal, duration, fit
 
 SUDO = "/usr/bin/sudo"
@@ -164,6 +166,34 @@ class Progress:
         elapsed = duration(time.monotonic() - self._started)
         room = self._terminal.width - len(self._step) - len(elapsed) - 6
         self._terminal.status(f"[{elapsed}] {self._step}{fit(text.strip(), room)}")
+
+
+def later(module: str, name: str) -> Callable[[Call], int]:
+    """Return a command of a module of the library, imported when it is run, so that no other one waits."""
+
+    def run(call: Call) -> int:
+        command: Callable[[Call], int] = getattr(import_module(f".{module}", __package__), name)
+        return command(call)
+
+    return run
+
+
+def stoppable(said: str) -> Callable[[Callable[[Call], int]], Callable[[Call], int]]:
+    """Let Ctrl-C end a command with a sentence: all of it is done here, and nothing goes on by itself."""
+
+    def decorate(run: Callable[[Call], int]) -> Callable[[Call], int]:
+        @functools.wraps(run)
+        def stopped(call: Call) -> int:
+            try:
+                return run(call)
+            except KeyboardInterrupt:
+                call.err.clear()
+                call.err.line(f"Stopped. {said}")
+                return INTERRUPTED
+
+        return stopped
+
+    return decorate
 
 
 def say_end(out: Terminal, user: User, name: str) -> None:

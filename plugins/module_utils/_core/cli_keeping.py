@@ -5,23 +5,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Callable
 
-from .calls import Call, Command
+from .calls import Command, later
 
 _HOME, _STORE, _TRASH = "~/workspace", ".archive", ".trash"
-
-
-def _later(name: str) -> Callable[[Call], int]:
-    """Return a command that is imported when it is run, so that no other one waits for it to be."""
-
-    def run(call: Call) -> int:
-        from . import cli_keeping_work
-
-        command: Callable[[Call], int] = getattr(cli_keeping_work, name)
-        return command(call)
-
-    return run
 
 
 def _yes(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +60,7 @@ COMMANDS: tuple[Command, ...] = (
         "compare it with the folder, and then, when you say yes, remove the folder. Links are kept as links. "
         "Owners, access control lists and extended attributes are not kept.",
         "project archive my-thesis",
-        _later("archive_project"),
+        later("cli_keeping_work", "archive_project"),
         dry_run=True,
         arguments=_archive_arguments,
     ),
@@ -83,7 +70,7 @@ COMMANDS: tuple[Command, ...] = (
         f"Bring back the newest of what is kept of a project: from its archive in {_HOME}/{_STORE}, where "
         f"every checksum is looked at, or from {_HOME}/{_TRASH}. Nothing is overwritten.",
         "project restore my-thesis",
-        _later("restore_project"),
+        later("cli_keeping_work", "restore_project"),
         named=False,
         dry_run=True,
         arguments=_restore_arguments,
@@ -94,7 +81,7 @@ COMMANDS: tuple[Command, ...] = (
         "Write the project as an archive that 'project import' reads, without what is made anew by itself: "
         "__pycache__, .cache and other caches, and virtual environments.",
         "project export my-thesis - | ssh other-server project import -",
-        _later("export_project"),
+        later("cli_keeping_work", "export_project"),
         dry_run=True,
         arguments=_export_arguments,
     ),
@@ -104,7 +91,7 @@ COMMANDS: tuple[Command, ...] = (
         "Make a new project of an archive that 'project export' or 'project archive' wrote. Nothing is "
         "overwritten, and nothing is made that is not whole. Links that lead out of the project are told.",
         "project import my-thesis.tar.gz",
-        _later("import_project"),
+        later("cli_keeping_work", "import_project"),
         named=False,
         dry_run=True,
         arguments=_import_arguments,
@@ -115,7 +102,7 @@ COMMANDS: tuple[Command, ...] = (
         "Rename the project's folder. Nothing in its files is changed. The container must be retired first; "
         "images stay under the old name, and the next launch builds a new one.",
         "project rename my-thesis my-paper",
-        _later("rename_project"),
+        later("cli_keeping_work", "rename_project"),
         dry_run=True,
         arguments=_rename_arguments,
     ),
@@ -126,7 +113,7 @@ COMMANDS: tuple[Command, ...] = (
         "there 'project restore' brings it back for as long as you leave it. With --for-good it is gone at "
         "once, and so are its images and what the trash has of it.",
         "project remove my-thesis",
-        _later("remove_project"),
+        later("cli_keeping_work", "remove_project"),
         dry_run=True,
         arguments=_remove_arguments,
     ),

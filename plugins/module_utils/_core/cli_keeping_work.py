@@ -5,44 +5,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import posixpath
 import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
 from . import archive, keeping, names
 from .archive import Look
-from .calls import Call, ask, state, told
+from .calls import Call, ask, state, stoppable, told
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .keeping import STORE, TRASH
 from .sizes import format_size
 from .terminal import Terminal, duration, fit
 
-_INTERRUPTED = 130  # as in cli
 _HOME = "~/workspace"
 _SHOWN = 5
+_stoppable = stoppable("Nothing is lost; what is half done is put right by the next call.")
 
 
 # What the commands share
-
-
-def _stoppable(run: Callable[[Call], int]) -> Callable[[Call], int]:
-    """Let Ctrl-C end a command with a sentence: all of it is done here, and nothing goes on by itself."""
-
-    @functools.wraps(run)
-    def stopped(call: Call) -> int:
-        try:
-            return run(call)
-        except KeyboardInterrupt:
-            call.err.clear()
-            call.err.line("Stopped. Nothing is lost; what is half done is put right by the next call.")
-            return _INTERRUPTED
-
-    return stopped
 
 
 class _Meter:

@@ -5,23 +5,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Callable
 
-from .calls import Call, Command
+from .calls import Command, later
 
 _WHERE = "[ENDPOINT:]BUCKET[/FOLDER]"
-
-
-def _later(name: str) -> Callable[[Call], int]:
-    """Return a command that is imported when it is run, so that no other one waits for it to be."""
-
-    def run(call: Call) -> int:
-        from . import cli_storage_work
-
-        command: Callable[[Call], int] = getattr(cli_storage_work, name)
-        return command(call)
-
-    return run
 
 
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +34,7 @@ COMMANDS: tuple[Command, ...] = (
         "by checksum. Files that are there already are not copied again, so a push that was stopped goes "
         "on when it is said again. Nothing is removed there without --mirror. Links are left out, and told.",
         "workspace push my-thesis/results lab-alice/results",
-        _later("push"),
+        later("cli_storage_work", "push"),
         named=False,
         dry_run=True,
         arguments=_push_arguments,
@@ -59,7 +46,7 @@ COMMANDS: tuple[Command, ...] = (
         "before it takes its place. Files that are here and differ stay as they are without --overwrite; "
         "nothing is removed. A pull that was stopped goes on when it is said again.",
         "workspace pull lab-alice/results my-thesis/results",
-        _later("pull"),
+        later("cli_storage_work", "pull"),
         named=False,
         dry_run=True,
         arguments=_pull_arguments,
@@ -69,7 +56,7 @@ COMMANDS: tuple[Command, ...] = (
         "show the object storage that you can push to",
         "Show each S3 server of the inventory, whether you have a key for it, and your buckets there.",
         "workspace storage",
-        _later("storage"),
+        later("cli_storage_work", "storage"),
         named=False,
     ),
 )

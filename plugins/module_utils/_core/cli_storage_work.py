@@ -4,39 +4,24 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import Any
 
 from . import names, objectkeys, transfer
-from .calls import Call
+from .calls import Call, stoppable
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .objectrules import Endpoint
-from .protocol import EXIT_CODES, INTERRUPTED
+from .protocol import EXIT_CODES
 from .rclone import SAME, Comparison, Listing, Rclone
 from .sizes import format_size
 from .terminal import Terminal, duration, fit, table
 from .transfer import Local, Place, Plan
 
 _SHOWN = 5
-
-
-def _stoppable(run: Callable[[Call], int]) -> Callable[[Call], int]:
-    """Let Ctrl-C end a command with a sentence: all of it is done here, and nothing goes on by itself."""
-
-    @functools.wraps(run)
-    def stopped(call: Call) -> int:
-        try:
-            return run(call)
-        except KeyboardInterrupt:
-            call.err.clear()
-            call.err.line("Stopped. Say the same again, and it goes on with what is not copied yet.")
-            return INTERRUPTED
-
-    return stopped
+_stoppable = stoppable("Say the same again, and it goes on with what is not copied yet.")
 
 
 class _Meter:

@@ -3,9 +3,9 @@
 """The deeds of a move of the shared data on a server; ``moving`` decides which.
 
 The new file system is mounted in a folder of root's, so nobody else reaches what is copied until the switch.
-While users still write, one of them could put a link in the place of a folder that rsync is about to read:
-what it copies then is seen by nobody, and is put right by the comparison of all files, which follows no link
-(``sametree``) and is repeated when nobody can write any more.
+While users still write, rsync reads through a mount on which the kernel passes no link. What it copies is
+seen by nobody, and is put right by the comparison of all files, which follows no link either (``sametree``)
+and is repeated when nobody can write any more.
 """
 
 from __future__ import annotations
@@ -55,6 +55,14 @@ _TIMEOUT = 20 * 86400.0  # seconds for one pass of rsync; poll(2) takes no more 
 RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--one-file-system", "--modify-window=-1")
 # rsync(1), exit values: some files could not be read, or vanished, which in use they may.
 _PARTLY = (23, 24)
+# rsync sees the data by a mount of its own on which no link is passed (mount(8), nosymfollow, Linux 5.10):
+# while users still write, one could put a link in the place of a folder that it is about to enter.
+_SAFELY = (
+    *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
+    'mount --bind "$1" "$1" && mount -o remount,bind,ro,nosuid,nodev,noexec,nosymfollow "$1" && '
+    'shift && exec "$@"',
+    "sh",
+)
 # What a file system needs for itself, one part in so many.
 _SPARE = 20
 _FIRST_UID = 1000
@@ -236,14 +244,14 @@ class Host:
         """Return the projects of the shares on the old file system."""
         if PROJECT not in quota.enforced(quota.device_of(self._root)):
             return {}
-        with _opened(self._root) as root:
+        with safefs.opened(self._root) as root:
             return sharesize.numbers(root)
 
     def to_number(self) -> list[str]:
         """Return which folders of shares are to be given to their projects."""
         done: dict[str, int] = {}
         if mounts.at(self._new, mounts.read()) is not None:
-            with _opened(self._new) as new:
+            with safefs.opened(self._new) as new:
                 done = sharesize.numbers(new)
         return [
             f"give the folder {name} to project {number}"
@@ -253,7 +261,7 @@ class Host:
 
     def number(self) -> None:
         """Give them: whatever is made in them then belongs to the project, too."""
-        with _opened(self._new) as new:
+        with safefs.opened(self._new) as new:
             for name, number in self._numbers().items():
                 safefs.make_directory(new, name, 0o700)
                 folder = safefs.open_beneath(new, name, os.O_RDONLY | os.O_DIRECTORY)
@@ -306,7 +314,7 @@ class Host:
 
     def _rsync(self, further: list[str], *, partly: bool) -> None:
         self._check_source(frozen=not partly)
-        command = [*RSYNC, *further, f"{self._root}/", f"{self._new}/"]
+        command = [*_SAFELY, self._root, *RSYNC, *further, f"{self._root}/", f"{self._new}/"]
         done = hostfiles.run(command, timeout=_TIMEOUT, accept=range(256))
         if done.returncode and not (partly and done.returncode in _PARTLY):
             first = (done.stderr.strip() or f"status {done.returncode}").splitlines()[0]
@@ -342,8 +350,8 @@ class Host:
 
     def _verdict(self) -> sametree.Verdict:
         with (
-            _opened(self._root) as root,
-            _opened(self._new) as new,
+            safefs.opened(self._root) as root,
+            safefs.opened(self._new) as new,
             _lines(self._compared) as earlier,
             _written(self._compared) as file,
         ):
@@ -509,15 +517,6 @@ def _device_size(device: str) -> int:
             return file.seek(0, os.SEEK_END)
     except OSError as error:
         raise HostError(f"{device} cannot be read: {error.strerror}.", "Look at: dmesg") from error
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    descriptor = safefs.open_directory(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

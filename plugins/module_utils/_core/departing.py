@@ -445,22 +445,13 @@ def _own_folder(path: str) -> int:
 # In the child, which is the user
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    folder = safefs.open_directory(path)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
 def _digest(path: str) -> str:
-    with _opened(path) as folder:
+    with safefs.opened(path) as folder:
         return archive.look(folder).digest
 
 
 def _pack(path: str, name: str, output: BinaryIO) -> dict[str, Any]:
-    with _opened(path) as folder:
+    with safefs.opened(path) as folder:
         before = archive.look(folder)
         # Two changes within one tick of the kernel's clock can have one time; a tick is at most 10 ms.
         time.sleep(0.1)
@@ -469,7 +460,7 @@ def _pack(path: str, name: str, output: BinaryIO) -> dict[str, Any]:
 
 
 def _verify(path: str, number: int) -> str:
-    with _opened(path) as folder, os.fdopen(number, "rb", closefd=False) as file:
+    with safefs.opened(path) as folder, os.fdopen(number, "rb", closefd=False) as file:
         archive.read(file, archive.Comparing(folder))
         return archive.look(folder).digest
 
@@ -496,7 +487,7 @@ class _Handed(archive.Comparing):
 
 def _is_same(path: str, file: BinaryIO) -> bool:
     try:
-        with _opened(path) as folder:
+        with safefs.opened(path) as folder:
             archive.read(file, _Handed(folder))
     except (LabError, OSError):
         return False
@@ -505,9 +496,9 @@ def _is_same(path: str, file: BinaryIO) -> bool:
 
 def _empty(path: str) -> None:
     """Remove all that is in a folder, which itself is in a folder of root's."""
-    with _opened(path) as folder:
+    with safefs.opened(path) as folder:
         os.fchmod(folder, 0o700)
-    with _opened(path) as folder:
+    with safefs.opened(path) as folder:
         for name in os.listdir(folder):
             if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 tree.remove(folder, name)

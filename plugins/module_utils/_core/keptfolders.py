@@ -22,6 +22,9 @@ from .errors import HostError
 from .policy import HOME_ROOT, KeptFolder, Policy, Project, Quota, User, kept_folders, kept_path
 from .sizes import format_size
 
+#: The lowest number of a kept folder's project. Those of shares are lower (sharesize.py), which counts where
+#: homes and shared data are on one file system.
+FIRST = 1 << 24
 _RECORD = "kept-folders.json"
 _LOCK = "kept-folders"
 
@@ -89,13 +92,10 @@ def _sized(user: User, path: str, kept: KeptFolder, *, new: bool, check: bool) -
         if check:
             return [_set(path, kept)]
         if not number:
-            number = max([sharesize.FIRST - 1, *numbers.values()]) + 1
+            number = max([FIRST - 1, *numbers.values()]) + 1
             state.write_record(_RECORD, json.dumps({**numbers, path: number}, sort_keys=True))
-        folder = safefs.open_directory(path)
-        try:
+        with safefs.opened(path) as folder:
             sharesize.give_tree(folder, number)
-        finally:
-            os.close(folder)
         # Last: a run that is broken off before it gives the tree to the project once more.
         quota.write(device, quota.PROJECT, number, wanted)
         return [_set(path, kept)]

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import HostError, InvalidInput, NotFound
@@ -108,6 +109,16 @@ def open_beneath(directory: int, path: str, flags: int = os.O_RDONLY, mode: int 
                 f"{shown} is not where a folder is expected.", "Move what is in its place."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """Yield what ``open_directory`` returns, and close it."""
+    descriptor = open_directory(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_directory(path: str) -> int:

@@ -133,7 +133,7 @@ def give_tree(folder: int, project: int, depth: int = 0) -> int:
     mounted below is left alone. Raises HostError.
     """
     if depth > _DEEPEST:
-        raise HostError(f"A share holds folders that are more than {_DEEPEST} deep.", "Make them less deep.")
+        raise HostError(f"There are folders that are more than {_DEEPEST} deep.", "Make them less deep.")
     quota.set_project(folder, project)
     device, count = os.fstat(folder).st_dev, 1
     for descriptor in _children(folder):

@@ -297,6 +297,7 @@ def staged(workspace: str, origin: Place, target: str) -> Iterator[Stage]:
 
 def put_away(stage: Stage) -> None:
     """Remove what is in a stage that is done with; the lock is still held."""
+    # What cannot be removed is the user's own, hidden, and found by the next pull of the same.
     shutil.rmtree(stage.path, ignore_errors=True)
 
 

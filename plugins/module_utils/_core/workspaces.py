@@ -13,7 +13,7 @@ import contextlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def _workspace(policy: Policy, user: User, check: bool, first: bool) -> list[str
         if check:
             return [*done, f"create {path}"]
         os.makedirs(root, _ROOT_MODE)
-    with _opened(root) as above:
+    with safefs.opened(root) as above:
         done += _corrected(above, root, 0, 0, _ROOT_MODE, check)
         try:
             os.stat(user.name, dir_fd=above, follow_symlinks=False)
@@ -91,7 +91,7 @@ def _workspace(policy: Policy, user: User, check: bool, first: bool) -> list[str
             if check:
                 return done
             os.mkdir(user.name, _MODE, dir_fd=above)
-    with _opened(path) as workspace:
+    with safefs.opened(path) as workspace:
         owner = os.fstat(workspace).st_uid
         # A folder that is root's is one whose making was broken off. Any other owner has files in it.
         if owner not in (0, user.uid):
@@ -130,15 +130,6 @@ def _in_project(policy: Policy, user: User, descriptor: int, path: str, check: b
     return [f"set project of {path}"] if quota.set_project(descriptor, user.uid) else []
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    descriptor = safefs.open_directory(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 # What is the user's
 
 
@@ -171,7 +162,7 @@ def _inside(policy: Policy, user: User, projects: Sequence[Project], check: bool
 
 
 def _make_link(home: str, workspace: str) -> None:
-    with _opened(home) as descriptor, contextlib.suppress(FileExistsError):
+    with safefs.opened(home) as descriptor, contextlib.suppress(FileExistsError):
         os.symlink(workspace, _LINK, dir_fd=descriptor)
 
 
@@ -232,7 +223,7 @@ def projects(policy: Policy, user: User) -> list[dict[str, Any]]:
 
 def _projects(workspace: str) -> list[dict[str, Any]]:
     found = []
-    with _opened(workspace) as root:
+    with safefs.opened(workspace) as root:
         for name in sorted(os.listdir(root))[:_PROJECTS_LIMIT]:
             with contextlib.suppress(LabError, OSError):
                 folder = safefs.open_beneath(root, project_name(name), _DIRECTORY)

@@ -154,7 +154,7 @@ def _remove(path: str) -> None:
         for folder, _folders, _files in os.walk(path):
             with contextlib.suppress(OSError):
                 os.chmod(folder, 0o700)
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # what others put there is theirs
     else:
         with contextlib.suppress(OSError):
             os.unlink(path)
