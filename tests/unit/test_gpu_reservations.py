@@ -184,6 +184,24 @@ def test_so_soon_that_nobody_could_be_told_only_what_is_free_is_reserved(server:
     assert gpuleases.read_reserved()[0].uuids == {uuid(2)}
 
 
+def test_what_somebody_has_waited_for_a_day_for_is_reserved_by_nobody_else(server: Reserving) -> None:
+    for number in range(4):
+        server.launch(server.user(number % 2), f"p{number}", uuid(number))
+    gpuleases.join(server.engine, server.policy, server.user(3), "w", gpurequests.parse("2"))
+    # This one waits for the own limit, and keeps nothing.
+    gpuleases.join(server.engine, server.policy, server.user(1), "more", gpurequests.parse("1"))
+    server.policy = replace(server.policy, gpu=replace(server.policy.gpu, reserve=replace(RULES, open=9)))
+    server.reserve(0, "4", 23, 2)  # so long nobody has waited yet
+    server.now, server.up = server.now + 24 * HOUR, server.up + 24 * HOUR
+    with pytest.raises(Refused, match="others have waited for a day, and come before"):
+        server.reserve(0, "3", 40, 1)
+    server.reserve(0, "2", 40, 1)
+    server.reserve(3, "2", 40, 1)  # who waits may
+    server.reserve(0, "3", 50, 1, admin=True)
+    gpuleases.leave("w._.2004")
+    server.reserve(0, "3", 60, 1)
+
+
 def test_a_dry_run_says_the_same_and_writes_nothing(server: Reserving) -> None:
     options = {"gpus": "2", "from": "now", "for": HOUR}
     told = server.ask("gpu-reserve-check", server.user(0), **options)
@@ -222,6 +240,15 @@ def test_in_the_window_it_is_its_owners_whoever_waits(server: Reserving) -> None
         server.obtain(server.user(3), "x", "3")
     assert server.ask("gpu-why", server.user(3), gpus="3")["now"] is False
     assert set(server.obtain(server.user(1), "y", "2").uuids) == gpuleases.read_reserved()[0].uuids
+
+
+def test_of_the_next_window_only_what_ones_own_has_is_given(server: Reserving) -> None:
+    server.reserve(1, uuid(0), 3, 2)
+    server.reserve(3, "4", 5, 2)
+    server.until(3.5)
+    assert server.obtain(server.user(1), "own", "1").uuids == (uuid(0),)
+    with pytest.raises(Busy, match="3 kept for reservations of others"):
+        server.obtain(server.user(1), "more", "1")
 
 
 def test_what_is_reserved_for_later_is_given_last_and_told(server: Reserving) -> None:

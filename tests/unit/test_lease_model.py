@@ -45,6 +45,7 @@ LIMITS = {"containers": 50, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m"
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 USERS = 6
 SHARED_BY = 2
+STEP, LENGTH = 120.0, 7200.0
 ENGINE = specs.EngineFacts("systemd", 8, cdi=True)
 IMAGE = "sha256:" + "c" * 64
 
@@ -677,3 +678,76 @@ def test_nobody_starves(seed: int) -> None:
     assert not waiting and served > 200
     # The stream lasts for 33 hours, but nobody needs the patience of a day.
     assert longest < gpuqueue.PATIENCE
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough)])
+def test_nobody_starves_though_others_reserve_and_owners_come_on_time(seed: int) -> None:
+    """The same stream, of which a part reserves: who waits is served in time, owners at the minute."""
+    chance = random.Random(seed)
+    made = policy()
+    rules = made.gpu.reserve
+    devices = [Device(uuid(n), "GPU (simulated)", 80 << 30) for n in range(8)]
+    held: dict[str, tuple[Lease, float]] = {}
+    waiting: list[gpuqueue.Waiting] = []
+    reserved: list[gpureservations.Reservation] = []
+    usage, served, came, longest, now = gpuqueue.Usage(1.0), 0, 0, 0.0, 1.0
+
+    def asked(entry: gpuqueue.Waiting) -> tuple[gpurequests.GpuRequest, str, int, leases.Bounds]:
+        limits = leases.bounds(made, made.user_by_uid(entry.uid))
+        return gpurequests.parse(entry.request), entry.holder, entry.uid, limits
+
+    for number in range(4000):
+        if number > 2000 and not waiting:
+            break
+        now += STEP
+        current = [lease for lease, _end in held.values()]
+        reserved = gpureservations.settle(reserved, devices, current, now, rules, SHARED_BY)
+        ends = gpureservations.ends(reserved, [(lease, 0.0) for lease in current], now, rules, SHARED_BY)
+        gone = {current[index].holder for index, end in ends.items() if end.at <= now}
+        held = {name: it for name, it in held.items() if it[1] > now and name not in gone}
+        current = [lease for lease, _end in held.values()]
+        usage = gpuqueue.aged(usage, current, now)
+        for one in [one for one in reserved if one.start <= now < one.start + STEP]:
+            if gpureservations.holds(current, one):
+                continue  # its owner has some of it already
+            kept = gpureservations.kept(reserved, current, now, rules, near=True)
+            holder = names.container_name(f"own{one.number}", one.uid)
+            request, limits = gpurequests.parse(one.request), leases.Bounds(99, shared_by=SHARED_BY)
+            lease = leases.choose(request, holder, one.uid, devices, [*current, *kept], limits)
+            own = {uuid for other in reserved if other.uid == one.uid for uuid in other.uuids}
+            assert lease.uuids and own.issuperset(lease.uuids)
+            held[holder] = (lease, one.end)
+            current.append(lease)
+            came += 1
+        if number < 2000 and chance.random() < 0.04:
+            start = now + 60 * chance.randint(90, 600)
+            new = gpureservations.Reservation(
+                number, chance.choice(made.users).uid, str(chance.randint(1, 2)), start, start + LENGTH
+            )
+            taken = [gpureservations.booked(one) for one in reserved if one.overlaps(new)]
+            overdue = [asked(one) for one in waiting if now - one.since >= gpuqueue.PATIENCE]
+            taken += gpureservations.overdue(overdue, devices, reserved, now, rules)
+            placed = gpureservations.place(new, devices, taken, SHARED_BY)
+            reserved += [placed] if placed is not None else []
+        if number < 2000 and len(waiting) < 40:
+            user = chance.choice(made.users)
+            request_text = "8" if user.limits.gpus == 8 and chance.random() < 0.02 else "1"
+            name = names.container_name(f"p{number}", user.uid)
+            waiting.append(gpuqueue.Waiting(name, user.uid, f"p{number}", request_text, now, "x"))
+        before: list[tuple[gpurequests.GpuRequest, str, int, leases.Bounds]] = []
+        for entry in list(gpuqueue.order(waiting, made, usage, now))[:12]:
+            current = [lease for lease, _end in held.values()]
+            kept = gpureservations.kept(reserved, current, now, rules, near=True)
+            with contextlib.suppress(Refused):
+                aside = leases.set_aside(before, devices, [*current, *kept])
+                request, holder, uid, limits = asked(entry)
+                lease = leases.choose(request, holder, uid, devices, aside, limits)
+                held[holder] = (lease, now + chance.randint(300, 3600))
+                waiting.remove(entry)
+                served, longest = served + 1, max(longest, now - entry.since)
+                continue
+            before.append(asked(entry))
+    assert not waiting and served > 400 and came > 20
+    # After a day nothing more is reserved of what is waited for; what was before is over within half a day.
+
+    assert longest < gpuqueue.PATIENCE + 600 * 60 + LENGTH + 3600

@@ -457,6 +457,21 @@ def with_waiting(
     return leases.set_aside(_ahead(seen.waiting, policy, ""), devices, [*seen.leases, *reserved])
 
 
+def overdue(seen: Survey, policy: Policy, devices: Sequence[Device], uid: int, now: float) -> list[Lease]:
+    """Return what others than ``uid`` have waited for so long that nobody may reserve it any more.
+
+    Who waits for the own limit keeps nothing.
+    """
+    long = [one for one in seen.waiting if one.uid != uid and waited(one) >= gpuqueue.PATIENCE]
+    cost = {one.uid: sum((it.cost for it in seen.leases if it.uid == one.uid), Fraction(0)) for one in long}
+    waiting = [
+        each
+        for each in _ahead(long, policy, "")
+        if cost[each[2]] + gpurequests.least(each[0]) <= each[3].equivalents
+    ]
+    return gpureservations.overdue(waiting, devices, seen.reserved, now, policy.gpu.reserve)
+
+
 def give_way(held: Held, there: Collection[str]) -> None:
     """Remember that a container, which is to be stopped now, holds its GPUs no longer while it is down.
 

@@ -225,6 +225,35 @@ def booked(one: Reservation, uids: Iterable[int] = ()) -> Lease:
     return Lease(f"kept {one.number}", -1, one.devices, one.shared, kept_for=frozenset({one.uid, *uids}))
 
 
+def overdue(
+    waiting: Iterable[tuple[gpurequests.GpuRequest, str, int, Bounds]],
+    devices: Sequence[Device],
+    found: Iterable[Reservation],
+    now: float,
+    rules: ReserveRules,
+) -> list[Lease]:
+    """Return what no further reservation may have, as those who wait have waited too long for it.
+
+    Of what each asks for, those devices that are free of reservations soonest.
+    """
+    until: dict[str, float] = {}
+    for one in found:
+        for each in one.devices if stands(one, now, rules) else ():
+            for uuid in (each.uuid, each.card):
+                until[uuid] = max(until.get(uuid, now), one.end)
+    left: list[Lease] = []
+    for request, holder, _uid, limits in waiting:
+        stock = Stock(devices, left, limits.shared_by)
+        shared = request.kind == gpurequests.SHARED
+        fitting = [
+            one for one in stock.fitting(request, whole=limits.whole) if stock.is_free(one, shared=shared)
+        ]
+        fitting.sort(key=lambda one: max(until.get(one.uuid, now), until.get(one.parent or "", now)))
+        given = tuple(Given(one.uuid, one.card) for one in fitting[: request.count])
+        left.append(Lease(holder, -1, given, shared))
+    return left
+
+
 def kept(
     found: Iterable[Reservation], leases: Sequence[Lease], now: float, rules: ReserveRules, *, near: bool
 ) -> list[Lease]:
@@ -239,10 +268,11 @@ def kept(
         if not (one.is_on(now) or (near and is_near(one, now, rules))):
             continue
         held = {uuid for lease in leases if lease.uid == one.uid for uuid in lease.uuids}
-        left = replace(one, devices=tuple(each for each in one.devices if each.uuid not in held))
-        if left.devices:
-            also = [other.uid for other in standing if other.is_on(now) and other.uuids & one.uuids]
-            told.append(booked(left, [] if one.is_on(now) else also))
+        left = [each for each in one.devices if each.uuid not in held]
+        for each in left:
+            on = [] if one.is_on(now) else [other for other in standing if other.is_on(now)]
+            also = [other.uid for other in on if each.uuid in other.uuids]
+            told.append(booked(replace(one, devices=(each,)), also))
     return told
 
 

@@ -17,6 +17,7 @@ from .errors import LabError, NotFound, Refused
 from .gpudevices import Device
 from .gpuleases import Survey
 from .gpureservations import Reservation
+from .leases import Lease
 from .policy import Policy, User
 from .terminal import duration
 
@@ -51,7 +52,8 @@ def reserve(
         new = Reservation(number, user.uid, request.render(), max(start, now), max(start, now) + length)
         _check_times(policy, start, length, now, admin=admin)
         _check_open(policy, user, seen, now, admin=admin)
-        new = _placed(new, seen, policy, there, now)
+        overdue = [] if admin else gpuleases.overdue(seen, policy, there, user.uid, now)
+        new = _placed(new, seen, policy, there, now, overdue)
         _check_amount(policy, user, seen, new, there, now, admin=admin)
         if not check:
             gpuleases.write_reserved([*seen.reserved, new])
@@ -91,9 +93,17 @@ def most(policy: Policy, user: User) -> int:
 
 
 def _placed(
-    new: Reservation, seen: Survey, policy: Policy, devices: Sequence[Device], now: float
+    new: Reservation,
+    seen: Survey,
+    policy: Policy,
+    devices: Sequence[Device],
+    now: float,
+    overdue: Sequence[Lease],
 ) -> Reservation:
-    """Return the reservation with devices that are its own for its window; raise Refused."""
+    """Return the reservation with devices that are its own for its window; raise Refused.
+
+    ``overdue``: what it cannot have, as others have waited for it too long.
+    """
     rules, shared_by = policy.gpu.reserve, policy.gpu.shared_by
     request = gpurequests.parse(new.request)
     if gpureservations.place(new, devices, [], shared_by) is None:
@@ -107,9 +117,14 @@ def _placed(
     held = gpuleases.with_waiting(seen, policy, devices, firm) if soon else [*seen.leases, *firm]
     free_now = [lease for lease in held if lease.uid != new.uid]
     for taken in [free_now] if soon else [free_now, firm]:
-        found = gpureservations.place(new, devices, taken, shared_by)
+        found = gpureservations.place(new, devices, [*taken, *overdue], shared_by)
         if found is not None:
             return found
+    if overdue and gpureservations.place(new, devices, firm if not soon else free_now, shared_by):
+        raise Refused(
+            f"gpus: {request.words}: others have waited for a day, and come before a new reservation.",
+            "Wait as well: project launch --wait. Who waits: gpu queue.",
+        )
     if soon:
         raise Refused(
             f"gpus: {request.words}: not free now, and who has them is told {rules.notice_hours} h before.",
