@@ -63,11 +63,11 @@ destroy: .venv/.ready ## remove the virtual machine
 	@$(TOOL)/vm.py destroy '$(LAB_VM_NAME)'
 
 .PHONY: test
-test: .venv/.ready packages-shells packages-machine packages-engine ## all tests, on one release [DISTRO=]
+test: .venv/.ready packages-shells packages-machine packages-engine ## lint, and the tests that tell most, on one release [DISTRO=]
 	@$(TOOL)/check.py test $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: test-all
-test-all: .venv/.ready packages-shells packages-machine packages-engine ## all tests, on every release
+test-all: .venv/.ready packages-shells packages-machine packages-engine ## lint, and all tests, on every release
 	@$(TOOL)/check.py test-all
 
 .PHONY: lint

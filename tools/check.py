@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Run the tests and count them: ``check.py lint|unit|integration|molecule|test|test-all``.
 
-``test`` runs two lanes side by side: what needs no machine, and the virtual machine. Each step writes a log
-under ``.vm/logs``, progress is told once a minute, and the last line is ``N passed, M failed``.
+``test`` runs two lanes side by side: what needs no machine, and the virtual machine, without the tests that
+are marked ``thorough``. Each step writes a log under ``.vm/logs``, progress is told once a minute, and the last
+line is ``N passed, M failed``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ LOGS = ROOT / ".vm" / "logs"
 BIN = Path(sys.executable).parent
 HEARTBEAT = 60
 """Seconds between two lines of progress of a step."""
+BRIEF = "-m 'not thorough'"
+"""The options of pytest that leave out what tells less in a minute than the rest."""
 TAIL = 80
 """Lines of the log that are shown of a step that failed."""
 MOLECULE_ACTION = re.compile(r"\[[\w-]+ > (\w+)\] (?:\x1b\[\d+m)*Executed: (\w+)")
@@ -178,8 +181,11 @@ def count(step: Step, status: int) -> Count:
     return result
 
 
-def run(step: Step, *, stream: bool) -> Count:
-    """Run a step to its end or its time limit; ``stream`` shows its output as it comes."""
+def run(step: Step, *, stream: bool, brief: bool = False) -> Count:
+    """Run a step to its end or its time limit; ``stream`` shows its output as it comes.
+
+    ``brief`` leaves out the tests that are marked ``thorough``.
+    """
     LOGS.mkdir(parents=True, exist_ok=True)
     step.report.unlink(missing_ok=True)
     environment = {
@@ -192,9 +198,8 @@ def run(step: Step, *, stream: bool) -> Count:
         **step.environment,
     }
     if step.junit:
-        environment["PYTEST_ADDOPTS"] = (
-            f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={step.report}".strip()
-        )
+        options = [os.environ.get("PYTEST_ADDOPTS", ""), f"--junitxml={step.report}", BRIEF if brief else ""]
+        environment["PYTEST_ADDOPTS"] = " ".join(filter(None, options))
     started = time.monotonic()
     tell(f"{step.name}: starts, log {step.log.relative_to(ROOT)}")
     with step.log.open("wb") as log:
@@ -269,14 +274,17 @@ def _lines(log: Path) -> list[str]:
     return log.read_text(errors="replace").splitlines()
 
 
-def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count:
-    """Run the lanes side by side, the steps of each one after the other; return the sum."""
+def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False, brief: bool = False) -> Count:
+    """Run the lanes side by side, the steps of each one after the other; return the sum.
+
+    For ``stream`` and ``brief`` see ``run``.
+    """
     results: list[Count] = []
 
     def lane(steps: Sequence[Step]) -> None:
         for step in steps:
             if not _stopped.is_set():
-                results.append(run(step, stream=stream))
+                results.append(run(step, stream=stream, brief=brief))
 
     threads = [threading.Thread(target=lane, args=(steps,)) for steps in lanes]
     for thread in threads:
@@ -321,7 +329,8 @@ def main() -> int:
             molecule("debian-13", limit=6000, cuts=True),
         ],
     }
-    total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
+    brief = arguments.part == "test"
+    total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1, brief=brief)
     if total.skipped:
         print(f"{total.skipped} tests were skipped; their reasons are in {LOGS.relative_to(ROOT)}")
     print(f"{total.passed} passed, {total.failed} failed", flush=True)

@@ -112,6 +112,7 @@ def test_what_was_backed_up_comes_back_byte_by_byte(server: Policy, place: Path)
     assert sorted(path.name for path in (place / "restored/b").iterdir()) == [odd.name]
 
 
+@pytest.mark.thorough
 def test_caches_and_what_it_says_are_left_out(server: Policy, place: Path) -> None:
     alice = server.user("alice")
     workspace, home = Path(server.workspace(alice)), Path(alice.home)
@@ -149,6 +150,7 @@ def test_a_user_cannot_read_the_repository_and_it_holds_no_words(server: Policy,
     assert not any(b"the-treasure" in path.read_bytes() for path in files)
 
 
+@pytest.mark.thorough
 def test_each_user_has_a_repository_and_a_password_of_its_own(server: Policy) -> None:
     alice, bob = server.user("alice"), server.user("bob")
     assert backup.back_up(server, alice).problem == backup.back_up(server, bob).problem == ""
@@ -158,6 +160,7 @@ def test_each_user_has_a_repository_and_a_password_of_its_own(server: Policy) ->
     assert not any("/bob" in path for path in _listed(server, alice))
 
 
+@pytest.mark.thorough
 def test_a_folder_that_is_swapped_for_a_link_meanwhile_leads_nowhere(server: Policy) -> None:
     alice, bob = server.user("alice"), server.user("bob")
     workspace = Path(server.workspace(alice))
@@ -247,6 +250,7 @@ def test_a_drill_compares_and_finds_what_is_not_as_it_was(
     assert len(bad) == 1
 
 
+@pytest.mark.thorough
 def test_a_damaged_repository_fails_the_drill(server: Policy, place: Path) -> None:
     alice = server.user("alice")
     backup.back_up(server, alice)
@@ -259,6 +263,7 @@ def test_a_damaged_repository_fails_the_drill(server: Policy, place: Path) -> No
     assert drill.drill(server, alice).drill_problem
 
 
+@pytest.mark.thorough
 def test_a_repository_that_is_gone_is_not_made_anew(server: Policy, place: Path) -> None:
     alice = server.user("alice")
     first = backup.back_up(server, alice)
@@ -271,6 +276,7 @@ def test_a_repository_that_is_gone_is_not_made_anew(server: Policy, place: Path)
     assert list((place / "repository").iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_old_snapshots_go(server: Policy) -> None:
     alice = server.user("alice")
     for _turn in range(3):
@@ -279,6 +285,7 @@ def test_old_snapshots_go(server: Policy) -> None:
     assert len(backup.snapshots(server, alice)) == 1
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_restored_is_said_and_leaves_nothing(server: Policy, place: Path) -> None:
     alice = server.user("alice")
     backup.back_up(server, alice)
@@ -291,6 +298,7 @@ def test_what_cannot_be_restored_is_said_and_leaves_nothing(server: Policy, plac
     assert list((place / "restored").iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_password_that_others_can_read_is_refused(server: Policy, place: Path) -> None:
     (place / "password").chmod(0o644)
     assert "can be read by others" in backup.back_up(server, server.user("alice")).problem

@@ -168,6 +168,7 @@ class Killed(BaseException):
     """The process is killed at once."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "where", ["prepare", "copy", "pause", "copy the rest", "limit", "fstab", "switch", "resume"]
 )
@@ -222,6 +223,7 @@ def test_what_changes_meanwhile_is_there_and_what_hides_from_rsync_too(
     assert (server.path / "srv/data/vision/new").exists()
 
 
+@pytest.mark.thorough
 def test_what_copies_can_pass_no_link_and_write_nothing(
     server: PrivateRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_copy_that_is_not_the_same_is_not_switched_to(
     assert not (server.path / STATE / "paused").exists()
 
 
+@pytest.mark.thorough
 def test_files_that_are_open_for_writing_keep_it_from_being_paused(server: PrivateRoot) -> None:
     with (server.path / "srv/data/vision/open").open("w"):
         answer = move(server)
@@ -270,6 +273,7 @@ def _file_system(server: PrivateRoot, number: int, *options: str) -> None:
     subprocess.run(["mke2fs", "-q", "-F", *options, server.loops[number]], check=True)
 
 
+@pytest.mark.thorough
 def test_a_disk_that_cannot_be_used_is_refused_before_anything_is_touched(server: PrivateRoot) -> None:
     before, places = server.content(), mounted(server)
 
@@ -301,6 +305,7 @@ def test_a_disk_that_cannot_be_used_is_refused_before_anything_is_touched(server
     refused({}, "is mounted at /srv/used")
 
 
+@pytest.mark.thorough
 def test_a_disk_that_is_too_small_is_refused(server: PrivateRoot) -> None:
     def fill() -> None:
         with open("/srv/data/large", "wb") as file:
@@ -315,12 +320,14 @@ def test_a_disk_that_is_too_small_is_refused(server: PrivateRoot) -> None:
     assert "which does not fit on the 20M of" in answer["msg"] and "Use a larger disk" in answer["msg"]
 
 
+@pytest.mark.thorough
 def test_what_is_mounted_below_is_told(server: PrivateRoot) -> None:
     server.run("mount", "-t", "tmpfs", "tmpfs", "/srv/data/vision/deep")
     answer = move(server)
     assert "/srv/data/vision/deep is mounted by itself" in answer["msg"]
 
 
+@pytest.mark.thorough
 def test_containers_are_stopped_for_a_move_and_run_again(
     engine: Any, policy: Any, alice: Any, thesis: Any, inside: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +350,7 @@ def test_containers_are_stopped_for_a_move_and_run_again(
     assert inside(alice, "thesis", f"cat {policy.data_root}/datasets/iris.csv") == "data\n"
 
 
+@pytest.mark.thorough
 def test_no_container_is_started_while_the_data_move(server: PrivateRoot) -> None:
     (server.path / STATE).mkdir(mode=0o700, parents=True)
     (server.path / STATE / "paused").touch()

@@ -243,6 +243,7 @@ def in_turns(killed: Killed, seconds: float, *works: tuple[str, Work, Callable[[
     raise AssertionError(f"There is no end of calls: {works}.")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0, 0.01])
 def test_killed_while_it_is_made_and_while_it_is_removed(
     engine, policy, alice, launched, killed, settled, left, seconds
@@ -267,6 +268,7 @@ def test_killed_while_it_is_made_and_while_it_is_removed(
     assert killed.calls >= 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0, 0.01])
 def test_killed_while_it_is_retired_and_while_it_is_restored(
     engine, policy, alice, launched, killed, settled, left, inside, seconds
@@ -309,6 +311,7 @@ def test_killed_while_it_is_replaced(engine, policy, launched, killed, settled, 
     assert killed.calls
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0, 0.2])
 def test_killed_while_its_image_is_built(
     engine, policy, alice, launched, thesis, tiny, killed, settled, left, seconds
@@ -500,6 +503,7 @@ def test_engine_killed_while_a_container_is_made(
     assert left() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [("rename", 1, 0), ("rename", 2, 0), ("start", 1, 0.05)], ids=str)
 def test_engine_killed_while_a_container_is_replaced(
     engine, url, policy, launched, bystander, daemon, settled, left, fault
@@ -513,6 +517,7 @@ def test_engine_killed_while_a_container_is_replaced(
     assert left() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fault",
     [

@@ -301,6 +301,7 @@ def test_what_was_pushed_comes_back_byte_by_byte(lab: Lab, server: Server) -> No
     assert code == 0 and not answer["changed"] and answer["same"] == len(ODD) + 1 and answer["kept"] == []
 
 
+@pytest.mark.thorough
 def test_one_file_goes_and_comes(lab: Lab, server: Server) -> None:
     lab.write("alice", "thesis/a.csv", b"1,2\n")
     lab.write("alice", "thesis/b.csv", b"no\n")
@@ -311,6 +312,7 @@ def test_one_file_goes_and_comes(lab: Lab, server: Server) -> None:
     assert _contents(lab.workspace("alice") / "new") == {"a.csv": b"1,2\n"}
 
 
+@pytest.mark.thorough
 def test_what_is_no_plain_file_is_left_out_and_told(lab: Lab, server: Server) -> None:
     lab.write("alice", "thesis/good", b"good")
     lab.write("alice", "thesis/two\nlines", b"")
@@ -337,6 +339,7 @@ def test_only_the_own_workspace_is_pushed_and_pulled_into(lab: Lab, server: Serv
     assert _there(server) == set()
 
 
+@pytest.mark.thorough
 def test_a_thousand_small_files(lab: Lab, server: Server) -> None:
     for number in range(1000):
         lab.write("alice", f"many/{number % 10}/{number}", str(number).encode())
@@ -347,6 +350,7 @@ def test_a_thousand_small_files(lab: Lab, server: Server) -> None:
     assert _contents(lab.workspace("alice") / "back") == _contents(lab.workspace("alice") / "many")
 
 
+@pytest.mark.thorough
 def test_what_was_changed_here_is_not_overwritten_unless_told(lab: Lab) -> None:
     for name in ("a", "b", "c"):
         lab.write("alice", f"thesis/{name}", b"old")
@@ -390,6 +394,7 @@ def test_a_pull_follows_no_link_and_no_hostile_name(lab: Lab, server: Server) ->
     assert sorted(path.name for path in lab.workspace("alice").iterdir()) == ["in"], out
 
 
+@pytest.mark.thorough
 def test_nothing_is_removed_there_unless_it_was_agreed_to(lab: Lab, server: Server) -> None:
     for name in ("a", "b"):
         lab.write("alice", f"thesis/{name}", name.encode())
@@ -480,6 +485,7 @@ def _waited(wanted: Callable[[], Any], what: str) -> Any:
     raise AssertionError(what)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pull_that_was_stopped_goes_on(lab: Lab, server: Server, number: signal.Signals) -> None:
     for name in range(12):
@@ -516,6 +522,7 @@ def test_a_pull_that_was_stopped_goes_on(lab: Lab, server: Server, number: signa
     assert all((back / path.name).stat().st_ino == inode for path, inode in kept.items())
 
 
+@pytest.mark.thorough
 def test_a_push_that_was_stopped_goes_on(lab: Lab, server: Server) -> None:
     for name in range(24):
         lab.write("alice", f"big/{name}", random.Random(name).randbytes(1 << 20))
@@ -537,6 +544,7 @@ def test_a_push_that_was_stopped_goes_on(lab: Lab, server: Server) -> None:
     assert (code, err) == (0, "") and f"{24 - came} new" in out and len(_there(server)) == 24
 
 
+@pytest.mark.thorough
 def test_what_goes_wrong_is_said_in_a_sentence(lab: Lab, server: Server, tmp_path: Path) -> None:
     lab.write("alice", "x/a", b"mine")
     push, pull = ("push", "x", "lab-alice/x"), ("pull", "lab-alice/x", "y")
@@ -583,6 +591,7 @@ def _self_signed(folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_read_is_named_and_the_rest_goes(lab: Lab, server: Server) -> None:
     lab.write("alice", "x/a", b"mine")
     closed = lab.write("alice", "x/closed", b"not mine")
@@ -593,6 +602,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes(lab: Lab, server: Server
     assert _there(server) == {"x/a"}
 
 
+@pytest.mark.thorough
 def test_a_disk_without_room_is_told_before_anything_comes(lab: Lab) -> None:
     lab.write("alice", "x/a", random.Random(1).randbytes(3 << 20))
     assert lab.run("alice", "workspace", "push", "x", "lab-alice/x")[0] == 0
@@ -620,6 +630,7 @@ def lab_key(lab: Lab, user: str) -> dict[str, str]:
     return {"access_key": found["access_key_id"], "secret_key": found["secret_access_key"]}
 
 
+@pytest.mark.thorough
 def test_buckets_of_the_inventory_are_offered_and_held_to(lab: Lab, server: Server) -> None:
     endpoint = replace(lab.policy.object_storage[0], buckets=("lab-{user}",))
     lab.use(replace(lab.policy, object_storage=(endpoint,)), server.keys)
