@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Run the tests and count them: ``check.py lint|unit|integration|molecule|test|test-all``.
 
-``test`` runs two lanes side by side: what needs no machine, and the virtual machine, without the tests that
-are marked ``thorough``. Each step writes a log under ``.vm/logs``, progress is told once a minute, and the last
-line is ``N passed, M failed``.
+``test`` runs two lanes side by side: what needs no machine, and the virtual machine, without the tests
+that are marked ``thorough``. Each step writes a log under ``.vm/logs``, progress is told once a minute, and
+the last line is ``N passed, M failed``.
 """
 
 from __future__ import annotations
@@ -322,11 +322,10 @@ def main() -> int:
         "molecule": [molecule(arguments.distro, arguments.scenario)],
         # The older engine and its SDK are those of the virtual machine.
         "test": [quick, molecule(arguments.distro)],
-        # Side by side: a machine has one processor, and a scenario has one machine for its longer half.
+        # One scenario after the other: with its twin, each takes two processors for its tests.
         "test-all": [
             [*quick, installed],
-            molecule("debian-12", limit=6000),
-            molecule("debian-13", limit=6000, cuts=True),
+            [*molecule("debian-12", limit=6000), *molecule("debian-13", limit=6000, cuts=True)],
         ],
     }
     brief = arguments.part == "test"

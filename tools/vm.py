@@ -282,9 +282,9 @@ class Machine:
         key = base64.b64encode(self.key.with_suffix(".pub").read_bytes()).decode()
         processor = ["-accel", "kvm", "-cpu", "host", "-smp", str(min(2, os.cpu_count() or 1))]
         if accelerator == "tcg":
-            # cx16 off: with it, kernel 6.12 panics under the emulation of QEMU 7. la57 off: page tables of five
-            # levels make the start of a program cost 40 per cent more there. One processor: a kernel that
-            # patches itself (static keys) while another one runs that code meets "Oops: int3" there.
+            # cx16 off: with it, kernel 6.12 panics under the emulation of QEMU 7. la57 off: page tables
+            # of five levels make the start of a program cost 40 per cent more there. One processor: a kernel
+            # that patches itself (static keys) while another one runs that code meets "Oops: int3" there.
             processor = ["-accel", "tcg", "-cpu", "max,-cx16,-la57", "-smp", "1"]
         command = [
             *(
