@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from conftest import ALICE, BOB, Server
 
 LIMITS = f"docker inspect -f '{{{{.HostConfig.Memory}}}} {{{{.HostConfig.NanoCpus}}}}' sums._.{BOB}"
@@ -43,6 +44,7 @@ def test_nobody_gets_into_anothers_container(server: Server) -> None:
     assert hers.splitlines().count("4") == 3 and "uid=" not in said
 
 
+@pytest.mark.thorough
 def test_stats_and_status_tell_what_there_is(server: Server) -> None:
     stats = server.user("alice", "container stats my-thesis --json")
     (used,) = json.loads(stats.out.splitlines()[-1])["containers"]
@@ -68,6 +70,7 @@ def test_why_tells_who_stopped_and_started_it(server: Server) -> None:
     assert server.user("alice", "cat /var/lib/lab-server/events/2001/*", check=False).rc != 0
 
 
+@pytest.mark.thorough
 def test_a_process_that_needs_too_much_memory_is_told(server: Server) -> None:
     server.user("bob", "rm -rf ~/workspace/sums && project init sums")
     launched = server.user("bob", "project launch sums --detach --memory 64m --cpus 0.5")
@@ -80,6 +83,7 @@ def test_a_process_that_needs_too_much_memory_is_told(server: Server) -> None:
     assert refused.rc == 3 and "more than the limit" in refused.text
 
 
+@pytest.mark.thorough
 def test_images_are_listed_gone_back_to_and_removed(server: Server) -> None:
     server.user("bob", "echo 'ENV ANOTHER=1' >> ~/workspace/sums/Dockerfile && image update sums")
     listed = json.loads(server.user("bob", "image list --json").out.splitlines()[-1])["images"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from conftest import ALICE, CAROL, Server
 
 WORKSPACE = "It is in your workspace, which outlives every container."
@@ -17,6 +18,7 @@ def verdicts(text: str) -> dict[str, tuple[str, str]]:
     return {one["path"]: (one["verdict"], one["why"][0]) for one in json.loads(text)["paths"]}
 
 
+@pytest.mark.thorough
 def test_kept_or_lost_is_told_in_the_same_words_on_both_sides(server: Server) -> None:
     server.user("alice", "ln -sfn /tmp ~/workspace/my-thesis/scratch")
     asked = server.user(
@@ -46,12 +48,14 @@ def test_kept_or_lost_is_told_in_the_same_words_on_both_sides(server: Server) ->
     assert {inside[path][0] for path in ("scratch", "/home/alice", "/run", "/etc/hosts")} == {"lost"}
 
 
+@pytest.mark.thorough
 def test_a_share_is_kept_in_the_container_of_a_member(server: Server) -> None:
     told = verdicts(server.inside("vision", CAROL, "workspace where --json /srv/data/vision /srv/data").out)
     assert told["/srv/data/vision"] == ("kept", "It is in a folder that a group shares, and is kept.")
     assert told["/srv/data"] == ("kept", SHARED)
 
 
+@pytest.mark.thorough
 def test_the_greeting_tells_what_runs_what_is_full_and_what_is_kept(server: Server) -> None:
     shown = server.root(LOGIN.format("alice")).out.replace("\r", "")
     assert re.search(r"my-thesis +for [0-9]+ (s|min|h)\n", shown)
@@ -83,6 +87,7 @@ def test_the_shell_completes_projects_and_the_manual_is_there(server: Server) ->
     assert "build, start and enter" in name
 
 
+@pytest.mark.thorough
 def test_clean_removes_what_can_be_made_again(server: Server) -> None:
     made = (
         "mkdir -p ~/workspace/tidy/src/__pycache__ && cd ~/workspace/tidy/src && touch a.py __pycache__/a.pyc"

@@ -53,6 +53,7 @@ def test_an_archive_is_restored_with_equal_checksums(paper: Server) -> None:
     assert int(paper.user("bob", f"du -k {PAPER}/data/raw/sparse | cut -f1").out) < 1000
 
 
+@pytest.mark.thorough
 def test_a_project_with_a_container_is_not_put_away(server: Server) -> None:
     refused = server.user("alice", "project archive my-thesis --yes", check=False)
     assert refused.rc == 3 and "container retire my-thesis" in refused.err
@@ -68,6 +69,7 @@ def test_a_full_quota_in_the_middle_loses_nothing(paper: Server) -> None:
     assert paper.user("bob", LOOK).out == before and archives(paper) == kept
 
 
+@pytest.mark.thorough
 def test_kill_in_the_middle_loses_nothing(paper: Server) -> None:
     before, kept = paper.user("bob", LOOK).out, archives(paper)
     for seconds in (2, 4, 6):
@@ -80,6 +82,7 @@ def test_kill_in_the_middle_loses_nothing(paper: Server) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_a_project_is_carried_through_a_pipe(paper: Server) -> None:
     paper.user("carol", "rm -rf ~/workspace/paper")
     paper.root("runuser -l bob -c 'project export paper -' | runuser -l carol -c 'project import - paper'")
@@ -110,6 +113,7 @@ def verdicts(server: Server) -> dict[str, Any]:
     return {one["check"]: one for one in facts["checks"]}
 
 
+@pytest.mark.thorough
 def test_the_doctor_finds_the_documented_troubles(server: Server) -> None:
     server.inside("my-thesis", ALICE, "echo lost > ~/.aaa-forgotten")
     server.user(
@@ -132,6 +136,7 @@ def test_the_doctor_finds_the_documented_troubles(server: Server) -> None:
     assert max(len(line) for line in shown.out.splitlines()) <= 80
 
 
+@pytest.mark.thorough
 def test_the_doctor_finds_a_workspace_that_leads_elsewhere(server: Server) -> None:
     server.user("alice", "mv ~/workspace ~/workspace.own")
     found = verdicts(server)["link"]

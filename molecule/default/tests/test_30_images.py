@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from conftest import ALICE, Server
 
 IMAGE = f"docker image inspect -f '{{{{.Id}}}}' lab/{ALICE}/my-thesis:latest"
@@ -65,6 +66,7 @@ def test_a_broken_dockerfile_keeps_the_image_and_the_container_and_names_the_ste
     assert server.inspect("my-thesis", ALICE)["State"]["Running"] is True
 
 
+@pytest.mark.thorough
 def test_a_missing_base_is_said(server: Server) -> None:
     server.user("bob", "project init nobase && echo 'FROM lab/nothing-here' > ~/workspace/nobase/Dockerfile")
     failed = server.user("bob", "image-update nobase", check=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import Server
 
 NOTES = "~/workspace/notes"
@@ -29,6 +30,7 @@ END"""
 LOOK = "systemctl start lab-server-lifecycle.service"
 
 
+@pytest.mark.thorough
 def test_told_put_off_and_stopped_and_a_damaged_record_stops_nobody(server: Server) -> None:
     server.user("bob", f"rm -rf {NOTES} && project init notes --base lab/python")
     server.root(f"systemctl is-active lab-server-lifecycle.timer && cp -p {POLICY} {POLICY}.kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from conftest import BOB, Server
 
 NOTES = "~/workspace/notes"
@@ -20,6 +21,7 @@ RUN chmod 755 /usr/local/bin/jupyter-lab
 """
 
 
+@pytest.mark.thorough
 def test_jupyter_is_on_loopback_alone_and_its_token_shows_nowhere(server: Server) -> None:
     server.user("bob", f"rm -rf {NOTES} && project init notes --base lab/python")
     server.user("bob", f"cat > {NOTES}/simulated-jupyter <<'END'\n{SIMULATED}END\n")

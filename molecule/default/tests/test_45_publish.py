@@ -26,6 +26,7 @@ def carol(server: Server) -> Iterator[Server]:
     )
 
 
+@pytest.mark.thorough
 def test_a_dataset_is_there_for_everybody_at_once_and_whole(carol: Server) -> None:
     carol.user("carol", f"{PUBLISH} --version 1.0 --description Flowers")
     # In a container that ran already; nobody writes there, and the checksums are those of the usual tool.

@@ -126,6 +126,7 @@ def test_limits_hold_and_change_live_in_both_directions(loops: Server, fstype: s
     assert "known uses 12M of the homes, more than the new limit of 4M" in str(seen["lowered"][0]["notes"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fstype", ["ext4", "xfs"])
 def test_the_number_of_files_is_limited(loops: Server, fstype: str) -> None:
     seen = run(
@@ -175,6 +176,7 @@ def test_unknown_uids_have_the_default_of_xfs(loops: Server) -> None:
     assert "which has no default quota" in seen["ext4"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fstype", ["ext4", "xfs"])
 def test_the_grace_is_set_and_the_time_left_is_known(loops: Server, fstype: str) -> None:
     seen = run(
@@ -234,6 +236,7 @@ def test_a_share_has_a_size_and_df_shows_it(loops: Server, fstype: str) -> None:
     assert "more than its new size of 8M" in str(seen["lowered"][0]["notes"])
 
 
+@pytest.mark.thorough
 def test_what_cannot_hold_quotas_is_explained_and_then_made_able(loops: Server) -> None:
     program = """
         def why(name):
@@ -284,6 +287,7 @@ def test_writable_layers_are_bounded_on_dockers_disk(server: Server) -> None:
     assert used["hard"] == limit and used["used"] <= limit
 
 
+@pytest.mark.thorough
 def test_usage_and_images_are_shown_and_promises_are_compared(server: Server) -> None:
     told = json.loads(server.user("alice", "workspace usage --json").out)
     assert told["images"] > 0 and told["images_limit"] > 0

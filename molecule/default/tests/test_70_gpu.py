@@ -120,6 +120,7 @@ def verdict(server: Server) -> tuple[str, str]:
     return check["verdict"], check["detail"]
 
 
+@pytest.mark.thorough
 def test_a_user_gets_a_gpu_and_gives_it_back(server: Server, gpus: None) -> None:
     if not knows_cdi(server):
         pytest.skip("this Docker knows no CDI: it needs the toolkit's hook, which is not simulated")
@@ -161,6 +162,7 @@ def test_a_user_gets_a_gpu_and_gives_it_back(server: Server, gpus: None) -> None
     assert json.loads(server.root("lab gpus --json").out)["devices"][0]["holders"] == []
 
 
+@pytest.mark.thorough
 def test_an_engine_that_can_give_no_gpus_says_so_in_a_sentence(server: Server, gpus: None) -> None:
     if knows_cdi(server):
         pytest.skip("this Docker gives GPUs by CDI; that of Debian 12 needs a hook, which is not there")
