@@ -48,7 +48,8 @@ def bring(server: Server, folder: Path, *scripts: tuple[str, str]) -> Path:
     server.root(f"mkdir -p {PLACE} && echo {text} | base64 -d | tar -xz --no-same-owner -C {PLACE}")
     server.root(f"printf '%s' '{STATE}' > /etc/lab-simulated-nvml.conf")
     wheel = folder / "nvidia_ml_py.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
+    # It goes to the server as one word of a command, which must not be long.
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(str(Path(pynvml.__file__)), "pynvml.py")
     return wheel
 
