@@ -134,7 +134,7 @@ def integration(*, limit: float = 2400) -> list[Step]:
 
 
 def molecule(
-    distro: str, scenario: str = "default", *, limit: float = 4200, cuts: bool = False
+    distro: str, scenario: str = "default", *, limit: float = 4900, cuts: bool = False
 ) -> list[Step]:
     """Return the step of a scenario on a virtual machine of ``distro``, ended after ``limit`` seconds.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import ALICE, BOB, Server
 
 TREE = "find /home/.workspaces/alice/my-thesis -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
@@ -26,6 +27,7 @@ def test_init_lays_out_the_documented_structure_once(server: Server) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_two_users_have_one_project_name_without_a_clash(server: Server) -> None:
     server.user("bob", "project init my-thesis && project launch my-thesis --detach")
     assert {f"my-thesis._.{ALICE}", f"my-thesis._.{BOB}"} <= server.containers()
@@ -93,6 +95,7 @@ def test_launch_twice_makes_one_container(server: Server) -> None:
     assert server.inspect("my-thesis", ALICE)["Id"] == identity
 
 
+@pytest.mark.thorough
 def test_stop_keeps_the_container_and_launch_brings_it_back(server: Server) -> None:
     server.inside("my-thesis", ALICE, "touch ~/still-here")
     identity = server.inspect("my-thesis", ALICE)["Id"]
@@ -115,6 +118,7 @@ def test_a_retired_container_can_be_brought_back(server: Server) -> None:
     assert "removed" in server.root("/usr/local/sbin/lab-cleanup --check").text
 
 
+@pytest.mark.thorough
 def test_the_lists_show_what_is_there_and_nothing_of_others(server: Server) -> None:
     listed = server.user("alice", "container list && project list").out
     assert "my-thesis" in listed and "essay" not in listed

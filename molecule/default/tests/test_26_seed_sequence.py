@@ -141,6 +141,7 @@ def test_a_package_of_the_dockerfile_is_there_for_ever(screen: Screen, server: S
     assert server.root("stat -c %u:%g /home/.workspaces/bob/seeds/models/checkpoint.pt").out == f"{BOB}:{BOB}"
 
 
+@pytest.mark.thorough
 def test_a_full_quota_is_told_and_cleaned_up(screen: Screen) -> None:
     screen.type("mkdir ~/workspace/filler && fallocate -l 235M ~/workspace/filler/old-checkpoints")
     full = "dd if=/dev/zero of=results/metrics bs=1M count=30"
@@ -154,6 +155,7 @@ def test_a_full_quota_is_told_and_cleaned_up(screen: Screen) -> None:
     assert not re.search(r"(9[5-9]|100) %  \S+ of 250M", screen.read("workspace usage"))
 
 
+@pytest.mark.thorough
 def test_where_did_my_files_go(screen: Screen) -> None:
     told = screen.read(f"workspace where {PROJECT}/models/checkpoint.pt ~/checkpoint.pt /tmp", code=4)
     assert re.search(r"^kept +/home/bob/workspace/seeds/models/checkpoint.pt$", told, re.MULTILINE)

@@ -60,6 +60,7 @@ def test_a_project_with_a_container_is_not_put_away(server: Server) -> None:
     server.user("alice", "test -e ~/workspace/my-thesis/Dockerfile")
 
 
+@pytest.mark.thorough
 def test_a_full_quota_in_the_middle_loses_nothing(paper: Server) -> None:
     before, kept = paper.user("bob", LOOK).out, archives(paper)
     paper.user("bob", "dd if=/dev/zero of=$HOME/filler bs=64k count=40000", check=False)

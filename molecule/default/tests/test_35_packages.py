@@ -33,6 +33,7 @@ def unreachable(server: Server) -> Iterator[None]:
     server.root(f"iptables -w -D {UNREACHABLE}")
 
 
+@pytest.mark.thorough
 def test_the_second_build_needs_no_index(server: Server, unreachable: None) -> None:
     written(server, "dave", "second")
     server.user("dave", "image-update cached")
@@ -46,6 +47,7 @@ def test_the_second_build_needs_no_index(server: Server, unreachable: None) -> N
     assert failed.rc != 0 and "pip install" in failed.text and "Traceback" not in failed.text
 
 
+@pytest.mark.thorough
 def test_the_cache_is_for_builds_alone(server: Server) -> None:
     ask = "import urllib.request; urllib.request.urlopen('http://10.213.0.1/simple/', timeout=4)"
     assert server.user("alice", f'python3 -c "{ask}"', check=False).rc != 0

@@ -57,6 +57,7 @@ def test_what_an_image_says_of_itself_counts_for_nothing(evil: Server) -> None:
     assert "evil" not in evil.user("carol", "container list").out
 
 
+@pytest.mark.thorough
 def test_every_create_option_is_ours(evil: Server) -> None:
     host = evil.inspect("evil", BOB)["HostConfig"]
     assert host["Privileged"] is False
@@ -266,6 +267,7 @@ def test_containers_reach_neither_each_other_nor_the_metadata_address(server: Se
     assert server.root(f'python3 -c "{connect}" {address} 8099').rc == 0
 
 
+@pytest.mark.thorough
 def test_nobody_from_outside_reaches_a_container(server: Server) -> None:
     networks = server.inspect("vision", CAROL)["NetworkSettings"]["Networks"]
     address = next(iter(networks.values()))["IPAddress"]

@@ -47,6 +47,7 @@ def test_a_changed_project_id_does_not_help(kept: Server) -> None:
     assert failed.rc != 0 and FULL in failed.err
 
 
+@pytest.mark.thorough
 def test_the_home_counts_as_the_workspace_does(kept: Server) -> None:
     failed = kept.user("alice", "dd if=/dev/zero of=$HOME/big bs=1M count=2000", check=False)
     assert failed.rc != 0 and FULL in failed.err
@@ -66,6 +67,7 @@ def test_df_in_the_container_shows_the_users_limit(server: Server) -> None:
     assert abs(shown - limit) <= limit * 0.01
 
 
+@pytest.mark.thorough
 def test_usage_shows_used_limit_and_the_largest_directories(server: Server) -> None:
     server.user(
         "alice",
@@ -78,5 +80,6 @@ def test_usage_shows_used_limit_and_the_largest_directories(server: Server) -> N
     assert max(len(line) for line in shown.splitlines()) <= 80
 
 
+@pytest.mark.thorough
 def test_root_alone_sees_the_usage_of_others(server: Server) -> None:
     assert server.user("alice", "quota -u bob", check=False).rc != 0

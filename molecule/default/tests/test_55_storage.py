@@ -148,6 +148,7 @@ def test_the_number_of_files_is_limited(loops: Server, fstype: str) -> None:
     assert seen["before"] + seen["there"] == 100
 
 
+@pytest.mark.thorough
 def test_unknown_uids_have_the_default_of_xfs(loops: Server) -> None:
     seen = run(
         loops,

@@ -23,6 +23,7 @@ def python(server: Server, code: str, libraries: str = "") -> str:
     return server.root(f'LD_LIBRARY_PATH={libraries} python3 -c "{code}"').out
 
 
+@pytest.mark.thorough
 def test_a_server_without_a_gpu_says_so(server: Server) -> None:
     assert python(server, "print(gpus.look().problem)") == "This server has no NVIDIA GPU."
     assert (
@@ -45,6 +46,7 @@ def equipped(server: Server, play: Play, tmp_path_factory: pytest.TempPathFactor
     return done
 
 
+@pytest.mark.thorough
 def test_the_toolkit_is_installed_and_nobody_gets_gpus_unasked(server: Server, equipped: PlayOutcome) -> None:
     assert "simulated" in server.root("nvidia-ctk --version").out
     config = server.root("cat /etc/nvidia-container-runtime/config.toml").out
@@ -57,6 +59,7 @@ def test_the_toolkit_is_installed_and_nobody_gets_gpus_unasked(server: Server, e
     assert "nvidia" in info["Runtimes"] and info["DefaultRuntime"] == "runc"
 
 
+@pytest.mark.thorough
 def test_the_gpus_are_told(server: Server, equipped: PlayOutcome) -> None:
     told = json.loads(python(server, "print(json.dumps(gpus.told(gpus.look())))", f"{PLACE}/lib"))
     assert (told["problem"], told["driver"]) == ("", "550.54.15")
@@ -64,6 +67,7 @@ def test_the_gpus_are_told(server: Server, equipped: PlayOutcome) -> None:
     assert told["gpus"][1]["instances"][0]["profile"] == "1g.5gb"
 
 
+@pytest.mark.thorough
 def test_docker_gives_devices_by_name_where_it_knows_how(server: Server, equipped: PlayOutcome) -> None:
     assert "GPU-one" in server.root("cat /run/cdi/nvidia.yaml").out
     # Older ones than 25 do not know the setting, and start with it.
