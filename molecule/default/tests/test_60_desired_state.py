@@ -34,6 +34,7 @@ def with_erin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_a_new_user_and_a_raised_quota_need_one_run_and_no_restart(
     server: Server, play: Play, with_erin: Path
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_new_user_and_a_raised_quota_need_one_run_and_no_restart(
     assert int(server.inside("my-thesis", ALICE, "df -k --output=size /workspace | tail -1").out) == 500 << 10
 
 
+@pytest.mark.thorough
 def test_who_is_not_declared_any_more_is_shut_out_and_keeps_the_files(server: Server, play: Play) -> None:
     gone = play("--diff")
     assert gone.rc == 0, gone.text[-3000:]
