@@ -181,11 +181,8 @@ def count(step: Step, status: int) -> Count:
     return result
 
 
-def run(step: Step, *, stream: bool, brief: bool = False) -> Count:
-    """Run a step to its end or its time limit; ``stream`` shows its output as it comes.
-
-    ``brief`` leaves out the tests that are marked ``thorough``.
-    """
+def run(step: Step, *, stream: bool) -> Count:
+    """Run a step to its end or its time limit; ``stream`` shows its output as it comes."""
     LOGS.mkdir(parents=True, exist_ok=True)
     step.report.unlink(missing_ok=True)
     environment = {
@@ -198,8 +195,9 @@ def run(step: Step, *, stream: bool, brief: bool = False) -> Count:
         **step.environment,
     }
     if step.junit:
-        options = [os.environ.get("PYTEST_ADDOPTS", ""), f"--junitxml={step.report}", BRIEF if brief else ""]
-        environment["PYTEST_ADDOPTS"] = " ".join(filter(None, options))
+        environment["PYTEST_ADDOPTS"] = (
+            f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={step.report}".strip()
+        )
     started = time.monotonic()
     tell(f"{step.name}: starts, log {step.log.relative_to(ROOT)}")
     with step.log.open("wb") as log:
@@ -274,17 +272,14 @@ def _lines(log: Path) -> list[str]:
     return log.read_text(errors="replace").splitlines()
 
 
-def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False, brief: bool = False) -> Count:
-    """Run the lanes side by side, the steps of each one after the other; return the sum.
-
-    For ``stream`` and ``brief`` see ``run``.
-    """
+def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count:
+    """Run the lanes side by side, the steps of each one after the other; return the sum."""
     results: list[Count] = []
 
     def lane(steps: Sequence[Step]) -> None:
         for step in steps:
             if not _stopped.is_set():
-                results.append(run(step, stream=stream, brief=brief))
+                results.append(run(step, stream=stream))
 
     threads = [threading.Thread(target=lane, args=(steps,)) for steps in lanes]
     for thread in threads:
@@ -328,8 +323,9 @@ def main() -> int:
             [*molecule("debian-12", limit=6000), *molecule("debian-13", limit=6000, cuts=True)],
         ],
     }
-    brief = arguments.part == "test"
-    total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1, brief=brief)
+    if arguments.part == "test":
+        os.environ["PYTEST_ADDOPTS"] = f"{os.environ.get('PYTEST_ADDOPTS', '')} {BRIEF}"
+    total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
     if total.skipped:
         print(f"{total.skipped} tests were skipped; their reasons are in {LOGS.relative_to(ROOT)}")
     print(f"{total.passed} passed, {total.failed} failed", flush=True)

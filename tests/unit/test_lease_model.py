@@ -45,7 +45,7 @@ LIMITS = {"containers": 50, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m"
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 USERS = 6
 SHARED_BY = 2
-STEP, LENGTH = 120.0, 7200.0
+STEP, LENGTH = 120.0, 7200.0  # seconds between two looks, and of a reservation
 ENGINE = specs.EngineFacts("systemd", 8, cdi=True)
 IMAGE = "sha256:" + "c" * 64
 
@@ -749,5 +749,4 @@ def test_nobody_starves_though_others_reserve_and_owners_come_on_time(seed: int)
             before.append(asked(entry))
     assert not waiting and served > 400 and came > 20
     # After a day nothing more is reserved of what is waited for; what was before is over within half a day.
-
     assert longest < gpuqueue.PATIENCE + 600 * 60 + LENGTH + 3600

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from conftest import Server
 
+pytestmark = pytest.mark.thorough
+
 REQUIREMENT = "colorama==0.4.6"
 # Nobody but the cache itself asks the index; its user is nginx's.
 UNREACHABLE = "OUTPUT -m owner --uid-owner www-data -p tcp --dport 443 -j REJECT"
@@ -33,7 +35,6 @@ def unreachable(server: Server) -> Iterator[None]:
     server.root(f"iptables -w -D {UNREACHABLE}")
 
 
-@pytest.mark.thorough
 def test_the_second_build_needs_no_index(server: Server, unreachable: None) -> None:
     written(server, "dave", "second")
     server.user("dave", "image-update cached")
@@ -47,7 +48,6 @@ def test_the_second_build_needs_no_index(server: Server, unreachable: None) -> N
     assert failed.rc != 0 and "pip install" in failed.text and "Traceback" not in failed.text
 
 
-@pytest.mark.thorough
 def test_the_cache_is_for_builds_alone(server: Server) -> None:
     ask = "import urllib.request; urllib.request.urlopen('http://10.213.0.1/simple/', timeout=4)"
     assert server.user("alice", f'python3 -c "{ask}"', check=False).rc != 0

@@ -13,6 +13,8 @@ import simulated_gpus
 from conftest import ALICE, DAVE, MACHINES, PlayOutcome, Server
 from simulated_gpus import PLACE, given, knows_cdi
 
+pytestmark = pytest.mark.thorough
+
 Play = Callable[..., PlayOutcome]
 
 
@@ -23,7 +25,6 @@ def python(server: Server, code: str, libraries: str = "") -> str:
     return server.root(f'LD_LIBRARY_PATH={libraries} python3 -c "{code}"').out
 
 
-@pytest.mark.thorough
 def test_a_server_without_a_gpu_says_so(server: Server) -> None:
     assert python(server, "print(gpus.look().problem)") == "This server has no NVIDIA GPU."
     assert (
@@ -46,7 +47,6 @@ def equipped(server: Server, play: Play, tmp_path_factory: pytest.TempPathFactor
     return done
 
 
-@pytest.mark.thorough
 def test_the_toolkit_is_installed_and_nobody_gets_gpus_unasked(server: Server, equipped: PlayOutcome) -> None:
     assert "simulated" in server.root("nvidia-ctk --version").out
     config = server.root("cat /etc/nvidia-container-runtime/config.toml").out
@@ -59,7 +59,6 @@ def test_the_toolkit_is_installed_and_nobody_gets_gpus_unasked(server: Server, e
     assert "nvidia" in info["Runtimes"] and info["DefaultRuntime"] == "runc"
 
 
-@pytest.mark.thorough
 def test_the_gpus_are_told(server: Server, equipped: PlayOutcome) -> None:
     told = json.loads(python(server, "print(json.dumps(gpus.told(gpus.look())))", f"{PLACE}/lib"))
     assert (told["problem"], told["driver"]) == ("", "550.54.15")
@@ -67,7 +66,6 @@ def test_the_gpus_are_told(server: Server, equipped: PlayOutcome) -> None:
     assert told["gpus"][1]["instances"][0]["profile"] == "1g.5gb"
 
 
-@pytest.mark.thorough
 def test_docker_gives_devices_by_name_where_it_knows_how(server: Server, equipped: PlayOutcome) -> None:
     assert "GPU-one" in server.root("cat /run/cdi/nvidia.yaml").out
     # Older ones than 25 do not know the setting, and start with it.
@@ -124,7 +122,6 @@ def verdict(server: Server) -> tuple[str, str]:
     return check["verdict"], check["detail"]
 
 
-@pytest.mark.thorough
 def test_a_user_gets_a_gpu_and_gives_it_back(server: Server, gpus: None) -> None:
     if not knows_cdi(server):
         pytest.skip("this Docker knows no CDI: it needs the toolkit's hook, which is not simulated")
@@ -166,7 +163,6 @@ def test_a_user_gets_a_gpu_and_gives_it_back(server: Server, gpus: None) -> None
     assert json.loads(server.root("lab gpus --json").out)["devices"][0]["holders"] == []
 
 
-@pytest.mark.thorough
 def test_an_engine_that_can_give_no_gpus_says_so_in_a_sentence(server: Server, gpus: None) -> None:
     if knows_cdi(server):
         pytest.skip("this Docker gives GPUs by CDI; that of Debian 12 needs a hook, which is not there")

@@ -76,7 +76,6 @@ def test_after_a_reboot_what_should_run_runs(server: Server, before: str) -> Non
     assert server.inside("vision", CAROL, "cat /srv/data/datasets/reboot.txt").out == "published"
 
 
-@pytest.mark.thorough
 def test_after_a_reboot_a_container_has_its_gpu(server: Server, before: str, gpu: bool) -> None:
     if not gpu:
         pytest.skip("this Docker knows no CDI: it needs the toolkit's hook, which is not simulated")

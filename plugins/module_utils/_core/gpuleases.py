@@ -463,13 +463,13 @@ def overdue(seen: Survey, policy: Policy, devices: Sequence[Device], uid: int, n
     Who waits for the own limit keeps nothing.
     """
     long = [one for one in seen.waiting if one.uid != uid and waited(one) >= gpuqueue.PATIENCE]
-    cost = {one.uid: sum((it.cost for it in seen.leases if it.uid == one.uid), Fraction(0)) for one in long}
-    waiting = [
-        each
-        for each in _ahead(long, policy, "")
-        if cost[each[2]] + gpurequests.least(each[0]) <= each[3].equivalents
-    ]
-    return gpureservations.overdue(waiting, devices, seen.reserved, now, policy.gpu.reserve)
+    found = []
+    for request, holder, whose, limits in _ahead(long, policy, ""):
+        with contextlib.suppress(OverLimit):
+            left = leases.left_to(whose, holder, seen.leases, limits, request)
+            if gpurequests.least(request) <= left:
+                found.append((request, holder, whose, limits))
+    return gpureservations.overdue(found, devices, seen.reserved, now, policy.gpu.reserve)
 
 
 def give_way(held: Held, there: Collection[str]) -> None:

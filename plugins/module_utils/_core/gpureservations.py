@@ -244,13 +244,10 @@ def overdue(
     left: list[Lease] = []
     for request, holder, _uid, limits in waiting:
         stock = Stock(devices, left, limits.shared_by)
-        shared = request.kind == gpurequests.SHARED
-        fitting = [
-            one for one in stock.fitting(request, whole=limits.whole) if stock.is_free(one, shared=shared)
-        ]
-        fitting.sort(key=lambda one: max(until.get(one.uuid, now), until.get(one.parent or "", now)))
-        given = tuple(Given(one.uuid, one.card) for one in fitting[: request.count])
-        left.append(Lease(holder, -1, given, shared))
+        free = stock.free(request, whole=limits.whole)
+        free.sort(key=lambda one: max(until.get(one.uuid, now), until.get(one.card, now)))
+        given = tuple(Given(one.uuid, one.card) for one in free[: request.count])
+        left.append(Lease(holder, -1, given, request.kind == gpurequests.SHARED))
     return left
 
 
@@ -268,11 +265,11 @@ def kept(
         if not (one.is_on(now) or (near and is_near(one, now, rules))):
             continue
         held = {uuid for lease in leases if lease.uid == one.uid for uuid in lease.uuids}
-        left = [each for each in one.devices if each.uuid not in held]
-        for each in left:
-            on = [] if one.is_on(now) else [other for other in standing if other.is_on(now)]
-            also = [other.uid for other in on if each.uuid in other.uuids]
-            told.append(booked(replace(one, devices=(each,)), also))
+        on = [] if one.is_on(now) else [other for other in standing if other.is_on(now)]
+        for each in one.devices:
+            if each.uuid not in held:
+                also = [other.uid for other in on if each.uuid in other.uuids]
+                told.append(booked(replace(one, devices=(each,)), also))
     return told
 
 

@@ -120,7 +120,7 @@ def _placed(
         found = gpureservations.place(new, devices, [*taken, *overdue], shared_by)
         if found is not None:
             return found
-    if overdue and gpureservations.place(new, devices, firm if not soon else free_now, shared_by):
+    if overdue and gpureservations.place(new, devices, taken, shared_by):
         raise Refused(
             f"gpus: {request.words}: others have waited for a day, and come before a new reservation.",
             "Wait as well: project launch --wait. Who waits: gpu queue.",

@@ -192,6 +192,11 @@ class Stock:
             key=lambda one: (one.parent is None, one.memory, self.parts[one.card], one.card, one.uuid),
         )
 
+    def free(self, request: GpuRequest, *, whole: bool = True) -> list[Device]:
+        """Return those of the devices that a request means that can be given, in the same order."""
+        shared = request.kind == SHARED
+        return [one for one in self.fitting(request, whole=whole) if self.is_free(one, shared=shared)]
+
 
 def _means(request: GpuRequest, device: Device) -> bool:
     if request.kind == PROFILE:
@@ -233,7 +238,7 @@ def choose(
     fitting = stock.fitting(request, whole=bounds.whole)
     if len(fitting) < request.count:
         raise not_there(request, devices)
-    left = _left(uid, holder, leases, bounds, request)
+    left = left_to(uid, holder, leases, bounds, request)
     own = {one.uuid for lease in leases if lease.holder == holder for one in lease.devices}
     free = [one for one in fitting if stock.is_free(one, shared=shared)]
     free.sort(key=lambda one: (one.uuid not in own, one.uuid not in mine, one.uuid in later))
@@ -259,7 +264,7 @@ def choose(
     return Lease(holder, uid, tuple(Given(one.uuid, one.card) for one in chosen), shared, cost)
 
 
-def _left(uid: int, holder: str, leases: Iterable[Lease], bounds: Bounds, request: GpuRequest) -> Fraction:
+def left_to(uid: int, holder: str, leases: Iterable[Lease], bounds: Bounds, request: GpuRequest) -> Fraction:
     """Return the GPU equivalents that are left to a user; raise OverLimit for too many devices."""
     mine = [lease for lease in leases if lease.uid == uid and lease.holder != holder]
     count = sum(len(lease.devices) for lease in mine)
@@ -332,13 +337,8 @@ def set_aside(
         except Busy:
             there = [lease for lease in found if uid not in lease.kept_for]
             stock = Stock(devices, there, limits.shared_by)
-            shared = request.kind == SHARED
-            kept = [
-                Given(one.uuid, one.card)
-                for one in stock.fitting(request, whole=limits.whole)
-                if stock.is_free(one, shared=shared)
-            ][: request.count]
-            found.append(Lease(holder, -1, tuple(kept)))
+            free = stock.free(request, whole=limits.whole)[: request.count]
+            found.append(Lease(holder, -1, tuple(Given(one.uuid, one.card) for one in free)))
         except Refused:
             continue
     return found
