@@ -34,6 +34,8 @@ BRIEF = "-m 'not thorough'"
 """The options of pytest that leave out what tells less in a minute than the rest."""
 TAIL = 80
 """Lines of the log that are shown of a step that failed."""
+WHY = 200
+"""Characters that are shown of why a test failed."""
 MOLECULE_ACTION = re.compile(r"\[[\w-]+ > (\w+)\] (?:\x1b\[\d+m)*Executed: (\w+)")
 
 _print_lock = threading.Lock()
@@ -82,6 +84,8 @@ class Count:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    names: list[str] = field(default_factory=list)
+    """What failed, a line each: the test, or the action of molecule, and the first words of why."""
 
     def __str__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -165,7 +169,9 @@ def count(step: Step, status: int) -> Count:
         result.passed = sum(
             1 for action, outcome in actions if outcome == "Successful" and action != "verify"
         )
-        result.failed = sum(1 for action, outcome in actions if outcome == "Failed" and action != "verify")
+        names = [action for action, outcome in actions if outcome == "Failed" and action != "verify"]
+        result.names += [f"{step.name}: {name}" for name in names]
+        result.failed = len(names)
     if step.junit and step.report.exists():
         # The report is pytest's own, written a moment ago.
         for suite in ElementTree.parse(step.report).iter("testsuite"):  # noqa: S314 - see above
@@ -174,11 +180,23 @@ def count(step: Step, status: int) -> Count:
             result.failed += wrong
             result.skipped += numbers["skipped"]
             result.passed += max(0, numbers["tests"] - wrong - numbers["skipped"])
+            result.names += [f"{step.name}: {text}" for text in _wrong(suite)]
     if not step.junit and status == 0:
         result.passed += 1
     if status != 0 and result.failed == 0:
         result.failed = 1
+        result.names.append(f"{step.name}: exit status {status}")
     return result
+
+
+def _wrong(suite: ElementTree.Element) -> list[str]:
+    """Return a line for each test of a suite that failed or could not begin."""
+    lines = []
+    for case in suite.iter("testcase"):
+        for outcome in (*case.iter("failure"), *case.iter("error")):
+            why = " ".join(outcome.get("message", "").split())[:WHY]
+            lines.append(f"{case.get('classname')}::{case.get('name')}: {why}")
+    return lines
 
 
 def run(step: Step, *, stream: bool) -> Count:
@@ -286,9 +304,13 @@ def run_lanes(lanes: Sequence[Sequence[Step]], *, stream: bool = False) -> Count
         thread.start()
     for thread in threads:
         thread.join()
-    return Count(
-        *(sum(getattr(result, name) for result in results) for name in ("passed", "failed", "skipped"))
-    )
+    total = Count()
+    for result in results:
+        total.passed += result.passed
+        total.failed += result.failed
+        total.skipped += result.skipped
+        total.names += result.names
+    return total
 
 
 def _stop(*_: object) -> None:
@@ -328,6 +350,9 @@ def main() -> int:
     total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
     if total.skipped:
         print(f"{total.skipped} tests were skipped; their reasons are in {LOGS.relative_to(ROOT)}")
+    # Near the end, as that is what is kept and read of a long run.
+    for name in total.names:
+        print(f"failed: {name}")
     print(f"{total.passed} passed, {total.failed} failed", flush=True)
     return 1 if total.failed else 0
 
