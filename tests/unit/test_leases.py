@@ -241,6 +241,16 @@ def test_a_container_starts_again_only_with_what_it_was_made_with() -> None:
             leases.still_there(lease, now, held, 1)
 
 
+def test_what_cannot_start_any_more_keeps_nothing_of_a_gpu_that_was_cut_since() -> None:
+    cut, whole = [gpu(0), mig(10, 0), mig(11, 0)], choose(1, [gpu(0)])
+    down = [leases.stopped(of(1, whole))]
+    assert choose("2x1g.10gb", cut, down).uuids == (uuid(10, "MIG"), uuid(11, "MIG"))
+    with pytest.raises(Busy):  # it has it again when the GPU is whole again
+        choose(1, [gpu(0)], down)
+    with pytest.raises(Busy):  # its processes have it still
+        choose("1g.10gb", cut, [of(1, whole)])
+
+
 requests = st.one_of(
     st.integers(1, 64).map(str),
     st.builds("{}g.{}gb".format, st.integers(1, 7), st.integers(1, 999)),

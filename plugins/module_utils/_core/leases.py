@@ -152,8 +152,8 @@ class Stock:
 
     def _count(self, lease: Lease) -> None:
         for one in lease.devices:
-            if one.uuid not in self.devices and not lease.live:
-                continue  # it is gone, and the container cannot start with it: the rest of the GPU is free
+            if not lease.live and (one.uuid not in self.devices or one.uuid in self.split):
+                continue  # it is gone, or cut into instances: the container cannot start, the rest is free
             if lease.shared:
                 self._sharers[one.uuid] += 1
             else:
