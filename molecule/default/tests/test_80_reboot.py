@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 import simulated_gpus
-from conftest import ALICE, CAROL, DAVE, Server
+from conftest import ALICE, BOB, CAROL, DAVE, Server
 
 TREE = "cd /home/.workspaces/alice && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
 
@@ -25,18 +25,28 @@ SPECIFICATION = """{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices":
 [{"name": "GPU-one", "containerEdits": {"env": ["LAB_SIMULATED_GPU=GPU-one"]}}]}"""
 
 
+def waiting(server: Server) -> list[dict[str, Any]]:
+    """Return who waits for GPUs, as bob is told."""
+    told: list[dict[str, Any]] = json.loads(server.user("bob", "gpu queue --json").out)["waiting"]
+    return told
+
+
 @pytest.fixture(scope="module")
 def gpu(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bool]:
-    """Let a container of dave have a GPU, where Docker can give it one; say whether it does."""
+    """Let dave have a GPU in a container and bob wait for it, where Docker can give one; say whether so."""
     if not simulated_gpus.knows_cdi(server):
         yield False
         return
     simulated_gpus.install(server, simulated_gpus.bring(server, tmp_path_factory.mktemp("gpu")))
-    simulated_gpus.allow(server, "dave")
+    simulated_gpus.allow(server, "bob", "dave")
     server.root(f"mkdir -p /etc/cdi && printf '%s' '{SPECIFICATION}' > /etc/cdi/simulated.json")
     server.user("dave", "project init train --base lab/python && project launch train --gpus 1 --detach")
+    server.user("bob", "project init train --base lab/python")
+    server.user("bob", "nohup project launch train --gpus 1 --wait --detach < /dev/null > /dev/null 2>&1 &")
+    server.wait(lambda: [one["yours"] for one in waiting(server)] == [True], "bob waits for a GPU")
     yield True
-    server.user("dave", "container retire train; rm -rf ~/workspace/train", check=False)
+    for user in ("bob", "dave"):
+        server.user(user, "gpu release train; container retire train; rm -rf ~/workspace/train", check=False)
     simulated_gpus.take_away(server)
     server.root("rm /etc/cdi/simulated.json")
 
@@ -56,6 +66,11 @@ def running(server: Server) -> bool:
     """Tell whether what should run runs."""
     found = server.root("docker ps --format '{{.Names}}'", check=False)
     return {f"my-thesis._.{ALICE}", f"vision._.{CAROL}"} <= set(found.out.split())
+
+
+def server_up(server: Server) -> float:
+    """Return for how many seconds the server has been up."""
+    return float(server.root("cat /proc/uptime").out.split()[0])
 
 
 def settled(server: Server, boot: str) -> bool:
@@ -85,6 +100,22 @@ def test_after_a_reboot_a_container_has_its_gpu(server: Server, before: str, gpu
     told = json.loads(server.root("lab gpus --json").out)
     assert [(one["container"], one["state"]) for one in told["devices"][0]["holders"]] == [(name, "running")]
     assert '"verdict": "pass"' in server.root("lab verify --check gpus --json").out
+
+
+def test_after_a_reboot_who_waited_for_a_gpu_waits_on_and_gets_it(
+    server: Server, before: str, gpu: bool
+) -> None:
+    if not gpu:
+        pytest.skip("this Docker knows no CDI: it needs the toolkit's hook, which is not simulated")
+    server.wait(lambda: [one["yours"] for one in waiting(server)] == [True], "bob waits again", 200)
+    (place,) = waiting(server)
+    assert (place["project"], place["place"], place["gpus"]) == ("train", 1, "1")
+    assert place["waited"] > server_up(server)  # since before the reboot
+    assert f"train._.{BOB}" not in server.containers(everything=True)
+    server.user("dave", "container retire train")
+    server.wait(lambda: f"train._.{BOB}" in server.containers(), "the container of bob runs", 200)
+    assert simulated_gpus.given(server, f"train._.{BOB}") == ["GPU-one"]
+    assert waiting(server) == []
 
 
 def test_without_the_data_disk_nothing_pretends(
