@@ -298,6 +298,22 @@ def test_what_cannot_be_restored_is_said_and_leaves_nothing(server: Policy, plac
     assert list((place / "restored").iterdir()) == []
 
 
+def test_who_left_and_another_name_of_the_server_are_restored(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    backup.back_up(server, alice)
+    here = place / "repository" / os.uname().nodename
+    here.rename(place / "repository/old.example.org")
+    later = replace(server, users=(server.user("bob"),))
+    with pytest.raises(NotFound, match=r"add --server old\.example\.org"):
+        backup.restore(later, backup.somebody(later, "alice"), "note", str(place / "restored/a"))
+    whole = f"{alice.home}/workspace"
+    found = backup.restore(
+        later, backup.somebody(later, "alice"), whole, str(place / "restored/a"), server="old.example.org"
+    )
+    assert (Path(found) / "note").read_text() == "of alice\n"
+    assert found == str(place / "restored/a/alice")
+
+
 @pytest.mark.thorough
 def test_a_password_that_others_can_read_is_refused(server: Policy, place: Path) -> None:
     (place / "password").chmod(0o644)

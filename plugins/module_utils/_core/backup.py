@@ -8,6 +8,8 @@ set, so that who has one user's has no other's. Times are seconds since 1970.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import hmac
 import json
@@ -18,7 +20,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,8 +28,9 @@ from . import STATE_DIRECTORY, hostfiles, locks, restic, state
 from . import policy as policies
 from .backuprules import BackupRules
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
-from .names import printable
-from .policy import Policy, User
+from .names import printable, user_name
+from .policy import Limits, Policy, User
+from .quota import NO_LIMIT
 from .restic import Repository
 
 PASSWORD_PATH = "/etc/lab-server/backup/password"  # noqa: S105  # the path of one
@@ -37,6 +40,7 @@ HOUR = 3600
 
 _LEAST_PASSWORD = 16
 _SNAPSHOT = re.compile(r"latest|[0-9a-f]{8,64}")
+_SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
 # What can be made anew. Folders with a CACHEDIR.TAG are left out by restic itself.
 _CACHES = ("__pycache__", ".cache/pip", ".cache/uv")
@@ -82,6 +86,16 @@ def url(rules: BackupRules, server: str, user: str) -> str:
     return f"{rules.repository.rstrip('/')}/{server}/{user}"
 
 
+def somebody(policy: Policy, name: str) -> User:
+    """Return a lab user, or who may have been one: what is restored is found by the name alone.
+
+    Raises InvalidInput for what is no name.
+    """
+    with contextlib.suppress(NotFound):
+        return policy.user(name)
+    return User(user_name(name), -1, "", (), "", Limits(0, 0, 0, 0, 0, 0), NO_LIMIT)
+
+
 def places(policy: Policy, user: User) -> tuple[str, ...]:
     """Return what is backed up: home, workspace, kept homes of containers. The parents are root's."""
     return (user.home, policy.workspace(user), posixpath.join(policies.HOMES_ROOT, user.name))
@@ -120,7 +134,7 @@ def locate(policy: Policy, user: User, path: str) -> str:
     if not path or posixpath.normpath(found) != found or not found.isprintable():
         raise InvalidInput(
             f"{printable(path)[:80]!r} is no plain path.",
-            "Write it as thesis/data, without '..' and a last '/'.",
+            f"Write it as thesis/data, without '..' and a last '/'; the whole workspace is {shown}.",
         )
     if found == shown or found.startswith(shown + "/"):
         found = workspace + found[len(shown) :]
@@ -197,9 +211,16 @@ def _secret(path: str) -> str | None:
     return hostfiles.read_text(path)
 
 
-def repository(policy: Policy, user: User) -> Repository:
-    """Return a user's repository; raise HostError without a password."""
+def repository(policy: Policy, user: User, server: str = "") -> Repository:
+    """Return a user's repository of a server, this one unless it is named.
+
+    Raises InvalidInput for what is no server's name, HostError without a password.
+    """
     rules = rules_of(policy)
+    if server and not _SERVER.fullmatch(server):
+        raise InvalidInput(
+            f"{printable(server)[:40]!r} is no name of a server.", "Use what uname -n says on it."
+        )
     master = (_secret(PASSWORD_PATH) or "").strip()
     if len(master) < _LEAST_PASSWORD:
         raise HostError(
@@ -211,7 +232,7 @@ def repository(policy: Policy, user: User) -> Repository:
     if not all(matches):
         raise HostError(f"{ENVIRONMENT_PATH} holds a line that is not NAME=value.", "Run the playbook again.")
     environment = tuple((match.group(1), match.group(2)) for match in matches if match)
-    where = url(rules, os.uname().nodename, user.name)
+    where = url(rules, server or os.uname().nodename, user.name)
     return Repository(where, password(master, user.name), environment)
 
 
@@ -237,10 +258,37 @@ def _there(place: Repository) -> bool:
     try:
         restic.run(place, ["cat", "config", "--no-lock"], timeout=300)
     except HostError as error:
-        if "unable to open config file" in error.message or "Is there a repository" in error.message:
+        if _is_missing(error):
             return False
         raise
     return True
+
+
+def _is_missing(error: HostError) -> bool:
+    return "unable to open config file" in error.message or "Is there a repository" in error.message
+
+
+@contextlib.contextmanager
+def _read(rules: BackupRules, place: Repository, user: User) -> Iterator[None]:
+    """Raise NotFound, with what to do, where a repository that is read is not there."""
+    try:
+        yield
+    except HostError as error:
+        if not _is_missing(error):
+            raise
+        raise NotFound(f"There is no backup of {user.name} at {place.url}.", _others(rules, user)) from error
+
+
+def _others(rules: BackupRules, user: User) -> str:
+    """Return where else a repository of a user is, as far as a folder tells it."""
+    found = glob.glob(f"{glob.escape(rules.path)}/*/{user.name}/config") if rules.path else []
+    servers = sorted(path.split("/")[-3] for path in found)
+    if servers:
+        return f"There is one of another server, or of this one's former name: add --server {servers[0]}."
+    mounted = (
+        f"See whether the disk of {rules.path} is mounted" if rules.path else "See how the name is written"
+    )
+    return f"{mounted}; what was backed up under another name of the server is read with --server NAME."
 
 
 def _make(place: Repository, known: Record) -> Record:
@@ -317,9 +365,14 @@ def _snapshot_of(output: str) -> str:
     raise HostError("restic backup told of no snapshot.", "Look at it with: lab backup USER --list.")
 
 
-def snapshots(policy: Policy, user: User) -> list[dict[str, Any]]:
-    """Return a user's snapshots, the oldest first: id and time as restic tells it."""
-    done = restic.run(repository(policy, user), ["snapshots", "--json", "--no-lock"], timeout=600)
+def snapshots(policy: Policy, user: User, server: str = "") -> list[dict[str, Any]]:
+    """Return a user's snapshots, the oldest first: id and time as restic tells it.
+
+    Raises NotFound where there is no repository.
+    """
+    place = repository(policy, user, server)
+    with _read(rules_of(policy), place, user):
+        done = restic.run(place, ["snapshots", "--json", "--no-lock"], timeout=600)
     found = json.loads(done.stdout) or []
     return [
         {"id": str(one["short_id"]), "time": str(one["time"])[:19], "paths": one["paths"]} for one in found
@@ -329,9 +382,12 @@ def snapshots(policy: Policy, user: User) -> list[dict[str, Any]]:
 # ---- restoring -------------------------------------------------------------------------------------------
 
 
-def restore(policy: Policy, user: User, path: str, target: str, snapshot: str = LATEST) -> str:
+def restore(
+    policy: Policy, user: User, path: str, target: str, snapshot: str = LATEST, server: str = ""
+) -> str:
     """Restore a path of a user's into the new folder ``target``, for root alone; return where it is now.
 
+    ``server`` is the one that it was backed up on, if not this one.
     Raises InvalidInput, Refused, NotFound and HostError; nothing is left behind then.
     """
     if not _SNAPSHOT.fullmatch(snapshot):
@@ -339,10 +395,11 @@ def restore(policy: Policy, user: User, path: str, target: str, snapshot: str = 
     wanted = locate(policy, user, path)
     target = os.path.abspath(target)
     _check_target(target)
-    place = repository(policy, user)
+    place = repository(policy, user, server)
     scratch = tempfile.mkdtemp(prefix=".lab-restore-", dir=os.path.dirname(target))
     try:
-        extract(place, snapshot, [wanted], scratch, owned=True)
+        with _read(rules_of(policy), place, user):
+            extract(place, snapshot, [wanted], scratch, owned=True)
         found = scratch + wanted
         if not os.path.lexists(found):
             raise NotFound(

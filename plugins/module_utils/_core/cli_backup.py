@@ -12,7 +12,7 @@ from typing import Any
 
 from . import POLICY_PATH
 from .calls import Call, Command
-from .errors import Refused
+from .errors import InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
 from .terminal import moment
 
@@ -32,16 +32,25 @@ def _policy() -> Policy:
 
 
 def _users(policy: Policy, name: str) -> tuple[User, ...]:
-    return (policy.user(name),) if name else policy.users
+    """Return the lab user of that name, all of them without one; raise NotFound."""
+    try:
+        return (policy.user(name),) if name else policy.users
+    except NotFound as error:
+        raise NotFound(
+            error.message,
+            "Who left is not backed up any more. Older backups: lab backup NAME --list, and lab restore.",
+        ) from error
 
 
 def _backup(call: Call) -> int:
     from . import backup
 
     policy = _policy()
-    users = _users(policy, call.options.user)
     if call.options.list:
-        return _list(call, policy, users)
+        return _list(call, policy)
+    if call.options.server:
+        raise InvalidInput("--server is for --list: what is backed up is this server's.", "Leave it out.")
+    users = _users(policy, call.options.user)
     if call.options.dry_run:
         return _would(call, policy, users)
     found = []
@@ -71,10 +80,19 @@ def _would(call: Call, policy: Policy, users: tuple[User, ...]) -> int:
     return 0
 
 
-def _list(call: Call, policy: Policy, users: tuple[User, ...]) -> int:
+def _list(call: Call, policy: Policy) -> int:
     from . import backup
 
-    found = {user.name: backup.snapshots(policy, user) for user in users}
+    name, server = call.options.user, call.options.server
+    found: dict[str, list[dict[str, Any]]] = {}
+    problems: dict[str, str] = {}
+    for user in (backup.somebody(policy, name),) if name else policy.users:
+        try:
+            found[user.name] = backup.snapshots(policy, user, server)
+        except NotFound as error:
+            if name:
+                raise
+            found[user.name], problems[user.name] = [], error.message
     if call.json:
         call.answer({"snapshots": found})
         return 0
@@ -82,7 +100,7 @@ def _list(call: Call, policy: Policy, users: tuple[User, ...]) -> int:
         for one in taken:
             call.out.line(f"{name}  {one['id']}  {one['time']}")
         if not taken:
-            call.out.line(f"{name} has no snapshots.")
+            call.out.line(problems.get(name, f"{name} has no snapshots."))
     return 0
 
 
@@ -97,13 +115,23 @@ def _backup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", action="store_true", help="list the snapshots that there are, and make none"
     )
+    _server_argument(parser)
+
+
+def _server_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--server",
+        metavar="NAME",
+        default="",
+        help="what another server, or this one's former name, backed up",
+    )
 
 
 def _restore(call: Call) -> int:
     from . import backup
 
     policy, options = _policy(), call.options
-    user = policy.user(options.user)
+    user = backup.somebody(policy, options.user)
     if options.dry_run:
         wanted = backup.locate(policy, user, options.path)
         if call.json:
@@ -111,7 +139,7 @@ def _restore(call: Call) -> int:
         else:
             call.out.line(f"Would restore {wanted} of snapshot {options.snapshot} into {options.to}.")
         return 0
-    place = backup.restore(policy, user, options.path, options.to, options.snapshot)
+    place = backup.restore(policy, user, options.path, options.to, options.snapshot, options.server)
     if call.json:
         call.answer({"restored": place})
     else:
@@ -120,12 +148,13 @@ def _restore(call: Call) -> int:
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("user", metavar="USER", help="whose")
+    parser.add_argument("user", metavar="USER", help="whose; also somebody who left")
     parser.add_argument("path", metavar="PATH", help="a path in the workspace, or an absolute one")
     parser.add_argument("--to", metavar="FOLDER", required=True, help="a folder that is not there yet")
     parser.add_argument(
         "--snapshot", metavar="ID", default="latest", help="as lab backup USER --list tells it; %(default)s"
     )
+    _server_argument(parser)
 
 
 def _drill(call: Call) -> int:
@@ -160,7 +189,8 @@ COMMANDS: tuple[Command, ...] = (
         ("lab", "backup"),
         "back up the users' files",
         "For root. Make an encrypted snapshot of home and workspace of each user, or of one, and drop the "
-        "snapshots that are not kept any more. A timer does it each day. It ends with 1 if one failed.",
+        "snapshots that are not kept any more. A timer does it each day. It ends with 1 if one failed. With "
+        "--list show the snapshots that there are, also those of somebody who left.",
         "lab backup alice",
         _backup,
         named=False,
@@ -171,7 +201,8 @@ COMMANDS: tuple[Command, ...] = (
         ("lab", "restore"),
         "restore files of a user from the backup",
         "For root. Restore a file or folder of a user from a snapshot into a new folder that only root can "
-        "enter. Nothing of the user's is touched.",
+        "enter. Nothing of the user's is touched. The user may have left, and the server have had another "
+        "name.",
         "lab restore alice thesis/data --to /root/restored",
         _restore,
         named=False,

@@ -9,6 +9,7 @@ import os
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
@@ -24,7 +25,11 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
 from ansible_collections.lab.server.plugins.module_utils._core.backup import Record
 from ansible_collections.lab.server.plugins.module_utils._core.backuprules import BackupRules
 from ansible_collections.lab.server.plugins.module_utils._core.drill import Node, Seen
-from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    HostError,
+    InvalidInput,
+    NotFound,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from conftest import Run
 
@@ -136,6 +141,78 @@ def test_a_pattern_matches_its_path_alone() -> None:
 def test_what_is_no_snapshot_never_reaches_restic(backed_up: Policy, snapshot: str) -> None:
     with pytest.raises(InvalidInput, match="is no snapshot"):
         backup.restore(backed_up, backed_up.user("alice"), "thesis", "/root/x", snapshot)
+
+
+@pytest.fixture
+def stored(backed_up: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """Return a policy whose repositories are in a folder, with a restic that finds no others than these."""
+    monkeypatch.setattr(backup, "_secret", lambda path: "a" * 16 if path == backup.PASSWORD_PATH else None)
+    for place in ("old.example.org/alice", "old.example.org/eve", f"{os.uname().nodename}/bob"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+
+    def run(place: restic.Repository, words: list[str], **_more: object) -> SimpleNamespace:
+        if not os.path.exists(f"{place.url}/config"):
+            raise HostError(f"restic {words[0]} failed: Fatal: unable to open config file: stat {place.url}")
+        one = {"short_id": "0a1b2c3d", "time": "2026-11-26T01:00:00Z", "paths": []}
+        return SimpleNamespace(stdout=json.dumps([one]))
+
+    monkeypatch.setattr(restic, "run", run)
+    return replace(backed_up, backup=BackupRules(str(tmp_path)))
+
+
+def test_who_left_and_another_name_of_the_server_are_found(stored: Policy) -> None:
+    eve = backup.somebody(stored, "eve")
+    assert backup.somebody(stored, "alice") == stored.user("alice")
+    assert backup.locate(stored, eve, "/home/eve/workspace") == "/home/.workspaces/eve"
+    assert backup.snapshots(stored, eve, "old.example.org")[0]["id"] == "0a1b2c3d"
+    assert backup.snapshots(stored, stored.user("bob"))
+    for name in ("../alice", "Eve", "root", ""):
+        with pytest.raises(InvalidInput):
+            backup.somebody(stored, name)
+    for server in ("..", "../x", "a/b", "-x"):
+        with pytest.raises(InvalidInput, match="no name of a server"):
+            backup.repository(stored, eve, server)
+
+
+def test_a_repository_that_is_not_there_is_said_with_what_to_do(stored: Policy) -> None:
+    with pytest.raises(NotFound, match=r"no backup of eve at .*add --server old\.example\.org\."):
+        backup.snapshots(stored, backup.somebody(stored, "eve"))
+    with pytest.raises(NotFound, match=r"no backup of mallory at .*is mounted; .* --server NAME\."):
+        backup.snapshots(stored, backup.somebody(stored, "mallory"))
+
+
+def test_a_restore_of_what_is_not_there_says_so_and_leaves_nothing(
+    stored: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "_check_target", lambda _target: None)
+    eve, target = backup.somebody(stored, "eve"), tmp_path / "elsewhere/x"
+    with pytest.raises(NotFound, match="no backup of eve"):
+        backup.restore(stored, eve, "thesis", str(target))
+    with pytest.raises(NotFound, match="is not in that snapshot"):
+        backup.restore(stored, eve, "thesis", str(target), server="old.example.org")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_snapshots_are_listed_of_all_and_of_who_left(
+    run: Run, stored: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(cli_backup, "load", lambda _path: stored)
+    code, out, _err = run("lab", "backup", "--list")
+    assert code == 0 and "There is no backup of alice" in out and "bob  0a1b2c3d  2026-11-26T01:00:00" in out
+    assert run("lab", "backup", "eve", "--list", "--server", "old.example.org")[1].startswith("eve  0a1b2c3d")
+    code, _out, err = run("lab", "backup", "eve", "--list")
+    assert code == 4 and "--server old.example.org" in err
+    # What is made is this server's, and of lab users alone.
+    assert run("lab", "backup", "alice", "--server", "old.example.org")[0] == 2
+    for verb in ("backup", "drill"):
+        code, _out, err = run("lab", verb, "eve")
+        assert code == 4 and "lab backup NAME --list" in err
+    words = ("lab", "restore", "eve", "thesis", "--to", "/root/x", "--dry-run")
+    wanted = backup.locate(stored, backup.somebody(stored, "eve"), "thesis")
+    assert run(*words)[:2] == (0, f"Would restore {wanted} of snapshot latest into /root/x.\n")
 
 
 # ---- the drill -------------------------------------------------------------------------------------------
