@@ -237,7 +237,15 @@ def trim(engine: Engine, policy: Policy, uid: int) -> list[Kept]:
 
     The caller holds the lock ``user-<uid>``, under which nobody brings one back meanwhile.
     """
-    found = kept(engine, uid=uid)
+    gone = _beyond(engine, policy, kept(engine, uid=uid))
+    for one in gone:
+        engine.remove(one.actual.id)
+        events.record(uid, one.project, events.GONE, events.CLEANUP, "no more room is kept for you")
+    return gone
+
+
+def _beyond(engine: Engine, policy: Policy, found: Sequence[Kept]) -> list[Kept]:
+    """Return those of a user's kept containers, the newest first, for which there is no room."""
     # What cannot be measured counts as all that may be kept: nobody gains by what Docker cannot count.
     sizes = {one.actual.id: policy.retire_size for one in found}
     with contextlib.suppress(EngineError):
@@ -246,8 +254,6 @@ def trim(engine: Engine, policy: Policy, uid: int) -> list[Kept]:
     for number, one in enumerate(found):
         total += sizes[one.actual.id]
         if number >= AT_MOST or total > policy.retire_size or not policy.retire_keep_days:
-            engine.remove(one.actual.id)
-            events.record(uid, one.project, events.GONE, events.CLEANUP, "no more room is kept for you")
             gone.append(one)
     return gone
 
@@ -284,17 +290,19 @@ def clean_up(engine: Engine, policy: Policy, now: float, *, check: bool = False)
     gone: list[Kept] = []
     for uid in sorted({one.uid for one in kept(engine)}):
         with locks.hold(f"user-{uid}"):
+            left: list[Kept] = []
             for one in kept(engine, uid=uid):
                 if record["clock"] - record["seen"].get(one.actual.id, record["clock"]) >= limit:
                     gone.append(one)
                     if not check:
                         engine.remove(one.actual.id)
                         events.record(uid, one.project, events.GONE, events.CLEANUP, "its time was over")
-            if not check:
-                gone += trim(engine, policy, uid)
+                else:
+                    left.append(one)
+            gone += _beyond(engine, policy, left) if check else trim(engine, policy, uid)
     if not check:
-        left = {one.actual.id for one in kept(engine)}
-        record["seen"] = {one: since for one, since in record["seen"].items() if one in left}
+        there = {one.actual.id for one in kept(engine)}
+        record["seen"] = {one: since for one, since in record["seen"].items() if one in there}
         state.write_record(_RECORD, json.dumps(record, sort_keys=True))
     return gone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import retired, state
@@ -244,6 +244,36 @@ def test_days_that_pass_count() -> None:
 def test_a_clock_that_jumps_makes_nothing_old() -> None:
     assert ages([1e9, 1e9 + 365 * DAY, 1e9, 1e9 + 1]) <= 2 * DAY + 1
     assert ages([1e9, 5.0, 1e9]) <= 2 * DAY
+
+
+def test_a_check_tells_what_has_no_room_any_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Docker:
+        """Three kept containers of 4, 4 and 4 GiB, of which the oldest has had its time."""
+
+        there: ClassVar[list[str]] = [f"{SPEC.name}.retired-{second}" for second in (10, 20, 30)]
+
+        def containers(self) -> list[dict[str, Any]]:
+            return [listed(name) for name in self.there]
+
+        def sizes(self, ids: list[str]) -> dict[str, int]:
+            return dict.fromkeys(ids, 4 << 30)
+
+        def remove(self, identifier: str) -> None:
+            self.there.remove(identifier)
+
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(retired.locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(retired.events, "record", lambda *_words: None)
+    engine: Any = Docker()
+    names = list(engine.there)
+    policy, _keys = from_inventory({"lab_retire_size": "5g", "lab_groups": [], "lab_users": []})
+    monkeypatch.setattr(
+        retired, "_aged", lambda *_all: {"clock": 8 * DAY, "seen": {names[0]: 0.0}, "wall": 0.0}
+    )
+    would = [one.actual.name for one in retired.clean_up(engine, policy, 0.0, check=True)]
+    assert engine.there == names
+    did = [one.actual.name for one in retired.clean_up(engine, policy, 0.0)]
+    assert would == did == [names[0], names[1]] and engine.there == [names[2]]
 
 
 def test_who_is_gone_is_forgotten() -> None:
