@@ -50,7 +50,12 @@ def filled(percent: int) -> Disk:
         ),
         (filled(86), 1.0, "filling", "86 % full. From 95 % on nothing is begun on it."),
         (filled(96), 1.0, "full", "96 % full. From 95 % on nothing is begun on it."),
-        (replace(filled(96), role="home"), 1.0, "full", "is 96 % full. Make room, or enlarge it."),
+        (
+            replace(filled(96), role="home"),
+            1.0,
+            "full",
+            "is 96 % full. Make room, or enlarge it.",
+        ),
         (replace(DISK, space=Space()), 1.0, "unknown", "not mounted"),
     ],
 )
@@ -145,7 +150,9 @@ def test_a_disk_that_is_not_there_is_not_judged() -> None:
 def test_who_is_refused_learns_whom_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     made = replace(lab(), disks=DiskRules(contact="it@example.org"))
     monkeypatch.setattr(watermarks, "look", lambda _path: space(96))
-    with pytest.raises(Refused, match=r"96 % full .* Ask it@example\.org to make room\.$"):
+    with pytest.raises(
+        Refused, match=r"96 % full .* Ask it@example\.org to make room: lab status tells them"
+    ):
         watermarks.check(made)
     assert "it@example.org" in watermarks.watch(made)
     monkeypatch.setattr(watermarks, "look", lambda _path: space(90))

@@ -263,6 +263,8 @@ def test_space(server: Server, monkeypatch: pytest.MonkeyPatch, used: float, ver
     monkeypatch.setattr(checks_host, "fullness", lambda point: (used if point == "/home" else 0.1, 0.1))
     outcome = check("space", server)
     assert outcome.verdict == verdict and word in outcome.detail
+    # What is named is there: lab status tells it (test_lab.py).
+    assert (outcome.fix == "") == (verdict == "pass") and ("lab status" in outcome.fix) == (verdict != "pass")
 
 
 def test_fullness_is_that_of_df(tmp_path: Path) -> None:

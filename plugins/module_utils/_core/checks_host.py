@@ -56,6 +56,10 @@ UNITS = (
 )
 _OURS = "lab-server-"
 _SOCKET = "/run/docker.sock"
+_ROOM = (
+    "Make room: lab status tells who has most of the homes and of Docker's disk, and "
+    "'du -xh -d 1 MOUNT | sort -h' what takes another one."
+)
 _JOURNAL = "/run/systemd/journal/socket"
 
 
@@ -180,8 +184,8 @@ def _space(server: Server) -> Outcome:
             elif share >= room.WARN:
                 filling.append(text)
     if full or not filling:
-        return judged(full, f"{', '.join(points)} have room", "Make room: lab status shows what takes it.")
-    return Outcome(WARN, "; ".join(filling), "Make room before it is needed.")
+        return judged(full, f"{', '.join(points)} have room", _ROOM)
+    return Outcome(WARN, "; ".join(filling), _ROOM)
 
 
 # ---- accounts --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ _ACTS = 50
 _INDENT = " " * 21
 _LABEL = 11
 
+_MOST = 4  # of those who have most of a disk, as many are named
 _LEFT = 6  # of those who left, as many are named at a glance
 
 
@@ -128,6 +129,7 @@ def _facts(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("docker", _docker(seen) if docker["answers"] else f"does not answer: {docker['problem']}")]
     found.append(("users", _users_line(seen)))
     found += [("promised" if number == 0 else "", text) for number, text in enumerate(_promised(seen))]
+    found += [("most" if number == 0 else "", text) for number, text in enumerate(_most(seen))]
     found += cli_backup.fact(seen["backup"])
     found += cli_lab_gpus.fact(seen["gpu_leases"])
     for name, projects in sorted(running.items()):
@@ -161,6 +163,19 @@ def _promised(seen: Mapping[str, Any]) -> list[str]:
             free = f"; no limit for {some(one['unbounded'], 3)}" if one["unbounded"] else ""
             told.append(f"{one['mount']} {promised} of {size} ({one['ratio']:.2g} times){free}")
     return told
+
+
+def _most(seen: Mapping[str, Any]) -> list[str]:
+    """Return who has most of the homes and of Docker's disk, a line each."""
+    from . import overview
+
+    found = overview.most(seen)
+    words = (("homes", "of /home: {}"), ("docker", "of Docker's disk: {}; images with what they share"))
+    shown = {
+        what: ", ".join(f"{name} {format_size(size)}" for name, size in found[what][:_MOST])
+        for what, _ in words
+    }
+    return [text.format(shown[what]) for what, text in words if shown[what]]
 
 
 def _docker(seen: Mapping[str, Any]) -> str:
@@ -207,8 +222,8 @@ def _users(call: Call) -> int:
     if call.json:
         call.answer(seen)
         return 0
-    rows = [_row(one) for one in seen["users"]]
-    headings = ("USER", "GROUP", "USED", "QUOTA", "%", "RUN", "IMAGES", "LAST LOGIN")
+    rows = [_row(one, answers=seen["docker"]["answers"]) for one in seen["users"]]
+    headings = ("USER", "GROUP", "USED", "QUOTA", "%", "RUN", "DOCKER", "LAST LOGIN")
     for number, line in enumerate(table(headings, rows, call.out.width)):
         call.out.line(call.out.style(line, "strong") if number == 0 else line)
     if not rows:
@@ -228,7 +243,9 @@ def _problems(call: Call, seen: Mapping[str, Any]) -> None:
         _wrapped(call, "logins", f"not known: {seen['logins_problem']}")
 
 
-def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(one: Mapping[str, Any], *, answers: bool) -> tuple[str, ...]:
+    from . import overview
+
     usage, share = one["usage"], one["share"]
     limit = one["quota"]["hard"] or one["quota"]["soft"]
     return (
@@ -238,7 +255,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
         format_size(limit) if limit else "none",
         "?" if share is None else str(round(share * 100)),
         f"{len(one['running'])}/{len(one['containers'])}",
-        f"{len(one['images'])}",
+        format_size(overview.on_docker(one)) if answers else "?",
         _login(one["last_login"]),
     )
 
@@ -431,8 +448,9 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         ("lab", "status"),
         "show the server at a glance",
-        "For root. Show what needs a hand first, then disks, Docker, users near their quotas, who has GPUs, "
-        "the containers that run, timers, who left, and which declared projects differ from the inventory. "
+        "For root. Show what needs a hand first, then disks, Docker, users near their quotas, who has most "
+        "of the homes and of Docker's disk, who has GPUs, the containers that run, timers, who left, and "
+        "which declared projects differ from the inventory. "
         "With --html the same, and each user, container, image and GPU, as a page for browsers and printers.",
         "lab status --html /root/lab.html",
         _status,
@@ -443,8 +461,8 @@ COMMANDS: tuple[Command, ...] = (
         ("lab", "users"),
         "list the users with what they use and hold",
         "For root. List the lab users with group, quota and use, containers that run of all they have, "
-        "images and their last login, as far back as the journal goes; then who left. With a name all "
-        "that there is of one.",
+        "what they have of Docker's disk, and their last login, as far back as the journal goes; then who "
+        "left. With a name all that there is of one.",
         "lab users alice",
         _users,
         named=False,

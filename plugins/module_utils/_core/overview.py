@@ -275,6 +275,23 @@ def held(seen: Mapping[str, Any], uid: int) -> dict[str, Any]:
     }
 
 
+def on_docker(one: Mapping[str, Any]) -> int:
+    """Return what one of ``people`` has of Docker's disk: images as in ``held``, layers where they count."""
+    layers = one.get("layers")
+    return int(one["images_size"]) + int(layers["used"] if layers else 0)
+
+
+def most(seen: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
+    """Return who has what of the ``homes`` and of ``docker``: (name, bytes), the largest first."""
+    everybody = [{**one, **held(seen, one["uid"])} for one in (*seen["users"], *seen["left"])]
+    homes = [(one["name"], one["usage"]["used"]) for one in seen["users"] if one["usage"]]
+    docker = [(one["name"], on_docker(one)) for one in everybody]
+    return {
+        what: sorted([one for one in found if one[1]], key=lambda one: (-one[1], one[0]))
+        for what, found in (("homes", homes), ("docker", docker))
+    }
+
+
 def person(people_seen: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return one of the users, or one who left; raise NotFound."""
     for one in (*people_seen["users"], *people_seen["left"]):

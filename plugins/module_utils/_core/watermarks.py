@@ -46,7 +46,8 @@ def warning(rules: DiskRules, space: Space) -> str:
 
 def advice(rules: DiskRules) -> str:
     """Return what to do about a disk that is full."""
-    return f"Older images can go: image remove NAME. Ask {rules.ask} to make room."
+    room = f"Ask {rules.ask} to make room: lab status tells them who has most."
+    return f"Older images can go: image remove NAME. {room}"
 
 
 def check(policy: Policy) -> list[str]:

@@ -233,12 +233,40 @@ def test_users_in_a_table(admin: Run, seen: Callable[..., None]) -> None:
     code, out, _err = admin("lab", "users")
     head, alice, bob, eve = out.splitlines()
     assert code == 0 and max(map(len, out.splitlines())) <= 80
-    assert head.split() == ["USER", "GROUP", "USED", "QUOTA", "%", "RUN", "IMAGES", "LAST", "LOGIN"]
+    assert head.split() == ["USER", "GROUP", "USED", "QUOTA", "%", "RUN", "DOCKER", "LAST", "LOGIN"]
     assert (
         alice.split()[:7] == ["alice", "students", "125M", "250M", "50", "1/1", "0"] and "2023-11-1" in alice
     )
     assert bob.split()[4:6] == ["0", "0/1"] and "not known" in bob
     assert "eve (2009)" in eve and "still open" in eve
+
+
+def image(name: str, owner: int, gigabytes: int) -> dict[str, Any]:
+    """Return an image of a project as Docker lists it."""
+    labels = {
+        "lab.server.owner": str(owner),
+        "lab.server.project": "p",
+        "lab.server.fingerprint": "a" * 64,
+        "lab.server.base": "lab/python",
+    }
+    tags = [f"lab/{owner}/p:{'a' * 12}"]
+    return {"Id": name, "Labels": labels, "RepoTags": tags, "Size": gigabytes << 30, "Created": int(NOW)}
+
+
+def test_who_has_most_of_a_disk_is_told(admin: Run, seen: Callable[..., None]) -> None:
+    seen(used=0.5, left=True, docker=Docker(images=[image("x", 2002, 3), image("y", 2009, 7)]))
+    code, out, _err = admin("lab", "status")
+    lines = out.splitlines()
+    at = lines.index("most       of /home: alice 125M")
+    told = " ".join(" ".join(lines[at + 1 : at + 3]).split())
+    # Who left is among them; who has nothing is not.
+    assert told.startswith("of Docker's disk: eve 7G, bob 3G; images with what they share")
+    assert code == 0 and max(map(len, lines)) <= 80
+    rows = {line.split()[0]: line.split() for line in admin("lab", "users")[1].splitlines()}
+    assert (rows["alice"][6], rows["bob"][6]) == ("0", "3G")
+    seen(docker=Docker(problem="down"))
+    assert admin("lab", "users")[1].splitlines()[1].split()[6] == "?"
+    assert "Docker's disk:" not in admin("lab", "status")[1]
 
 
 def test_one_user_or_who_left(admin: Run, seen: Callable[..., None]) -> None:
