@@ -100,6 +100,7 @@ def _carried() -> None:
     """Name every file of the library, and never run: Ansible carries along what a module could import."""
     from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa: F401  # see above
         accounts,
+        apart,
         archive,
         asuser,
         audit,

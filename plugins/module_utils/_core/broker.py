@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from . import RUN_DIRECTORY, journal, names, verbs, verbs_container, verbs_gpu, verbs_image
+from . import RUN_DIRECTORY, apart, journal, names, verbs, verbs_container, verbs_gpu, verbs_image
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import ATTACH, EXEC, EXIT_CODES, kind_of
@@ -416,4 +416,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, arguments = (words[0], words[1:]) if words else ("", [])
     if verb in HANDED:
         return serve(int(identity), verb, arguments, (0, 1, 2), term)
-    return _relay(lambda output: serve(int(identity), verb, arguments, (0, output, 2)))
+    return _relay(lambda output: _serve_apart(int(identity), verb, arguments, output))
+
+
+def _serve_apart(uid: int, verb: str, arguments: Sequence[str], output: int) -> int:
+    """Serve a call, out of the caller's reach before any lock is had."""
+    try:
+        apart.stand()
+    except HostError as error:
+        Events(output).error(kind_of(error), error.message, error.hint)
+        return EXIT_CODES[kind_of(error)]
+    return serve(uid, verb, arguments, (0, output, 2))

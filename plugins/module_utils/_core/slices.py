@@ -23,6 +23,7 @@ CGROUPS = "/sys/fs/cgroup"
 CONTROL = "/run/systemd/system.control"
 ROOT_SLICE = "lab.slice"
 SESSIONS = "user.slice"
+BROKER_SLICE = "lab-broker.slice"  # what root does for lab users; systemd makes it when it is started
 _HEAD = "# Managed by lab.server; changes are lost.\n[Unit]\n"
 
 

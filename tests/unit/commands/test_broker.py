@@ -31,6 +31,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
 from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
+    HostError,
     InvalidInput,
     NotFound,
     Refused,
@@ -662,6 +663,59 @@ def test_nothing_of_the_callers_process_is_left() -> None:
         "size": True,
         "core": 0,
     }
+
+
+APART = """
+import os, sys
+sys.path.insert(0, {path!r})
+from _core import apart
+apart._SYSTEMD = {systemd!r}
+apart.slices.CGROUPS = {cgroups!r}
+apart.hostfiles.run = lambda words: (print(*words), os.makedirs({cgroups!r} + "/lab.slice/lab-broker.slice"))
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+open("/proc/self/oom_score_adj", "w").write("1000")
+try:
+    apart.stand()
+except apart.HostError as error:
+    print("error:", error)
+print(os.sched_getscheduler(0), len(os.sched_getaffinity(0)), open("/proc/self/oom_score_adj").read().strip())
+"""
+
+
+def stand_apart(tmp_path: Path, *, systemd: bool) -> list[str]:
+    """Let a process that its caller prepared stand apart, below a folder in place of the cgroups."""
+    there = tmp_path if systemd else tmp_path / "none"
+    text = APART.format(path=str(CORE.parent), systemd=str(there), cgroups=str(tmp_path))
+    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be less likely to be killed than before")
+def test_what_works_for_a_user_is_out_of_the_users_reach(tmp_path: Path) -> None:
+    as_any = f"0 {len(os.sched_getaffinity(0))} 0"
+    assert stand_apart(tmp_path, systemd=False) == [as_any]
+    procs = tmp_path / "lab.slice/lab-broker.slice/cgroup.procs"
+    assert stand_apart(tmp_path, systemd=True) == ["systemctl start lab-broker.slice", as_any]
+    assert procs.read_text() == "0"
+    assert stand_apart(tmp_path, systemd=True) == [as_any]  # it is started once
+    procs.unlink()
+    procs.mkdir()
+    told = stand_apart(tmp_path, systemd=True)
+    assert told[0].startswith("error: The work cannot be set apart") and "Tell your admins." in told[0]
+
+
+def test_no_call_is_served_within_the_callers_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise HostError("The work cannot be set apart: no.", "Tell your admins.")
+
+    monkeypatch.setattr(broker.apart, "stand", refuse)
+    monkeypatch.setattr(broker, "serve", lambda *words: pytest.fail("served"))
+    reader, writer = os.pipe()
+    assert broker._serve_apart(2001, "container-list", [], writer) == broker.EXIT_CODES["failed"]
+    told = json.loads(os.read(reader, 4096))
+    assert (told["event"], told["hint"]) == ("error", "Tell your admins.")
 
 
 @pytest.mark.parametrize("term", ["", "../x", "a b", "x" * 99, "\x1b[31m"])
