@@ -237,6 +237,22 @@ def test_broken_descriptors_break_nothing(server: Server, trick: str) -> None:
     server.wait(lambda: f"my-thesis._.{ALICE}" in server.containers(), "the container runs", 30)
 
 
+def test_what_root_does_for_a_user_is_in_no_cgroup_of_the_users(server: Server) -> None:
+    server.root("systemctl stop lab-broker.slice")  # as after a start of the server: the first call starts it
+    command = "chrt --idle 0 taskset 1 container list > /dev/null"
+    look = "cat /sys/fs/cgroup/lab.slice/lab-broker.slice/cgroup.procs 2>/dev/null"
+    shown = (
+        f"runuser -l alice -c '{command}' & job=$!; while kill -0 $job 2>/dev/null; do for one in $({look}); "
+        "do tr '\\0' ' ' < /proc/$one/cmdline; chrt -p $one; done; sleep 0.05; done; wait $job"
+    )
+    seen = server.root(f"({shown}) 2>/dev/null").out
+    assert (
+        "lab-broker" in seen
+        and "SCHED_OTHER" in seen
+        and "SCHED_IDLE" not in seen.rsplit("lab-broker", 1)[-1]
+    )
+
+
 def test_anothers_container_answers_as_none(server: Server) -> None:
     others = server.user("alice", "container stop vision", check=False)
     none = server.user("alice", "container stop no-such-thing", check=False)
