@@ -12,8 +12,8 @@ short_description: A lab user leaves
 version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
-  - Closes the account, retires the containers, archives home, workspace and the kept homes of projects, reads
-    the archives again, and copies projects to other users.
+  - Closes the account, retires the containers, archives home, workspace and the kept homes and folders of
+    projects, reads the archives again, and copies projects to other users.
   - Removes files and account only with O(purge), in a later run, after O(keep_days), and only while each
     archive is whole.
   - What was done is noted on the server; a run that was broken off is repeated. The uid is never given again.

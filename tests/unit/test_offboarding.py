@@ -40,7 +40,8 @@ DAY = 86400.0
 BEGIN = 1_700_000_000.0
 ASKED = Request("alice", "/archives", 30, hand_over=(HandOver("survey", "bob", "survey"),))
 PURGE = replace(ASKED, purge=True)
-STEPS = ["account", "containers", "processes", "archive home", "archive workspace"]
+KEPT = "survey@opt+packages"
+STEPS = ["account", "containers", "processes", "archive home", "archive workspace", f"archive keep-of-{KEPT}"]
 ALL_STEPS = [*STEPS, "hand over survey to bob", "keep"]
 
 
@@ -55,7 +56,11 @@ class Server:
         self.saved = ""
         self.open, self.running = True, ["thesis._.2001"]
         self.working = 2
-        self.folders = {"/home/alice": "home", "/w/alice": "workspace"}
+        self.folders = {
+            "/home/alice": "home",
+            "/w/alice": "workspace",
+            f"/h/alice/{KEPT}": f"keep-of-{KEPT}",
+        }
         self.contents = {path: f"content of {path}" for path in self.folders}
         self.files: dict[str, str] = {}
         self.bob: dict[str, str] = {}
@@ -168,7 +173,9 @@ def shown(results: list[Any]) -> list[tuple[str, bool, bool, list[str]]]:
 
 def is_archived(server: Server) -> bool:
     packed = parse(server.saved).archives
-    return set(packed) == {"/home/alice", "/w/alice"} and all(one.verified for one in packed.values())
+    return set(packed) == {"/home/alice", "/w/alice", f"/h/alice/{KEPT}"} and all(
+        one.verified for one in packed.values()
+    )
 
 
 def test_a_user_leaves_and_nothing_is_removed() -> None:
@@ -308,6 +315,18 @@ def test_a_purge_that_was_begun_is_told() -> None:
     assert [one.name for one in results] == STEPS[:3]
     assert "Run it with purge" in results[0].facts["notes"][0]
     assert not go(server, PURGE, BEGIN + 32 * DAY)[-1].failed
+
+
+def test_a_purge_that_was_begun_removes_nothing_that_is_in_no_archive() -> None:
+    server = Server()
+    go(server)
+    server.fails_at = server.deeds + 6
+    with pytest.raises(BrokenOff):
+        go(server, PURGE, BEGIN + 31 * DAY)
+    server.folders["/h/alice/new"], server.contents["/h/alice/new"] = "home-of-new", "new"
+    last = go(server, PURGE, BEGIN + 32 * DAY)[-1]
+    assert last.failed and "/h/alice/new is in no archive" in last.message
+    assert "/h/alice/new" in server.folders
 
 
 def test_who_is_no_lab_user_does_not_leave() -> None:

@@ -13,12 +13,13 @@ import hashlib
 import os
 import posixpath
 import pwd
+import re
 import signal
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable, TypeVar
 
 from . import (
     accounts,
@@ -27,6 +28,7 @@ from . import (
     containers,
     events,
     formeruids,
+    homes,
     hostfiles,
     journal,
     keeping,
@@ -44,6 +46,7 @@ from . import policy as policies
 from .engine import Engine
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .items import ItemResult
+from .names import printable
 from .offboarding import (
     HandOver,
     Packed,
@@ -65,6 +68,10 @@ _NO_FILE_LIMIT = 1 << 50  # bytes; the quota and the disk are the bound
 _SPARE = 50  # one part in so many of a file system stays free
 _FIRST_UID = 1000
 _SHOWN = 10
+# Below the kept homes; no user has the name.
+_HANDED = ".handed"
+
+T = TypeVar("T")
 
 
 def offboard(engine: Engine | None, policy: Policy, asked: Request, *, check: bool) -> list[ItemResult]:
@@ -194,25 +201,34 @@ class Host:
         return asuser.Identity(self._uid, self._uid)
 
     def trees(self) -> list[Tree]:
-        """Return the folders of the user: home, workspace, and the kept homes of projects."""
-        kept = posixpath.join(policies.HOMES_ROOT, self._name)
-        found = [
+        """Return the folders of the user: home, workspace, and the kept homes and folders of projects."""
+        return [one for one in self._places() if self._is_there(one.path)]
+
+    def _places(self) -> list[Tree]:
+        kept = self._kept_root()
+        return [
             Tree(posixpath.join(policies.HOME_ROOT, self._name), "home"),
             Tree(posixpath.join(policies.WORKSPACES_ROOT, self._name), "workspace"),
-            *(Tree(posixpath.join(kept, name), f"home-of-{name}") for name in _listed(kept)),
+            *(Tree(posixpath.join(kept, name), _label(kept, name)) for name in _listed(kept)),
         ]
-        return [one for one in found if self._is_there(one.path)]
+
+    def _kept_root(self) -> str:
+        return posixpath.join(policies.HOMES_ROOT, self._name)
 
     def _is_there(self, path: str) -> bool:
         try:
             status = os.lstat(path)
         except FileNotFoundError:
             return False
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, self._uid):
+        # One that is root's is one whose making was broken off, with nothing in it.
+        if (
+            not stat.S_ISDIR(status.st_mode)
+            or status.st_uid not in (0, self._uid)
+            or (status.st_uid == 0 and _listed(path))
+        ):
             raise HostError(
                 f"{path} is not a folder of {self._name} (uid {self._uid}).", "Move it away, or give it back."
             )
-        # One that is root's is one whose making was broken off, with nothing in it.
         return status.st_uid == self._uid
 
     def digest(self, tree: Tree) -> str:
@@ -222,7 +238,7 @@ class Host:
     def pack(self, tree: Tree, path: str) -> Packed:
         """Write the archive of a tree; it gets its name when it is whole."""
         with _written(path, tree.path) as file:
-            name = tree.label[-32:].strip("-")
+            name = _top(tree.label)
             look = asuser.stream_as_user(
                 self._who(),
                 lambda output: _pack(tree.path, name, output),
@@ -268,26 +284,59 @@ class Host:
             raise NotFound(f"{self._name} has no project {over.project}.", "Correct hand_over.")
         if not begun and os.path.lexists(posixpath.join(self._policy.workspace(to), over.name)):
             raise Refused(f"{over.to} has a project {over.name} already.", "Give this one another 'name'.")
+        for _folder, target in self._kept_folders(over):
+            if not begun and os.path.lexists(target):
+                raise _taken(target)
+
+    def _kept_folders(self, over: HandOver) -> list[tuple[Tree, str]]:
+        """Return the kept folders of a project, each with its place at the other user."""
+        to, found = self._policy.user(over.to), []
+        for one in self.trees():
+            with contextlib.suppress(InvalidInput):
+                project, path = policies.kept_name(posixpath.basename(one.path))
+                if project == over.project:
+                    found.append((one, self._policy.kept_source(to, over.name, path)))
+        return found
 
     def hand_over(self, over: HandOver, directory: str, *, begun: bool) -> None:
         """Pack the project as the one user, and unpack it as the other, within that one's quota."""
         to = self._policy.user(over.to)
+        who = asuser.identity(self._policy, to)
+        # Its kept folders first: where the project is, they are.
+        for kept, place in self._kept_folders(over):
+            with self._packed_for(kept, directory) as number:
+                self._hand_over_kept(to, place, number, begun=begun)
         source = posixpath.join(policies.WORKSPACES_ROOT, self._name, over.project)
         target = self._policy.workspace(to)
+        with self._packed_for(Tree(source, over.project), directory) as number:
+            _become(who, lambda: _take_over(target, over.name, number, begun=begun), number)
+
+    @contextlib.contextmanager
+    def _packed_for(self, tree: Tree, directory: str) -> Iterator[int]:
+        """Yield the descriptor of an archive of a tree that is there for so long."""
         path = posixpath.join(directory, f".{self._name}-{self._uid}-handed{archive.SUFFIX}")
-        self.pack(Tree(source, over.project), path)
+        self.pack(tree, path)
         try:
             with open(path, "rb") as file:
-                number = file.fileno()
-                asuser.run_as_user(
-                    asuser.identity(self._policy, to),
-                    lambda: _take_over(target, over.name, number, begun=begun),
-                    _TIMEOUT,
-                    keep=(number,),
-                    file_limit=_NO_FILE_LIMIT,
-                )
+                yield file.fileno()
         finally:
             os.unlink(path)
+
+    def _hand_over_kept(self, to: User, place: str, number: int, *, begun: bool) -> None:
+        """Unpack a kept folder where no container has it, and give it its place when it is whole."""
+        who = asuser.identity(self._policy, to)
+        if os.path.lexists(place):
+            if begun and _become(who, lambda: _is_copy(place, number), number):
+                return  # it was done, and the run broken off before that was noted
+            raise _taken(place)
+        making = posixpath.join(policies.HOMES_ROOT, _HANDED, f"{self._uid}-{to.uid}")
+        _remove_tree(who, making)  # the half of a run that was broken off
+        homes.make_folder(self._policy, to, making)
+        try:
+            _become(who, lambda: _unpack(making, number), number)
+            _move(making, place)
+        finally:
+            _remove_tree(who, making)
 
     # The purge
 
@@ -321,25 +370,15 @@ class Host:
                     self._engine.remove(one.actual.id)
             for name in self._images():
                 self._engine.remove_image(name)
-        for tree_ in self.trees():
-            self._remove_tree(tree_.path)
-        with contextlib.suppress(OSError):
-            os.rmdir(posixpath.join(policies.HOMES_ROOT, self._name))
+        self.trees()  # raises, before any is removed, where one is somebody else's
+        for tree_ in self._places():
+            _remove_tree(self._who(), tree_.path)
+        _remove_folder(self._kept_root())
         if self._has_account():
             hostfiles.run(("userdel", self._name))
         # userdel(8) leaves the private group where login.defs says so.
         if not self._is_foreign() and hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout:
             hostfiles.run(("groupdel", self._name))
-
-    def _remove_tree(self, path: str) -> None:
-        asuser.run_as_user(self._who(), lambda: _empty(path), _TIMEOUT)
-        above = safefs.open_directory(posixpath.dirname(path))
-        try:
-            os.rmdir(posixpath.basename(path), dir_fd=above)
-        except OSError as error:
-            raise HostError(f"{path} cannot be removed: {error.strerror}.", "Look into it.") from error
-        finally:
-            os.close(above)
 
 
 def _status(number: str) -> tuple[list[str], str]:
@@ -360,13 +399,79 @@ def _owner(name: str) -> int:
 
 
 def _listed(path: str) -> list[str]:
-    """Return the projects that have a folder in a folder of root's."""
-    found = []
+    """Return the names in a folder of root's."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}.", "Look at it.") from error
+
+
+def _label(above: str, name: str) -> str:
+    """Return the label of the kept home or folder of that name; raise HostError where it is neither."""
+    with contextlib.suppress(InvalidInput):
+        return f"home-of-{names.project_name(name)}"
+    try:
+        policies.kept_name(name)
+    except InvalidInput as error:
+        raise HostError(
+            f"{printable(posixpath.join(above, name))[:200]} is nothing that lab.server makes.",
+            "Look into it, and move it away.",
+        ) from error
+    return f"keep-of-{name}"
+
+
+def _top(label: str) -> str:
+    """Return the name of the folder in an archive, which is one of a project, and one label's alone."""
+    with contextlib.suppress(InvalidInput):
+        return names.project_name(label)
+    left = re.sub("[^a-z0-9]+", "-", label.lower())[-23:].strip("-")
+    return f"{left}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+# Folders of a user in folders of root's
+
+
+def _become(who: asuser.Identity, function: Callable[[], T], number: int) -> T:
+    """Call a function in a child that has become the user, and that reads the descriptor."""
+    return asuser.run_as_user(who, function, _TIMEOUT, keep=(number,), file_limit=_NO_FILE_LIMIT)
+
+
+def _remove_tree(who: asuser.Identity, path: str) -> None:
+    """Remove a folder of the user's, or one of root's with nothing in it, if it is there."""
     with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(path)):
-            with contextlib.suppress(InvalidInput):
-                found.append(names.project_name(name))
-    return found
+        if os.lstat(path).st_uid == who.uid:
+            asuser.run_as_user(who, lambda: _empty(path), _TIMEOUT)
+        _remove_folder(path)
+
+
+def _remove_folder(path: str) -> None:
+    """Remove a folder with nothing in it, if it is there."""
+    try:
+        with safefs.opened(posixpath.dirname(path)) as above:
+            os.rmdir(posixpath.basename(path), dir_fd=above)
+    except (FileNotFoundError, NotFound):
+        return
+    except OSError as error:
+        raise HostError(f"{path} cannot be removed: {error.strerror}.", "Look into it.") from error
+
+
+def _move(path: str, place: str) -> None:
+    """Give a folder its place below another folder of root's; replace nothing."""
+    above, name = posixpath.split(place)
+    try:
+        homes.root_folder(above)
+        with safefs.opened(posixpath.dirname(path)) as source, safefs.opened(above) as target:
+            safefs.move(source, posixpath.basename(path), target, name)
+    except FileExistsError as error:
+        raise _taken(place) from error
+    except OSError as error:
+        raise HostError(f"{place} could not be made: {error.strerror}.", "Look at it.") from error
+
+
+def _taken(place: str) -> Refused:
+    return Refused(f"{place} is there already.", "Give the project another 'name', or move that away.")
 
 
 # The file of an archive
@@ -473,6 +578,18 @@ def _take_over(workspace: str, name: str, number: int, *, begun: bool) -> None:
             return  # it was done, and the run broken off before that was noted
         file.seek(0)
         keeping.bring_in(workspace, file, name, own=False)
+
+
+def _unpack(path: str, number: int) -> None:
+    with safefs.opened(path) as folder, os.fdopen(number, "rb", closefd=False) as file:
+        visitor = archive.Unpacking(folder, own=False)
+        archive.read(file, visitor)
+        visitor.finish()
+
+
+def _is_copy(path: str, number: int) -> bool:
+    with os.fdopen(number, "rb", closefd=False) as file:
+        return _is_same(path, file)
 
 
 class _Handed(archive.Comparing):

@@ -112,8 +112,8 @@ def make_folder(policy: Policy, user: User, path: str) -> bool:
     above, name = posixpath.split(path)
     root = posixpath.dirname(above)
     try:
-        _root_folder(root)
-        _root_folder(above)
+        root_folder(root)
+        root_folder(above)
         parent = safefs.open_directory(above)
         try:
             with contextlib.suppress(FileExistsError):
@@ -146,8 +146,11 @@ def _refuse_owner(owner: int, user: User, path: str) -> None:
         )
 
 
-def _root_folder(path: str) -> None:
-    """Make a folder of root's through which users pass but which they cannot list; its parent is root's."""
+def root_folder(path: str) -> None:
+    """Make a folder of root's through which users pass but which they cannot list; its parent is root's.
+
+    Raises HostError, OSError.
+    """
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, _ROOT_MODE)
     descriptor = safefs.open_directory(path)

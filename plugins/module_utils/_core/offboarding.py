@@ -275,10 +275,11 @@ class _Work:
     def _to_purge(self) -> list[str]:
         if not self.record.purging:
             self._check_time()
-            for tree in self.deeds.trees():
-                packed = self.record.archives.get(tree.path)
-                if packed is None or not packed.verified:
-                    raise Refused(f"{tree.path} is in no archive that was verified.", "Run it without purge.")
+        for tree in self.deeds.trees():
+            packed = self.record.archives.get(tree.path)
+            if packed is None or not packed.verified:
+                hint = "Move it away." if self.record.purging else "Run it without purge."
+                raise Refused(f"{tree.path} is in no archive that was verified.", hint)
         for packed in self.record.archives.values():
             self.deeds.check_archive(packed)
         return self.deeds.remains() or [f"note that {self.record.user} is gone"]

@@ -946,6 +946,15 @@ def kept_path(value: object, data_root: str, where: str) -> str:
     return str(value)
 
 
+def kept_name(name: str) -> tuple[str, str]:
+    """Return (project, path) of the name of a kept folder (``Policy.kept_source``); raise InvalidInput."""
+    project, found, rest = name.partition("@")
+    path = "/" + rest.replace("+", "/")
+    if not found or len(path) > _KEPT_LIMIT or not _KEPT_PATH.fullmatch(path):
+        raise InvalidInput(f"{names.printable(name)[:80]!r} is not the name of a kept folder.")
+    return names.project_name(project), path
+
+
 def _hours(table: _Table, key: str) -> int | None:
     if table._left.get(key) is None:
         table.take(key)

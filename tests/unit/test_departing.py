@@ -1,0 +1,305 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The folders of who leaves: archived, read again, handed over and removed, with those of ``keep``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    archive,
+    departing,
+    names,
+    offboarding,
+    state,
+)
+from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput
+from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
+from ansible_collections.lab.server.plugins.module_utils._core.offboarding import HandOver, Request
+
+BEGIN = 1_700_000_000.0
+LATER = BEGIN + 31 * 86400
+LIMITS = {"containers": 1, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+KEPT = "survey@opt+packages"
+ARCHIVES = [
+    "alice-2001-home-of-survey.tar.gz",
+    "alice-2001-home.tar.gz",
+    f"alice-2001-keep-of-{KEPT}.tar.gz",
+    "alice-2001-keep-of-thesis@opt+R_4.x.tar.gz",
+    "alice-2001-workspace.tar.gz",
+]
+
+
+class BrokenOff(BaseException):
+    """The power is lost."""
+
+
+class Host(departing.Host):
+    """A server without Docker, of which the accounts and processes are not those of the test computer."""
+
+    def find(self, user: str) -> int:
+        self._uid = self._policy.user(user).uid
+        return self._uid
+
+    def to_shut(self) -> list[str]:
+        return []
+
+    def processes(self) -> int:
+        return 0
+
+    def _is_foreign(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder that stands for /home, with the folders of alice and an empty workspace of bob's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    top = Path(tempfile.mkdtemp(prefix="lab-server-test-"))  # tmp_path is closed to alice
+    top.chmod(0o755)
+    monkeypatch.setattr(policies, "HOME_ROOT", str(top))
+    monkeypatch.setattr(policies, "WORKSPACES_ROOT", str(top / ".workspaces"))
+    monkeypatch.setattr(policies, "HOMES_ROOT", str(top / ".homes"))
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(top / "state"))
+    monkeypatch.setattr(departing.journal, "record", lambda **_what: None)
+    monkeypatch.setattr(departing.time, "sleep", lambda _seconds: None)
+    fill(top)
+    yield top
+    shutil.rmtree(top)
+
+
+def fill(top: Path) -> None:
+    for path, text in {
+        "alice/notes": "mine",
+        ".workspaces/alice/survey/data": "numbers",
+        ".homes/alice/survey/history": "ls",
+        f".homes/alice/{KEPT}/lib/tool": "#!/bin/sh\n",
+        ".homes/alice/thesis@opt+R_4.x/stats": "R",
+    }.items():
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text(text)
+    (top / f".homes/alice/{KEPT}/lib/tool").chmod(0o4755)
+    # The making of this one was broken off.
+    (top / ".homes/alice/new@opt+x").mkdir()
+    (top / ".workspaces/bob").mkdir()
+    os.chown(top / ".workspaces/bob", 2002, 2002)
+    for tree in ("alice", ".workspaces/alice", *(f".homes/alice/{name}" for name in ("survey", KEPT))):
+        give(top / tree)
+    give(top / ".homes/alice/thesis@opt+R_4.x")
+    for name in (".workspaces", ".homes", ".homes/alice"):
+        (top / name).chmod(0o711)
+
+
+def give(top: Path, uid: int = 2001) -> None:
+    for path in (top, *top.rglob("*")):
+        mode = path.stat().st_mode & 0o7777
+        os.lchown(path, uid, uid)
+        path.chmod(mode)  # which chown(2) takes the setuid bit from
+
+
+def leave(top: Path, now: float = BEGIN, *, check: bool = False, **changes: Any) -> list[ItemResult]:
+    groups = [{"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA}]
+    users = [
+        {"name": name, "uid": uid, "group": "students"} for name, uid in (("alice", 2001), ("bob", 2002))
+    ]
+    made, _keys = policies.from_inventory({"lab_groups": groups, "lab_users": users})
+    asked = replace(Request("alice", str(top / ".offboarded")), **changes)
+    return offboarding.reconcile(Host(None, made, "alice"), asked, check=check, now=now)
+
+
+def ok(results: list[ItemResult]) -> list[tuple[str, list[str]]]:
+    assert not any(one.failed for one in results), [one.message for one in results]
+    return [(one.name, one.actions) for one in results]
+
+
+def names_in(path: Path) -> set[str]:
+    with tarfile.open(path) as opened:
+        return set(opened.getnames())
+
+
+OVER = (HandOver("survey", "bob", "mine"),)
+
+
+def is_handed_over(top: Path) -> bool:
+    kept = top / ".homes/bob/mine@opt+packages"
+    assert sorted(path.name for path in (top / ".homes/bob").iterdir()) == [kept.name]
+    assert list((top / ".homes/.handed").iterdir()) == []
+    tool = (kept / "lib/tool").stat()
+    assert ((kept / "lib/tool").read_text(), tool.st_uid, tool.st_mode & 0o7777) == (
+        "#!/bin/sh\n",
+        2002,
+        0o755,
+    )
+    return (top / ".workspaces/bob/mine/data").read_text() == "numbers"
+
+
+def is_purged(top: Path) -> bool:
+    assert not (top / "alice").exists() and not (top / ".workspaces/alice").exists()
+    assert sorted(path.name for path in (top / ".offboarded").iterdir()) == ARCHIVES
+    return not (top / ".homes/alice").exists()
+
+
+def test_kept_folders_are_archived_handed_over_and_removed(disk: Path) -> None:
+    promised = ok(leave(disk, check=True, hand_over=OVER))
+    done = ok(leave(disk, hand_over=OVER))
+    assert done == promised and f"archive keep-of-{KEPT}" in dict(done)
+    archives = disk / ".offboarded"
+    assert sorted(path.name for path in archives.iterdir()) == ARCHIVES
+    found = {name for path in archives.iterdir() for name in names_in(path) if name.endswith("lib/tool")}
+    (tool,) = found
+    assert names.project_name(tool.split("/")[0]).startswith("of-survey-opt-packages-")
+    assert is_handed_over(disk)
+    assert not any(actions for _name, actions in ok(leave(disk, hand_over=OVER)))
+    promised = ok(leave(disk, LATER, check=True, purge=True))
+    assert ok(leave(disk, LATER, purge=True)) == promised
+    assert is_purged(disk) and is_handed_over(disk)
+
+
+def test_what_changed_in_a_kept_folder_is_not_purged(disk: Path) -> None:
+    ok(leave(disk))
+    (disk / f".homes/alice/{KEPT}/lib/more").write_text("new")
+    give(disk / f".homes/alice/{KEPT}")
+    assert leave(disk, LATER, purge=True)[-1].failed
+    assert (disk / f".homes/alice/{KEPT}/lib/more").exists()
+
+
+@pytest.mark.parametrize("name", ["Thesis", "thesis@", "thesis@..", "@opt", "a b", ".old", "thesis@opt+"])
+def test_what_we_never_make_is_told_and_keeps_everything(disk: Path, name: str) -> None:
+    ok(leave(disk))
+    (disk / ".homes/alice" / name).mkdir()
+    with pytest.raises(HostError, match=r"is nothing that lab\.server makes"):
+        leave(disk, LATER, purge=True)
+    assert (disk / "alice/notes").exists()
+
+
+def test_a_folder_of_roots_with_something_in_it_is_told(disk: Path) -> None:
+    (disk / ".homes/alice/new@opt+x/data").write_text("whose?")
+    with pytest.raises(HostError, match="is not a folder of alice"):
+        leave(disk)
+
+
+def test_what_is_left_of_a_purge_is_told(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok(leave(disk))
+    with monkeypatch.context() as patch:
+        patch.setattr(departing.os, "rmdir", left)
+        last = leave(disk, LATER, purge=True)[-1]
+    assert last.failed and ".homes/alice cannot be removed: Directory not empty" in last.message
+    ok(leave(disk, LATER, purge=True))
+    assert is_purged(disk)
+
+
+rmdir = os.rmdir
+
+
+def left(path: str, *, dir_fd: int | None = None) -> None:
+    if path == "alice" and ".homes" in os.readlink(f"/proc/self/fd/{dir_fd}"):
+        raise OSError(39, "Directory not empty")
+    rmdir(path, dir_fd=dir_fd)
+
+
+def test_a_kept_folder_of_the_other_user_is_not_written_over(disk: Path) -> None:
+    place = disk / ".homes/bob/mine@opt+packages"
+    place.mkdir(parents=True)
+    promised = [one.as_dict() for one in leave(disk, check=True, hand_over=OVER)]
+    results = leave(disk, hand_over=OVER)
+    assert [one.as_dict() for one in results] == promised
+    assert results[-1].failed and "is there already" in results[-1].message
+    assert not (disk / ".workspaces/bob/mine").exists()
+
+
+class Power:
+    """Is lost before the deed of a number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int = -1) -> None:
+        self.deeds, self.fails_at = 0, fails_at
+        for where, name in (
+            (departing.Host, "save"),
+            (departing, "_remove_folder"),
+            (departing, "_move"),
+            (departing, "_become"),
+            (departing.homes, "make_folder"),
+        ):
+            monkeypatch.setattr(where, name, self._around(getattr(where, name)))
+
+    def _around(self, deed: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*arguments: Any) -> Any:
+            self.deeds += 1
+            if self.deeds == self.fails_at:
+                raise BrokenOff
+            return deed(*arguments)
+
+        return done
+
+
+def broken_off(disk: Path, monkeypatch: pytest.MonkeyPatch, number: int, now: float, **asked: Any) -> int:
+    """Break a run off before a deed, and repeat it; return how many deeds a run has that is not (0)."""
+    with monkeypatch.context() as patch:
+        power = Power(patch, number)
+        if number:
+            with pytest.raises(BrokenOff):
+                leave(disk, now, **asked)
+        else:
+            ok(leave(disk, now, **asked))
+    ok(leave(disk, now, **asked))
+    return power.deeds
+
+
+def test_a_hand_over_is_repeated_after_it_was_broken_off_anywhere(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(leave(disk))
+    record = disk / "state/offboarding/2001.json"
+    before = record.read_text()
+    deeds = broken_off(disk, monkeypatch, 0, BEGIN, hand_over=OVER)
+    assert deeds > 5
+    for number in range(1, deeds + 1):
+        for path in (disk / ".workspaces/bob/mine", disk / ".homes/bob"):
+            shutil.rmtree(path)
+        record.write_text(before)
+        broken_off(disk, monkeypatch, number, BEGIN, hand_over=OVER)
+        assert is_handed_over(disk), number
+
+
+def test_a_purge_is_repeated_after_it_was_broken_off_anywhere(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(leave(disk))
+    deeds = broken_off(disk, monkeypatch, 0, LATER, purge=True)
+    assert deeds > 5 and is_purged(disk)
+    for number in range(1, deeds + 1):
+        for path in disk.iterdir():
+            shutil.rmtree(path)
+        fill(disk)
+        ok(leave(disk))
+        broken_off(disk, monkeypatch, number, LATER, purge=True)
+        assert is_purged(disk), number
+
+
+def test_labels_are_names_in_archives_and_no_two_the_same() -> None:
+    long = f"keep-of-{'a' * 32}@{'x' * 60}+{'_' * 30}"
+    labels = ["home", "workspace", "home-of-thesis", f"home-of-{'p' * 32}", long, long.replace("a", "b", 1)]
+    labels += ["keep-of-a@b+c", "keep-of-a@b_c", "keep-of-a@b.c", "keep-of-a@B+c", "home-of-a-b-c"]
+    made = [departing._top(label) for label in labels]
+    assert len(set(made)) == len(made) and made[:3] == labels[:3]
+    assert [names.project_name(name) for name in made] == made
+    assert len(f".{'u' * 32}-59999-{long}{archive.SUFFIX}.part") < 255
+
+
+def test_the_name_of_a_kept_folder_is_read_as_it_was_made() -> None:
+    made, _keys = policies.from_inventory({"lab_groups": []})
+    user = policies.User("alice", 2001, "", (), "", None, None)  # type: ignore[arg-type]
+    source = Path(made.kept_source(user, "thesis", "/opt/R_4.x/lib"))
+    assert policies.kept_name(source.name) == ("thesis", "/opt/R_4.x/lib")
+    with pytest.raises(InvalidInput):
+        policies.kept_name("thesis")
