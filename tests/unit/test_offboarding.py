@@ -411,6 +411,12 @@ def test_a_group_does_not_get_the_number_of_who_was_offboarded() -> None:
     assert "gid 2001" in sentence and "alice's" in sentence
 
 
+def no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody's folders be those of the test computer."""
+    for place in ("HOME_ROOT", "WORKSPACES_ROOT", "HOMES_ROOT"):
+        monkeypatch.setattr(policies, place, str(tmp_path / place))
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_an_account_of_somebody_elses_is_not_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, existing: bool
@@ -420,7 +426,7 @@ def test_an_account_of_somebody_elses_is_not_removed(
     monkeypatch.setattr(units, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(departing.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=2001))
     monkeypatch.setattr(departing.formeruids, "read", dict)
-    monkeypatch.setattr(departing.Host, "trees", lambda _host: [])
+    no_folders(tmp_path, monkeypatch)
     ran: list[tuple[str, ...]] = []
 
     def run(command: tuple[str, ...], **_more: Any) -> SimpleNamespace:
@@ -434,3 +440,90 @@ def test_an_account_of_somebody_elses_is_not_removed(
     commands = [command[0] for command in ran]
     assert commands == ([] if existing else ["userdel", "getent", "groupdel"])
     assert ("remove the account alice" in host.remains()) is not existing
+
+
+# Who has no account any more
+
+
+@pytest.fixture
+def lost(ledger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the slices of a server that knows no account."""
+    monkeypatch.setattr(units, "DIRECTORY", str(tmp_path / "units"))
+    for call in ("getpwnam", "getpwuid"):
+        monkeypatch.setattr(departing.pwd, call, unknown)
+    (tmp_path / "units").mkdir()
+    return tmp_path / "units"
+
+
+def unknown(_which: Any) -> Any:
+    raise KeyError
+
+
+def add_slice(folder: Path, name: str, uid: int) -> None:
+    unit, text = slices.user_unit(name, uid, cpus=1, memory=1 << 30, pids=9, existing=True)
+    (folder / unit).write_text(text)
+
+
+def found(name: str) -> int:
+    return departing.Host(None, policies.from_inventory({"lab_groups": []})[0], name).find(name)
+
+
+def note_left(uid: int, name: str, *, purged: bool) -> None:
+    formeruids.add(uid, name)
+    state.write_record(f"offboarding/{uid}.json", Record(name, uid, purged=purged).render())
+
+
+def test_who_is_gone_from_the_directory_is_found_by_the_slice(lost: Path) -> None:
+    add_slice(lost, "carol", 5003)
+    add_slice(lost, "dave", 5004)
+    add_slice(lost, "caro", 999)
+    assert found("carol") == 5003
+    for name in ("caro", "eve", "root"):
+        with pytest.raises(NotFound, match="not a lab user"):
+            found(name)
+
+
+def test_a_uid_that_is_another_accounts_now_is_left_alone(
+    lost: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_slice(lost, "carol", 5003)
+    monkeypatch.setattr(departing.pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_name="dave"))
+    with pytest.raises(HostError, match="5003 was carol's and is dave's now"):
+        found("carol")
+    note_left(5003, "carol", purged=False)
+    with pytest.raises(HostError, match="is dave's now"):
+        found("carol")
+    # Who is gone wholly has nothing there that could be dave's.
+    note_left(5003, "carol", purged=True)
+    assert found("carol") == 5003
+
+
+def test_of_several_who_had_a_name_it_is_the_one_who_is_not_gone(lost: Path) -> None:
+    add_slice(lost, "carol", 5003)
+    note_left(5003, "carol", purged=True)
+    assert found("carol") == 5003
+    add_slice(lost, "carol", 5007)
+    assert found("carol") == 5007
+    add_slice(lost, "carol", 5005)
+    with pytest.raises(Refused, match="5005, 5007"):
+        found("carol")
+    note_left(5007, "carol", purged=False)
+    assert found("carol") == 5007
+
+
+def test_a_group_with_another_number_is_not_removed(
+    lost: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formeruids.add(2001, "alice")
+    no_folders(tmp_path, monkeypatch)
+    ran: list[str] = []
+
+    def run(command: tuple[str, ...], **_more: Any) -> SimpleNamespace:
+        ran.append(command[0])
+        return SimpleNamespace(stdout="alice:x:2009:")
+
+    monkeypatch.setattr(departing.hostfiles, "run", run)
+    host = departing.Host(None, policies.from_inventory({"lab_groups": []})[0], "alice")
+    assert host.find("alice") == 2001
+    host.remove()
+    assert ran == ["getent"] and list(lost.iterdir()) == []

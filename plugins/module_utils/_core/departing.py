@@ -101,22 +101,45 @@ class Host:
                 self._uid = uid
                 return uid
             raise missing(user)
-        if not former:
-            raise missing(user)
-        # The account is gone. Of several who had the name it is the one who is not gone wholly.
-        records = [(uid, self.load(uid)) for uid in former]
-        self._uid = next((uid for uid, record in records if record and not record.purged), former[-1])
+        self._uid = self._without_account(former)
         return self._uid
+
+    def _without_account(self, former: list[int]) -> int:
+        """Return the uid of who had the name and has no account: noted, or in a slice that says the name."""
+        uids = {uid for uid in map(slices.owner, _listed(units.DIRECTORY)) if uid >= _FIRST_UID}
+        held = {uid for uid in uids if slices.holder(_unit(uid)) == self._name}
+        records = {uid: self.load(uid) for uid in sorted({*former, *held})}
+        if not records:
+            raise missing(self._name)
+        # Of several it is one who is not gone wholly, and who began to leave before who did not.
+        left = [uid for uid, record in records.items() if record and not record.purged][:1]
+        left = left or [uid for uid, record in records.items() if record is None]
+        if len(left) > 1:
+            raise Refused(
+                f"{self._name} had the uids {', '.join(map(str, left))}, and no account says which is meant.",
+                "Bring the account back until the offboarding is done.",
+            )
+        for uid in left:
+            self._check_free(uid)
+        return left[0] if left else max(records)
+
+    def _check_free(self, uid: int) -> None:
+        """Raise HostError where the uid of who has no account is another account's now."""
+        with contextlib.suppress(KeyError):
+            other = pwd.getpwuid(uid).pw_name
+            if other != self._name:
+                raise HostError(
+                    f"uid {uid} was {self._name}'s and is {printable(other)[:40]}'s now, so nothing is done.",
+                    "Give that account another uid.",
+                )
 
     def _is_ours(self, uid: int) -> bool:
         with contextlib.suppress(NotFound):
             return self._policy.user(self._name).uid == uid
-        unit = hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(uid)))
-        return slices.holder(unit or "") == self._name
+        return slices.holder(_unit(uid)) == self._name
 
     def _is_foreign(self) -> bool:
-        unit = hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(self._uid)))
-        return slices.foreign(unit or "")
+        return slices.foreign(_unit(self._uid))
 
     def load(self, uid: int) -> Record | None:
         """Return what was done before."""
@@ -377,8 +400,13 @@ class Host:
         if self._has_account():
             hostfiles.run(("userdel", self._name))
         # userdel(8) leaves the private group where login.defs says so.
-        if not self._is_foreign() and hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout:
+        if not self._is_foreign() and self._has_group():
             hostfiles.run(("groupdel", self._name))
+
+    def _has_group(self) -> bool:
+        """Whether the private group is there, which has the number of its user."""
+        line = hostfiles.run(("getent", "group", self._name), accept=(0, 2)).stdout
+        return line.split(":")[2:3] == [str(self._uid)]
 
 
 def _status(number: str) -> tuple[list[str], str]:
@@ -386,6 +414,11 @@ def _status(number: str) -> tuple[list[str], str]:
     with open(f"/proc/{number}/status", encoding="utf-8", errors="replace") as file:
         found = dict(line.split(":", 1) for line in file if ":" in line)
     return found.get("Uid", "").split(), found.get("State", "").strip()[:1]
+
+
+def _unit(uid: int) -> str:
+    """Return the text of the slice of a uid, or ""."""
+    return hostfiles.read_text(posixpath.join(units.DIRECTORY, names.slice_name(uid))) or ""
 
 
 def _record(uid: int) -> str:
