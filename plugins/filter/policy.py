@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.lab.server.plugins.module_utils._core import directory as directories
-from ansible_collections.lab.server.plugins.module_utils._core import userfiles
+from ansible_collections.lab.server.plugins.module_utils._core import formeruids, userfiles
 from ansible_collections.lab.server.plugins.module_utils._core.errors import LabError
 from ansible_collections.lab.server.plugins.module_utils._core.policy import (
     PackageCache,
@@ -34,19 +34,25 @@ def directory(variables: Mapping[str, Any], folder: str = "", groups: str = "") 
 
 
 def policy(
-    variables: Mapping[str, Any], strict: bool = True, folder: str = "", groups: str = "", accounts: str = ""
+    variables: Mapping[str, Any],
+    strict: bool = True,
+    folder: str = "",
+    groups: str = "",
+    accounts: str = "",
+    former: str = "",
 ) -> dict[str, Any]:
     """Return what the roles are handed, checked as a whole before anything is touched.
 
     ``folder`` is where relative paths of ``lab_users_from`` begin; ``groups`` and ``accounts`` are what the
-    server answered to ``getent group`` and ``getent passwd`` for the names of the filter ``directory``.
+    server answered to ``getent group`` and ``getent passwd`` for the names of the filter ``directory``, and
+    ``former`` is its record of the uids of who was offboarded.
     What is wrong raises; with ``strict`` false it is the text under the key ``problem``, and nothing else is
     there, so that a playbook can say the one sentence without all that Ansible puts around an exception.
     """
     lab = {key: variables[key] for key in variables if isinstance(key, str) and key.startswith("lab_")}
     try:
         rows = userfiles.read(lab.get("lab_users_from"), folder)
-        merged = directories.merge(lab, rows, groups, accounts)
+        merged = directories.merge(lab, rows, groups, accounts, formeruids.parse(former or None))
         checked, keys = from_inventory(merged.variables, merged.rows)
     except LabError as error:
         if strict:

@@ -443,7 +443,7 @@ def test_groups_of_the_directory_count_and_are_not_changed() -> None:
         (replace(AWAY, users={"alice": replace(FAR, uid=2002)}), "alice has uid 2002, gid 10000"),
         (replace(AWAY, users={"alice": replace(FAR, gid=2001)}), "alice has uid 2001, gid 2001"),
         (replace(AWAY, homes={"alice": accounts.Home(7, 0o700)}), "belongs to uid 7"),
-        (replace(AWAY, left={2001: "alice"}), "alice (uid 2001) was offboarded."),
+        (replace(AWAY, left={2001: "alice"}), "out of lab_users, or out of the directory's group"),
     ],
 )
 def test_an_account_that_is_not_as_the_directory_said(actual: accounts.Actual, words: str) -> None:

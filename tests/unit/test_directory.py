@@ -74,6 +74,34 @@ def test_members_of_a_group_are_users() -> None:
     ]
 
 
+def test_a_member_of_a_group_who_was_offboarded_is_left_out() -> None:
+    lab = {
+        **OF_GROUP,
+        "lab_base_images": [{"name": "lab/python", "image": "x"}],
+        "lab_projects": [{"user": "bob", "name": "net"}],
+        "lab_gpu": {"users": {"bob": {"devices": 1}}},
+    }
+    made = policy_filter(
+        lab,
+        strict=False,
+        groups="uni-students:*:20000:alice,bob,dave\n",
+        accounts=passwd(("alice", 5001), ("bob", 5002), ("dave", 5003)),
+        former='{"5002": "bob", "5003": "carol", "5004": "alice"}',
+    )
+    # The alice of another uid is the one of today.
+    assert list(users(made)) == ["alice"] and made["projects"] == []
+    assert [note.split(": ", 1)[1] for note in made["notes"]] == [
+        "bob is no lab user: bob was offboarded; take bob out of the directory's group.",
+        "dave is no lab user: the uid 5003 was carol's, who was offboarded.",
+    ]
+
+
+def test_a_damaged_record_of_who_was_offboarded_makes_nobody_a_user() -> None:
+    groups, answer = "uni-students:*:20000:alice\n", passwd(("alice", 5001))
+    made = policy_filter(OF_GROUP, strict=False, groups=groups, accounts=answer, former="{")
+    assert list(made) == ["problem"] and "former-uids.json is damaged" in made["problem"]
+
+
 def test_who_is_in_two_groups_has_the_limits_of_the_first() -> None:
     both = variables(
         lab_directory_groups=[

@@ -212,7 +212,8 @@ def _account_conflicts(user: User, actual: Actual, uids: Mapping[int, str]) -> l
 
 def _offboarded(user: User, former: str) -> str:
     if former == user.name:
-        return f"{user.name} (uid {user.uid}) was offboarded. Take {user.name} out of lab_users."
+        group = ", or out of the directory's group in lab_directory_groups" if user.existing else ""
+        return f"{user.name} (uid {user.uid}) was offboarded. Take {user.name} out of lab_users{group}."
     return (
         f"uid {user.uid} for {user.name} was {former}'s, who was offboarded. Choose one that was never used."
     )

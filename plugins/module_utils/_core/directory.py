@@ -6,6 +6,7 @@ Who they are is asked of the server by getent(1), whatever nsswitch.conf(5) lets
 which names to ask for, ``merge`` makes items of ``lab_users`` of the answer. An account that is not found is
 left out, as if it had been taken out of ``lab_users``: its user is shut out, and nothing is removed. But a
 directory that does not answer looks the same, so one that knows fewer than half of them is not believed.
+A member of a group who was offboarded, or has the uid of who was, is left out as well.
 """
 
 from __future__ import annotations
@@ -119,8 +120,18 @@ def _existing(row: Row) -> str:
     return name if _allowed(name) else ""
 
 
-def merge(variables: Mapping[str, Any], rows: Sequence[Row], group_text: str, account_text: str) -> Merged:
-    """Return variables and users with what the directory answered; raise InvalidInput."""
+def merge(
+    variables: Mapping[str, Any],
+    rows: Sequence[Row],
+    group_text: str,
+    account_text: str,
+    former: Mapping[int, str],
+) -> Merged:
+    """Return variables and users with what the directory answered; raise InvalidInput.
+
+    ``former`` says whose the uids were that belong to who was offboarded: no member of a group with one of
+    them is a lab user.
+    """
     wanted_groups, wanted = groups(variables), asked(variables, rows, group_text)
     if not wanted_groups and not wanted:
         return Merged(variables, tuple(rows), ())
@@ -141,9 +152,13 @@ def merge(variables: Mapping[str, Any], rows: Sequence[Row], group_text: str, ac
         except InvalidInput as mistake:
             mistakes.append(mistake)
     known = {str(row.user.get("name")) for row in declared if isinstance(row.user, Mapping)}
+    gone = set(lost) & known
     for row in _of_groups(wanted_groups, there, known):
-        account = found.get(str(row.user["name"]))
-        why = _unfit(str(row.user["name"]), account)
+        name = str(row.user["name"])
+        account = found.get(name)
+        why = _unfit(name, account, former)
+        if account is not None and account.uid in former:
+            gone.add(name)
         if why:
             notes.append(f"{row.where} is no lab user: {why}.")
         elif account is not None:
@@ -153,7 +168,7 @@ def merge(variables: Mapping[str, Any], rows: Sequence[Row], group_text: str, ac
                 mistakes.append(mistake)
     if mistakes:
         raise together(mistakes)
-    changed = _without(variables, set(lost) & known)
+    changed = _without(variables, gone)
     if isinstance(changed.get("lab_users"), (list, tuple)):
         changed["lab_users"] = []
     return Merged(changed, tuple(users), tuple(notes))
@@ -214,7 +229,7 @@ def _of_groups(
     return [Row(places[name], user) for name, user in users.items()]
 
 
-def _unfit(name: str, account: Account | None) -> str:
+def _unfit(name: str, account: Account | None, former: Mapping[int, str]) -> str:
     """Return why a member of a group cannot be a lab user, or ""."""
     if not _allowed(name):
         return "the name is not allowed here"
@@ -222,6 +237,11 @@ def _unfit(name: str, account: Account | None) -> str:
         return "the directory knows no such account"
     if not FIRST_ID <= account.uid <= LAST_ID:
         return f"the uid {account.uid} is not from {FIRST_ID} to {LAST_ID}"
+    if account.uid in former:
+        whose = former[account.uid]
+        if whose == name:
+            return f"{name} was offboarded; take {name} out of the directory's group"
+        return f"the uid {account.uid} was {names.printable(whose)[:40]}'s, who was offboarded"
     return ""
 
 
