@@ -226,3 +226,13 @@ def test_the_variable_is_a_list_of_paths(tmp_path: Path) -> None:
         "problem"
     ]
     assert problem.startswith("no.csv cannot be read: No such file or directory.")
+
+
+def test_a_relative_path_begins_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/it")
+    assert userfiles.on_controller("files/a.crt", "/inventory") == "/inventory/files/a.crt"
+    assert userfiles.on_controller("/etc/a.crt", "/inventory") == "/etc/a.crt"
+    assert userfiles.on_controller("~/a.crt", "/inventory") == "/home/it/a.crt"
+    # A server that is named on the command line has no such folder.
+    assert userfiles.on_controller("a.crt") == f"{tmp_path}/a.crt"

@@ -95,6 +95,11 @@ COLUMNS: Mapping[str, Callable[[str], object]] = {
 }
 
 
+def on_controller(path: str, folder: str = "") -> str:
+    """Return where a file is that the inventory names; a relative path begins at its ``folder``."""
+    return os.path.join(os.getcwd(), folder, os.path.expanduser(path))
+
+
 def read(paths: object, folder: str) -> tuple[Row, ...]:
     """Return the users of all files; a relative path is one below ``folder``, the inventory's.
 
@@ -107,7 +112,7 @@ def read(paths: object, folder: str) -> tuple[Row, ...]:
     for number, path in enumerate(paths or ()):  # type: ignore[arg-type, var-annotated]  # a list, see above
         if not isinstance(path, str) or not path:
             raise InvalidInput(f"lab_users_from[{number}]: expected a path.", "Name a CSV file.")
-        place = os.path.join(folder, path)
+        place = on_controller(path, folder)
         try:
             rows += parse(_bytes(place, path, _LARGEST), path, _keys_beside(place))
         except InvalidInput as mistake:

@@ -1,0 +1,80 @@
+# Copyright: (c) 2026, lab.server contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Playbooks and tasks of roles, by Ansible itself on small inventories; this computer is not changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ROLES = CHECKOUT / "roles"
+
+
+def ansible(folder: Path, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    """Run ansible-playbook in ``folder``; return its plays as the callback ansible.posix.json has them."""
+    environment = {
+        **os.environ,
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        "ANSIBLE_HOME": str(CHECKOUT / ".ansible"),
+        "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+    }
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    plays: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("{") :])["plays"]
+    return plays
+
+
+def inventory(folder: Path, group: str = "lab_servers", **variables: Any) -> Path:
+    """Write an inventory with one server, which is this computer."""
+    folder.mkdir()
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
+    file = folder / "hosts.yml"
+    file.write_text(yaml.safe_dump({group: {"hosts": {"server": here}}}), encoding="utf-8")
+    return file
+
+
+def task(role: str, file: str, name: str) -> dict[str, Any]:
+    """Return a task of a role, to be played alone."""
+    tasks = yaml.safe_load((ROLES / role / "tasks" / file).read_text(encoding="utf-8"))
+    (found,) = (task for task in tasks if task["name"] == name)
+    return {key: value for key, value in found.items() if key != "notify"}
+
+
+def test_relative_paths_begin_at_the_inventorys_folder(tmp_path: Path) -> None:
+    base = {"name": "lab/python", "archive": "files/python.tar"}
+    hosts = inventory(
+        tmp_path / "campus",
+        docker_ca_certificates=["files/campus-ca.crt"],
+        nvidia_container_toolkit_wheel="files/nvml.whl",
+        __docker_ca_directory=str(tmp_path),
+        __projects_archives=str(tmp_path),
+        __projects_archived=[base],
+        __projects_missing={"results": [{"name": base["name"], "changed": True}]},
+    )
+    (hosts.parent / "files").mkdir()
+    for name in ("campus-ca.crt", "nvml.whl", "python.tar"):
+        (hosts.parent / "files" / name).write_text(name, encoding="utf-8")
+    tasks = [
+        task("docker", "certificates.yml", "The certificates are on the server"),
+        task("nvidia_container_toolkit", "toolkit.yml", "The binding to NVML is on the server"),
+        task("projects", "main.yml", "The archives of base images are known by their content"),
+        task("projects", "base_images.yml", "The archives of the missing base images are on the server"),
+    ]
+    play = tmp_path / "play.yml"
+    play.write_text(yaml.safe_dump([{"hosts": "lab_servers", "gather_facts": False, "tasks": tasks}]))
+    (done,) = ansible(tmp_path, "-i", str(hosts), "--check", str(play))
+    certificates, wheel, known, archives = (one["hosts"]["server"] for one in done["tasks"])
+    assert certificates["changed"] and wheel["changed"] and archives["changed"]
+    (archive,) = known["results"]
+    assert archive["stat"]["checksum"] == hashlib.sha256(b"python.tar").hexdigest()
