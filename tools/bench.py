@@ -53,7 +53,8 @@ def play(name: str, variables: Mapping[str, object]) -> Play:
         started = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - started
-    found = re.search(r"ok=(\d+) +changed=(\d+)", done.stdout)
+    # Of the server: localhost has a line of its own.
+    found = re.search(r"^server +: ok=(\d+) +changed=(\d+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or found is None:
         raise ToolError(f"The playbook failed.\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     return Play(seconds, int(found.group(1)), int(found.group(2)))

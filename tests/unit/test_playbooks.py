@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -78,3 +79,22 @@ def test_relative_paths_begin_at_the_inventorys_folder(tmp_path: Path) -> None:
     assert certificates["changed"] and wheel["changed"] and archives["changed"]
     (archive,) = known["results"]
     assert archive["stat"]["checksum"] == hashlib.sha256(b"python.tar").hexdigest()
+
+
+NO_SERVERS = "The inventory has no group lab_servers with servers in it. Name "
+
+
+@pytest.mark.parametrize("playbook", ["site", "offboard", "verify", "move_data"])
+def test_a_playbook_without_servers_fails(tmp_path: Path, playbook: str) -> None:
+    hosts = inventory(tmp_path / "campus", group="servers")
+    (play,) = ansible(tmp_path, "-i", str(hosts), f"lab.server.{playbook}", "--tags", "users", code=2)
+    assert play["tasks"][0]["hosts"]["localhost"]["msg"].startswith(NO_SERVERS)
+
+
+def test_a_limit_changes_nothing_of_that(tmp_path: Path) -> None:
+    verify = ("lab.server.verify", "--limit", "server", "--tags", "none")
+    wrong, right = inventory(tmp_path / "wrong", group="servers"), inventory(tmp_path / "right")
+    (play,) = ansible(tmp_path, "-i", str(wrong), *verify, code=2)
+    assert play["tasks"][0]["hosts"]["server"]["msg"].startswith(NO_SERVERS)
+    play, _checks = ansible(tmp_path, "-i", str(right), *verify)
+    assert not play["tasks"][0]["hosts"]["server"]["changed"]
