@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,11 @@ def test_a_limit_changes_nothing_of_that(tmp_path: Path) -> None:
     assert play["tasks"][0]["hosts"]["server"]["msg"].startswith(NO_SERVERS)
     play, _checks = ansible(tmp_path, "-i", str(right), *verify)
     assert not play["tasks"][0]["hosts"]["server"]["changed"]
+
+
+def test_a_part_brings_the_policy_with_it_and_the_readme_names_all_parts() -> None:
+    *_servers, site = yaml.safe_load((CHECKOUT / "playbooks" / "site.yml").read_text(encoding="utf-8"))
+    tags = {one["name"]: one["tags"] for one in site["tasks"]}
+    assert tags.pop("Commands") == ["commands", "always"] and tags.pop("The inventory") == "always"
+    named = re.search(r"`--tags (.*?) runs a part", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert named and set(re.findall(r"\w+", named[1])) - {"or"} == {*tags.values(), "commands"}
