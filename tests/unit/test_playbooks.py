@@ -107,3 +107,22 @@ def test_a_part_brings_the_policy_with_it_and_the_readme_names_all_parts() -> No
     assert tags.pop("Commands") == ["commands", "always"] and tags.pop("The inventory") == "always"
     named = re.search(r"`--tags (.*?) runs a part", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL)
     assert named and set(re.findall(r"\w+", named[1])) - {"or"} == {*tags.values(), "commands"}
+
+
+def test_the_examples_of_roles_make_the_policy_that_they_hand_over(tmp_path: Path) -> None:
+    plays = []
+    for name in ("commands", "object_storage", "projects"):
+        page = (ROLES / name / "README.md").read_text(encoding="utf-8")
+        (play,) = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+        (role,) = play.pop("roles")
+        assert role.pop("role") == f"lab.server.{name}"
+        specs = yaml.safe_load((ROLES / name / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+        options = specs["argument_specs"]["main"]["options"]
+        asked = {"argument_spec": options, "provided_arguments": role}
+        tasks = [{"ansible.builtin.validate_argument_spec": asked}]
+        plays.append({**play, "become": False, "gather_facts": False, "tasks": tasks})
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(yaml.safe_dump(plays), encoding="utf-8")
+    hosts = str(CHECKOUT / "inventories" / "template" / "hosts.yml")
+    done = ansible(tmp_path, "-i", hosts, "-e", "vault_alice_secret_key=s", str(playbook))
+    assert len(done) == len(plays) and all(play["tasks"][0]["hosts"] for play in done)
