@@ -111,6 +111,9 @@ packages-engine:
 # The development environment, and the checkout in the place where Ansible looks for an installed collection.
 .venv/.ready: requirements-dev.txt | packages-python
 	@mkdir -p .ansible/collections/ansible_collections/lab
+	@# A copy that was installed there gives way to the checkout.
+	@[ -L .ansible/collections/ansible_collections/lab/server ] \
+	|| rm -rf .ansible/collections/ansible_collections/lab/server
 	@ln -sfn ../../../.. .ansible/collections/ansible_collections/lab/server
 	@echo "Installing the Python packages of requirements-dev.txt into .venv ..."
 	@'$(PYTHON)' -m venv .venv
