@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +100,65 @@ def test_platform_files_of_a_role_set_the_same_variables(role: str) -> None:
     files = [path for path in (ROLES / role / "vars").glob("*.yml") if path.name != "main.yml"]
     keys = {path.name: frozenset(_load(path)) for path in files}
     assert len(set(keys.values())) <= 1, keys
+
+
+# A container that is in the file "going" when it is listed has ended when it is inspected.
+DOCKER = """#!/bin/sh
+cd "$(dirname "$0")"
+[ "$1" = inspect ] || { cat running; exit; }
+shift 3
+for name in "$@"; do
+  grep -qx "$name" going && { sed -i "/^$name$/d" running; touch failed; continue; }
+  echo "/$name"
+done
+[ ! -e failed ] || { rm failed; exit 1; }
+"""
+
+
+@pytest.fixture
+def users_of_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """Return the folder of a docker that plays, and the script that asks it which containers have a GPU."""
+    (task,) = [
+        one["ansible.builtin.shell"]
+        for one in _load(ROLES / "nvidia_container_toolkit/tasks/gpu.yml")
+        if "ansible.builtin.shell" in one
+    ]
+    # A path of a socket is short, and the folders of pytest are not.
+    with tempfile.TemporaryDirectory() as name, contextlib.closing(socket.socket(socket.AF_UNIX)) as listens:
+        folder = Path(name)
+        (folder / "docker").write_text(DOCKER)
+        (folder / "docker").chmod(0o755)
+        listens.bind(str(folder / "sock"))
+        (folder / "sleep").symlink_to("/bin/true")
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        yield folder, task["cmd"].replace("/run/docker.sock", str(folder / "sock"))
+
+
+@pytest.mark.parametrize(
+    ("running", "going", "answer"),
+    [
+        ("", "", (0, [])),
+        ("a\nb\n", "", (0, ["/a", "/b"])),
+        ("a\nb\nc\n", "b\n", (0, ["/a", "/c"])),
+        ("a\n", "a\n", (0, [])),
+    ],
+)
+def test_a_container_that_ends_meanwhile_is_left_out(
+    users_of_gpus: tuple[Path, str], running: str, going: str, answer: tuple[int, list[str]]
+) -> None:
+    folder, script = users_of_gpus
+    (folder / "running").write_text(running)
+    (folder / "going").write_text(going)
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == answer
+
+
+def test_an_engine_that_cannot_say_who_has_a_gpu_is_not_taken_for_one_without(
+    users_of_gpus: tuple[Path, str],
+) -> None:
+    folder, script = users_of_gpus
+    (folder / "docker").write_text('#!/bin/sh\n[ "$1" = ps ] && echo a\n')
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    (folder / "docker").write_text("#!/bin/sh\nexit 1\n")
+    assert subprocess.run(["/bin/sh", "-c", script], check=False).returncode == 3
