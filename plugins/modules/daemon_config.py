@@ -17,6 +17,7 @@ description:
   - Where the engine is older than 23.0 or not installed, the names of the settings are checked.
   - Also reports a change when the engine runs with an older file, so that an interrupted play
     restarts it the next time.
+  - The same holds for the certificates that the engine trusts, which it reads when it starts.
 extends_documentation_fragment:
   - lab.server.attributes
 options:
@@ -24,8 +25,18 @@ options:
     description:
       - The settings, as in C(daemon.json). Mappings are merged key by key, lists are taken whole.
       - A setting with the value V(null) is removed.
+      - Without it the file is left as it is.
     type: dict
-    required: true
+  certificates:
+    description:
+      - The file of all certificates that the server trusts.
+      - Reports a change when the engine started before it was written and can be restarted while its
+        containers run on (C(live-restore)). Without that there is a warning instead.
+    type: path
+  certificates_renewed:
+    description: Whether that file has just been written, or would have been if this were no check.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -66,6 +77,11 @@ results:
       description: The keys C(before) and C(after) with what differed.
       type: dict
       returned: always
+    notes:
+      description: What else a person should know.
+      type: list
+      elements: str
+      returned: when there is something
     failed:
       description: Whether the item failed. The others are carried out all the same.
       type: bool
@@ -85,14 +101,30 @@ results:
 from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
-from ansible_collections.lab.server.plugins.module_utils._core.daemon import reconcile
+from ansible_collections.lab.server.plugins.module_utils._core.daemon import reconcile, trust
+from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 
 
 def main() -> None:
     """Run the module."""
-    module = build_module({"settings": {"type": "dict", "required": True}})
-    settings: dict[str, Any] = module.params["settings"]
-    run_items(module, lambda: reconcile(settings, check=module.check_mode))
+    module = build_module(
+        {
+            "settings": {"type": "dict"},
+            "certificates": {"type": "path"},
+            "certificates_renewed": {"type": "bool", "default": False},
+        }
+    )
+    given: dict[str, Any] = module.params
+
+    def found() -> list[ItemResult]:
+        items: list[ItemResult] = []
+        if given["settings"] is not None:
+            items += reconcile(given["settings"], check=module.check_mode)
+        if given["certificates"]:
+            items.append(trust(given["certificates"], renewed=given["certificates_renewed"]))
+        return items
+
+    run_items(module, found)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
             Step({"settings": {"log-driver": "json-file", "log-opts": {"max-size": "10m"}}}),
             Step({"settings": {"log-opts": {"max-file": "3"}, "log-driver": None}}),
             Step({"settings": {"no-such-setting": 1}}, changes=False, fails=True),
+            # Whatever runs on this computer has been started with a file of its own.
+            Step({"certificates": "/etc/no-such-file"}, changes=False),
         ],
     ),
     "filesystems": (

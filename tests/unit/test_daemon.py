@@ -96,6 +96,54 @@ def test_an_engine_that_runs_with_an_older_file_needs_a_restart(tmp_path: Path) 
     assert not daemon.stale(str(file), str(pid))
 
 
+@pytest.fixture
+def bundle(path: Path) -> Path:
+    """Return a file of certificates, beside a daemon.json with live-restore; dockerd started after both."""
+    path.parent.mkdir()
+    path.write_text('{"live-restore": true}')
+    made, pid = path.with_name("ca-certificates.crt"), Path(daemon.PID_FILE)
+    for file, when in ((path, 10), (made, 10), (pid, 20)):
+        file.touch()
+        os.utime(file, (when, when))
+    return made
+
+
+def test_an_engine_that_runs_with_older_certificates_needs_a_restart(path: Path, bundle: Path) -> None:
+    assert not daemon.trust(str(bundle), path=str(path)).changed
+    os.utime(bundle, (30, 30))
+    item = daemon.trust(str(bundle), path=str(path))
+    assert (item.changed, item.actions) == (True, ["needs a restart"])
+    # It was restarted.
+    os.utime(daemon.PID_FILE, (40, 40))
+    assert not daemon.trust(str(bundle), path=str(path)).changed
+
+
+def test_a_check_tells_of_certificates_that_would_be_renewed(path: Path, bundle: Path) -> None:
+    assert daemon.trust(str(bundle), renewed=True, path=str(path)).changed
+    os.unlink(daemon.PID_FILE)
+    # Nor does one need it that does not run.
+    assert not daemon.trust(str(bundle), renewed=True, path=str(path)).changed
+
+
+@pytest.mark.parametrize("text", ["{}", '{"live-restore": false}', None])
+def test_no_container_is_ended_for_certificates(path: Path, bundle: Path, text: str | None) -> None:
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+        os.utime(path, (10, 10))
+    os.utime(bundle, (30, 30))
+    item = daemon.trust(str(bundle), path=str(path))
+    assert not item.changed and "would end the containers" in item.facts["notes"][0]
+
+
+def test_an_engine_with_older_settings_is_restarted_for_those(path: Path, bundle: Path) -> None:
+    """With what it was started nobody knows: perhaps without live-restore."""
+    for file in (path, bundle):
+        os.utime(file, (30, 30))
+    assert not daemon.trust(str(bundle), path=str(path)).changed
+    assert daemon.stale(str(path), daemon.PID_FILE)
+
+
 @pytest.mark.parametrize(
     ("status", "words", "refused"),
     [

@@ -117,6 +117,28 @@ def stale(path: str = PATH, pid_file: str = PID_FILE) -> bool:
         return False
 
 
+def trust(bundle: str, *, renewed: bool = False, path: str = PATH) -> ItemResult:
+    """Return as an item whether dockerd is to be restarted, as it runs with older certificates than these.
+
+    It reads them once (Go's crypto/x509, SystemCertPool). ``renewed``: they would be written now, were this
+    no check. The containers are to outlive it: without live-restore it is not restarted for this, and one
+    that runs with older settings is restarted for those. Changes nothing. Raises HostError.
+    """
+    item = ItemResult(bundle)
+    late = os.path.exists(PID_FILE) and (renewed or stale(bundle, PID_FILE))
+    if not late or stale(path, PID_FILE):
+        return item
+    if parse(hostfiles.read_text(path), path).get("live-restore") is True:
+        item.changed, item.actions = True, ["needs a restart"]
+        item.reason = "dockerd started before the certificates were renewed"
+    else:
+        item.facts["notes"] = [
+            "dockerd trusts new certificates from its next start on; a restart now would end the containers "
+            "(no live-restore). Restart it when none runs: systemctl restart docker."
+        ]
+    return item
+
+
 def reconcile(settings: Mapping[str, Any], *, check: bool, path: str = PATH) -> list[ItemResult]:
     """Merge ``settings`` into the file, validated before it is replaced; return one item.
 
