@@ -188,6 +188,10 @@ gpu:
               description: How much of it is used.
               type: int
               returned: always
+            problem:
+              description: What is wrong with it alone, not with its GPU; empty if nothing is.
+              type: str
+              returned: always
             processes:
               description: As of a GPU.
               type: list

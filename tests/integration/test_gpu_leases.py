@@ -88,7 +88,7 @@ def devices(engine, monkeypatch) -> list[Device]:
         for number, one in enumerate(told["devices"])
     ]
     assert len(found) == GPUS
-    monkeypatch.setattr(gpuleases, "inventory", lambda: list(found))
+    monkeypatch.setattr(gpuleases, "inventory", lambda _policy: list(found))
     return found
 
 
@@ -387,7 +387,7 @@ def test_what_the_engine_gave_counts_where_the_record_is_lost_or_says_otherwise(
             policy,
             bob,
             specs.decide(policy, bob, "other", own=OwnWishes(gpus=had[0])),
-            gpuleases.inventory,
+            lambda: gpuleases.inventory(policy),
         )
 
 
@@ -565,7 +565,7 @@ def test_gpus_are_handed_over_to_who_reserved_them_and_back(
     had = containers.launch(engine, policy, alice, "train", own=ALL).facts
     inside(alice, "train", "echo work > /tmp/mine")
     wanted = gpurequests.parse("2")
-    length, inventory = 3 * 3600.0, gpuleases.inventory
+    length, inventory = 3 * 3600.0, lambda: gpuleases.inventory(policy)
     with pytest.raises(Refused, match="told 1 h before"):
         gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3600, length, inventory)
     gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3 * 3600, length, inventory)

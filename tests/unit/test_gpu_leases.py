@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import gpuleases, leases, verbs_gpu
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    containers,
+    gpuleases,
+    gpus,
+    images,
+    leases,
+    verbs,
+    verbs_gpu,
+)
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core.broker import VERBS
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, NotFound, Refused
@@ -78,7 +88,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr(gpuleases, "state", made.records)
     monkeypatch.setattr(gpuleases.locks, "hold", lambda *_words, **_named: contextlib.nullcontext())
-    monkeypatch.setattr(gpuleases, "inventory", lambda: list(made.devices))
+    monkeypatch.setattr(gpuleases, "inventory", lambda _policy: list(made.devices))
     monkeypatch.setattr(verbs_gpu, "connected", lambda: contextlib.nullcontext(made.engine))
     return made
 
@@ -271,3 +281,70 @@ def test_a_place_is_given_up_by_its_owner_alone(server: Server) -> None:
 def test_the_door_takes_requests_alone(words: list[str]) -> None:
     with pytest.raises(InvalidInput):
         VERBS["gpu-why"].further(words)
+
+
+# Out of service
+
+
+@pytest.fixture
+def cards(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the devices be those that NVML tells, by the policy that is asked with."""
+    part = gpus.Instance(uuid(17, "MIG"), "MIG 1g.10gb", "1g.10gb", "1:0", 10 << 30, 0)
+    seen = gpus.Seen(
+        (
+            gpus.Gpu(0, uuid(0), "GPU (simulated)", memory=80 << 30),
+            gpus.Gpu(1, uuid(1), "GPU (simulated)", memory=80 << 30, mig=True, instances=(part,)),
+            gpus.Gpu(2, uuid(2), "GPU (simulated)", memory=80 << 30),
+        )
+    )
+
+    def inventory(policy: Policy) -> list[Device]:
+        found = gpus.withdrawn(seen, policy.gpu.out_of_service)
+        return [device for gpu in found.gpus for device in gpus.devices_of(gpu)]
+
+    monkeypatch.setattr(gpuleases, "inventory", inventory)
+
+
+def withdraw(server: Server, *uuids: str) -> None:
+    """Take GPUs out of service, as a run of IT's does."""
+    server.policy = replace(server.policy, gpu=replace(server.policy.gpu, out_of_service=uuids))
+    server.devices = gpuleases.inventory(server.policy)
+
+
+def test_a_gpu_out_of_service_is_given_to_nobody_and_taken_from_nobody(server: Server, cards: None) -> None:
+    withdraw(server)
+    row = server.launch(server.user(0), "a", uuid(0))
+    withdraw(server, uuid(0), uuid(1))
+    assert server.held() == [("a._.2001", (uuid(0),))]
+    assert server.obtain(server.user(0), "b", "1").uuids == (uuid(2),)
+    for request in (uuid(0), "1g.10gb"):
+        with pytest.raises(Refused, match="no such thing that works"):
+            server.obtain(server.user(3), "c", request)
+    told = server.ask("gpu-list", server.user(3))["devices"]
+    assert [(one["index"], one["free"], one["usable"]) for one in told][:2] == [
+        ("0", False, False),
+        ("1:0", False, False),
+    ]
+    assert told[0]["problem"] == "GPU 0 is out of service (lab_gpu.out_of_service)."
+    assert not server.ask("gpu-why", server.user(3), gpus=uuid(0))["now"]
+    with pytest.raises(Refused, match="no such thing that works"):
+        server.ask("gpu-reserve", server.user(3), **{"gpus": uuid(0), "from": "now", "for": 3600.0})
+    server.engine.stop(row.id)
+    with pytest.raises(Refused, match=r"cannot be used: GPU 0 is out of service \(.*\)\. Start a new one"):
+        server.again(row)
+    withdraw(server)
+    server.again(row)
+
+
+def test_who_waits_is_not_given_what_was_taken_out_of_service_since(
+    server: Server, cards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, asked = server.user(0), server.policy
+    withdraw(server, uuid(0))
+    monkeypatch.setattr(verbs, "load", lambda: server.policy)
+    monkeypatch.setattr(containers, "decided", lambda *_words: server.spec(user, "a", "1"))
+    monkeypatch.setattr(containers, "observe", lambda *_words: SimpleNamespace(containers={}))
+    monkeypatch.setattr(images, "build", lambda *_words, **_more: None)
+    request = Request(asked, user, "a", lambda _text: None, {"wait": True, "gpus": "1"})
+    with verbs.in_turn(server.engine, request, None):
+        assert [uuids for _holder, uuids in server.held()] == [(uuid(2),)]

@@ -100,7 +100,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Reserving:
     for module in (gpuleases, gpuhandover):
         monkeypatch.setattr(module, "state", made.records)
     monkeypatch.setattr(gpuleases.locks, "hold", lambda *_words, **_named: contextlib.nullcontext())
-    monkeypatch.setattr(gpuleases, "inventory", lambda: list(made.devices))
+    monkeypatch.setattr(gpuleases, "inventory", lambda _policy: list(made.devices))
     monkeypatch.setattr(gpuhandover.events, "boot_id", lambda: made.boot)
     monkeypatch.setattr(verbs_gpu, "connected", lambda: contextlib.nullcontext(made.engine))
     monkeypatch.setattr(ending, "stop", made.stop)

@@ -179,6 +179,31 @@ def test_a_gpu_that_is_ill_does_not_hide_the_others(
     assert [one.uuid for one in gpus.devices() if one.healthy] == ["GPU-1"]
 
 
+def test_what_is_out_of_service_is_as_what_is_ill(simulate: Simulate, tmp_path: Path) -> None:
+    simulate(DRIVER, A100, DIVIDED, *PARTS)
+
+    def well(*out_of_service: str) -> list[str]:
+        return [one.uuid for one in gpus.devices(out_of_service) if one.healthy and one.problem is None]
+
+    assert well() == ["GPU-1", "MIG-1", "MIG-2"] == well("GPU-9")
+    assert well("GPU-1", "MIG-2") == ["MIG-1"]
+    # A GPU takes its instances along.
+    assert well("GPU-2") == ["GPU-1"]
+    told = gpus.told(gpus.look(busy=False, out_of_service=["GPU-1", "MIG-2"], pci=str(tmp_path)))["gpus"]
+    assert [(one["healthy"], one["problem"]) for one in told] == [
+        (False, "GPU 0 is out of service (lab_gpu.out_of_service)."),
+        (True, ""),
+    ]
+    parts = [one["problem"] for one in told[1]["instances"]]
+    assert parts == ["", "MIG instance 1:1 is out of service (lab_gpu.out_of_service)."]
+
+
+def test_what_is_wrong_with_a_gpu_is_told_though_it_is_out_of_service(simulate: Simulate) -> None:
+    simulate(DRIVER, f"{A100} remap_failure=1")
+    (one,) = gpus.devices(["GPU-1"])
+    assert "could not replace a bad row" in str(one.problem)
+
+
 def test_errors_of_memory_count_where_rows_cannot_be_replaced(simulate: Simulate, tmp_path: Path) -> None:
     simulate(DRIVER, A100.replace("ecc=0", "ecc=2"))
     assert "2 uncorrectable errors" in look(tmp_path).gpus[0].problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,20 @@ def test_ill_gone_and_empty_gpus_are_not_overlooked(server: Server, look: Look) 
     assert bad == ["GPU 0 is lost.", f"the GPU {uuid(3)} of user0/thesis is not there any more"] and not warn
     # One cause, one sentence: without the driver all of them are away.
     assert gpuview.attention(look(problem="The driver is not loaded.")) == ([], ["The driver is not loaded."])
+
+
+def test_what_is_out_of_service_is_told_and_not_called_bad(server: Server, look: Look) -> None:
+    part = Instance(uuid(17, "MIG"), "MIG 1g.10gb", "1g.10gb", "1:0", 10 << 30, 1 << 30)
+    cards = (Gpu(0, uuid(0), **CARD), Gpu(1, uuid(1), **CARD, mig=True, instances=(part,)))
+    out = (uuid(0), part.uuid)
+    server.policy = replace(server.policy, gpu=replace(server.policy.gpu, out_of_service=out))
+    told = look(*gpus.withdrawn(Seen(cards), out).gpus)
+    assert [(one["out_of_service"], one["healthy"], one["free"]) for one in told["devices"]] == [
+        (True, False, False),
+        (True, False, False),
+    ]
+    why = "is out of service (lab_gpu.out_of_service)."
+    assert gpuview.attention(told) == ([], [f"GPU 0 {why}", f"MIG instance 1:0 {why}"])
 
 
 def test_who_waits_is_told_by_name_in_the_order_of_the_queue(server: Server, look: Look) -> None:

@@ -179,7 +179,7 @@ class Leases(RuleBasedStateMachine):
             (gpuleases, "this_process", lambda: f"{self.boot}.{self.acting}"),
             (gpuleases, "alive", lambda maker: maker in self.alive()),
             (gpuleases, "of_this_boot", lambda maker: maker.startswith(f"{self.boot}.")),
-            (gpuleases, "inventory", self.inventory),
+            (gpuleases, "inventory", lambda _policy: self.inventory()),
             (gpureserve, "time", clock),
             (gpuhandover, "time", clock),
             (gpuhandover, "state", self.records),

@@ -116,6 +116,13 @@ def test_a_project_that_it_declared_has_hours_and_kept_folders_of_its_own() -> N
     assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
 
 
+def test_each_gpu_is_out_of_service_once() -> None:
+    gpus = [_GPU.replace("a", "3"), _GPU.replace("GPU", "MIG"), _GPU]
+    checked, _keys = policy.from_inventory({**inventory(), "lab_gpu": {"out_of_service": [*gpus, gpus[0]]}})
+    assert checked.gpu.out_of_service == tuple(sorted(gpus))
+    assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
+
+
 def test_group_shares_are_the_members_alone() -> None:
     checked, _keys = policy.from_inventory(inventory())
     assert [share.name for share in checked.shares_for(checked.user("carol"))] == ["vision"]
@@ -144,6 +151,7 @@ def _set(path: str, value: object) -> Any:
     return change
 
 
+_GPU = "GPU-a0000000-0000-4000-8000-000000000000"
 _S3 = {"name": "s3", "url": "https://s3.example.org"}
 BAD_INPUT = [
     ("lab_docker_source", "Upstream", r"^lab_docker_source: 'Upstream' is not known\. Use one of: upstream"),
@@ -248,7 +256,7 @@ BAD_INPUT = [
     (
         "lab_gpu",
         {"shared": 2},
-        r"^lab_gpu\.shared: unknown key\. Use one of: groups, reserve, shared_by",
+        r"^lab_gpu\.shared: unknown key\. Use one of: groups, out_of_service, reserve, shared_by",
     ),
     ("lab_gpu", {"shared_by": 0}, r"^lab_gpu\.shared_by: expected a whole number from 1 to 64, not 0"),
     ("lab_gpu", {"groups": {"nobody": {}}}, r"^lab_gpu\.groups\.nobody: is not in lab_groups"),
@@ -265,6 +273,13 @@ BAD_INPUT = [
         {"users": {"alice": {"weight": 2}}},
         r"^lab_gpu\.users\.alice\.weight: only a group has one",
     ),
+    ("lab_gpu", {"out_of_service": "GPU-1"}, r"^lab_gpu\.out_of_service: expected a list"),
+    (
+        "lab_gpu",
+        {"out_of_service": [_GPU, "3"]},
+        r"^lab_gpu\.out_of_service\[1\]: '3' is no uuid of a GPU or MIG instance\. Write it as nvidia-smi",
+    ),
+    ("lab_gpu", {"out_of_service": [_GPU.upper()]}, r"^lab_gpu\.out_of_service\[0\]: 'GPU-A0"),
     (
         "lab_projects/0/gpus",
         1,

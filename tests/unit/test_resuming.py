@@ -56,7 +56,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Booted:
     made = Booted()
     monkeypatch.setattr(gpuleases, "state", made.records)
     monkeypatch.setattr(gpuleases.locks, "hold", lambda *_words, **_named: contextlib.nullcontext())
-    monkeypatch.setattr(gpuleases, "inventory", lambda: list(made.devices))
+    monkeypatch.setattr(gpuleases, "inventory", lambda _policy: list(made.devices))
     monkeypatch.setattr(verbs_gpu, "connected", lambda: contextlib.nullcontext(made.engine))
     monkeypatch.setattr(processes.events, "boot_id", lambda: made.boot)
     monkeypatch.setattr(resuming, "load", lambda: made.policy)

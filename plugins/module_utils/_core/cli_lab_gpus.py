@@ -114,6 +114,8 @@ def _how(holder: Mapping[str, Any]) -> str:
 
 
 def _state(one: Mapping[str, Any]) -> str:
+    if one["out_of_service"]:
+        return "out of service"
     if one["problem"]:
         return "ill"
     if one["holders"]:

@@ -61,7 +61,7 @@ def _make(call: Call, policy: Policy) -> int:
             wanted,
             start,
             length,
-            gpuleases.inventory,
+            lambda: gpuleases.inventory(policy),
             admin=True,
             check=options.dry_run,
         )

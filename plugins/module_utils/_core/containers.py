@@ -629,7 +629,15 @@ def _ready_again(
     _check_sources(replace(made, home_source="") if check else made)
     if back_for is not None:
         _check_room(back_for, _held(engine, back_for.uid))
-    gpuleases.hold_again(engine, policy, actual, spec.name, gpuleases.inventory, user=back_for, check=check)
+    gpuleases.hold_again(
+        engine,
+        policy,
+        actual,
+        spec.name,
+        lambda: gpuleases.inventory(policy),
+        user=back_for,
+        check=check,
+    )
 
 
 def _check_given(actual: Actual, spec: ContainerSpec) -> None:
@@ -707,7 +715,7 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
         lease = None
         if spec.gpus:
             user = policy.user(spec.user)
-            lease = gpuleases.obtain(engine, policy, user, spec, gpuleases.inventory)
+            lease = gpuleases.obtain(engine, policy, user, spec, lambda: gpuleases.inventory(policy))
         made = _created(engine, spec, name, specs.create_config(spec, known, engine.facts, lease, gids))
         with _undone(lambda: engine.remove(made)):
             engine.put(made, archive)
@@ -977,7 +985,7 @@ def _gpus_now(
     """Raise why a new container could not have its GPUs now; return it as a note where one would wait."""
     gpufiles.further_groups(policy, spec)
     try:
-        gpuleases.check_now(engine, policy, user, spec, gpuleases.inventory)
+        gpuleases.check_now(engine, policy, user, spec, lambda: gpuleases.inventory(policy))
     except (Busy, OverLimit) as error:
         if not would_wait:
             raise

@@ -59,7 +59,7 @@ def look(engine: Engine, policy: Policy, *, check: bool = False) -> tuple[list[H
     devices = None
     # Without a driver nobody knows what works; that is no reason to give way, nor not to.
     with contextlib.suppress(LabError):
-        devices = gpuleases.inventory()
+        devices = gpuleases.inventory(policy)
     with contextlib.nullcontext() if check else gpuleases.locked():
         seen = gpuleases.survey(engine, policy)
         if devices is not None:

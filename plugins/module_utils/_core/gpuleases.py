@@ -45,10 +45,9 @@ _MOST_WAITING = 16  # of one user
 _LONGEST_WAIT = 30 * 86400.0  # seconds that count after a reboot
 
 
-def inventory() -> list[Device]:
+def inventory(policy: Policy) -> list[Device]:
     """Return the devices of this server; raise a LabError that says why there are none."""
-
-    return gpus.devices()
+    return gpus.devices(policy.gpu.out_of_service)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def _parse_text(text: str, where: str) -> GpuRequest | None:
     return None
 
 
+def is_uuid(text: str) -> bool:
+    """Say whether a text is the uuid of a GPU or of a MIG instance, as nvidia-smi -L tells it."""
+    return _UUID.fullmatch(text) is not None
+
+
 def _of_memory(value: object, where: str) -> GpuRequest:
     memory = parse_size(value, f"{where}: memory")
     if memory < 1 << 20:

@@ -17,7 +17,7 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -76,6 +76,8 @@ class Instance:
     memory: int
     used: int
     processes: tuple[Process, ...] = ()
+    #: What is wrong with it alone; what is wrong with its GPU is told there.
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,13 @@ class Seen:
 # What is told of it
 
 
-def devices() -> list[Device]:
+def devices(out_of_service: Collection[str] = ()) -> list[Device]:
     """Return what can be given to containers: each GPU that is not divided, and each MIG instance.
 
-    A GPU that does not even tell its uuid is left out. Raises HostError with the reason where NVML tells
-    nothing.
+    A GPU that does not even tell its uuid is left out. ``out_of_service``: as of ``look``. Raises HostError
+    with the reason where NVML tells nothing.
     """
-    seen = look(busy=False)
+    seen = look(busy=False, out_of_service=out_of_service)
     if seen.problem:
         raise HostError(seen.problem)
     return [device for gpu in seen.gpus for device in devices_of(gpu)]
@@ -138,12 +140,13 @@ def devices() -> list[Device]:
 
 def devices_of(gpu: Gpu) -> Iterator[Device]:
     """Yield the devices that a GPU is or is divided into."""
-    ill = gpu.problem or None
     if gpu.mig:
         for one in gpu.instances:
-            yield Device(one.uuid, one.name, one.memory, one.profile, gpu.uuid, one.index, gpu.healthy, ill)
+            ill = gpu.problem or one.problem or None
+            yield Device(one.uuid, one.name, one.memory, one.profile, gpu.uuid, one.index, ill is None, ill)
     elif gpu.uuid:
-        yield Device(gpu.uuid, gpu.name, gpu.memory, None, None, str(gpu.index), gpu.healthy, ill)
+        ill = gpu.problem or None
+        yield Device(gpu.uuid, gpu.name, gpu.memory, None, None, str(gpu.index), ill is None, ill)
 
 
 def told(seen: Seen) -> dict[str, Any]:
@@ -184,9 +187,16 @@ def loaded(proc: str = "/proc") -> bool:
     return os.path.exists(f"{proc}/driver/nvidia/version")
 
 
-def look(*, busy: bool = True, kernel_log: str = KERNEL_LOG, pci: str = PCI) -> Seen:
+def look(
+    *,
+    busy: bool = True,
+    out_of_service: Collection[str] = (),
+    kernel_log: str = KERNEL_LOG,
+    pci: str = PCI,
+) -> Seen:
     """Return all GPUs. Without ``busy``, only what they are and whether they are healthy.
 
+    ``out_of_service``: the uuids of those that are to be given to nobody (``lab_gpu``), as if they were ill.
     Never raises for what is wrong with a GPU, the driver or the library: that is told in ``problem``.
     """
     try:
@@ -201,12 +211,29 @@ def look(*, busy: bool = True, kernel_log: str = KERNEL_LOG, pci: str = PCI) -> 
         xids = _xids(kernel_log)
         gpus = tuple(_gpu(nvml, index, xids, busy) for index in range(nvml.nvmlDeviceGetCount()))
         cuda = _known(nvml, nvml.nvmlSystemGetCudaDriverVersion)
-        return Seen(gpus, nvml.nvmlSystemGetDriverVersion(), _cuda(cuda or 0))
+        return withdrawn(Seen(gpus, nvml.nvmlSystemGetDriverVersion(), _cuda(cuda or 0)), out_of_service)
     except nvml.NVMLError as error:
         return Seen(problem=f"NVML failed: {_words(error)}. Look at: journalctl -k -g NVRM.")
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
+
+
+def withdrawn(seen: Seen, out_of_service: Collection[str]) -> Seen:
+    """Return what was seen with those ill that are out of service; a GPU takes its instances along."""
+    if not out_of_service:
+        return seen
+    return replace(seen, gpus=tuple(_withdrawn(gpu, out_of_service) for gpu in seen.gpus))
+
+
+def _withdrawn(gpu: Gpu, out_of_service: Collection[str]) -> Gpu:
+    why = "is out of service (lab_gpu.out_of_service)."
+    parts = tuple(
+        replace(one, problem=f"MIG instance {one.index} {why}") if one.uuid in out_of_service else one
+        for one in gpu.instances
+    )
+    out = gpu.uuid in out_of_service and not gpu.problem
+    return replace(gpu, instances=parts, problem=f"GPU {gpu.index} {why}" if out else gpu.problem)
 
 
 def _binding() -> Any:

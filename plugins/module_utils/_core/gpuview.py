@@ -27,9 +27,9 @@ from .policy import Policy, User
 def look(policy: Policy, url: str = DEFAULT_URL, seen: gpus.Seen | None = None) -> dict[str, Any]:
     """Return the GPUs, who holds and uses them and who waits, as plain data.
 
-    ``seen`` is what NVML told, where it was asked already. What is not known is told with its reason.
+    ``seen`` is what ``gpus.look`` told, where it was asked. What is not known is told with its reason.
     """
-    found = gpus.look() if seen is None else seen
+    found = gpus.look(out_of_service=policy.gpu.out_of_service) if seen is None else seen
     try:
         engine = Engine.connect(url)
         try:
@@ -86,10 +86,12 @@ def _devices(
         part = parts.get(device.uuid)
         holders = [one for one in survey.held if device.uuid in one.lease.uuids]
         processes = gpu.processes if part is None else part.processes
+        problem = device.problem or gpu.problem
         yield {
             **asdict(device),
-            "problem": gpu.problem,
-            "healthy": gpu.healthy,
+            "problem": problem,
+            "healthy": not problem,
+            "out_of_service": bool({device.uuid, device.card}.intersection(policy.gpu.out_of_service)),
             "used": gpu.used if part is None else part.used,
             "load": gpu.load,
             "temperature": gpu.temperature,
@@ -150,8 +152,10 @@ def _waiting(policy: Policy, survey: Survey, one: Waiting, now: float) -> dict[s
 
 def attention(seen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return what is bad and what is a warning, in words, of what ``look`` told."""
-    bad = list(dict.fromkeys(one["problem"] for one in seen["devices"] if one["problem"]))
+    ill = [one for one in seen["devices"] if one["problem"]]
+    bad = list(dict.fromkeys(one["problem"] for one in ill if not one["out_of_service"]))
     warn = [seen["problem"]] if seen["problem"] else []
+    warn += dict.fromkeys(one["problem"] for one in ill if one["out_of_service"])
     if not seen["problem"]:
         bad += [f"the GPU {one['uuid']} of {owner(one)} is not there any more" for one in seen["gone"]]
     warn += [
@@ -177,7 +181,8 @@ def person(policy: Policy, user: User, wanted: str, url: str = DEFAULT_URL) -> d
 
     ``wanted`` is a request's text. Nothing is given. Raises LabError, also where Docker does not answer.
     """
-    request, found = gpurequests.parse(wanted), gpus.look(busy=False)
+    request = gpurequests.parse(wanted)
+    found = gpus.look(busy=False, out_of_service=policy.gpu.out_of_service)
     devices = [device for gpu in found.gpus for device in gpus.devices_of(gpu)]
     limits = leases.bounds(policy, user)
     engine = Engine.connect(url)

@@ -315,7 +315,7 @@ def still_there(lease: Lease, devices: Sequence[Device], leases: Iterable[Lease]
             raise Refused(f"Its GPU {one.uuid} is not there any more.", fresh)
         if not stock.is_sound(device):
             why = device.problem or "it is broken, or cut into MIG instances"
-            raise Refused(f"Its GPU {one.uuid} cannot be used: {why}.", fresh)
+            raise Refused(f"Its GPU {one.uuid} cannot be used: {why.rstrip('.')}.", fresh)
         if not stock.is_free(device, shared=lease.shared):
             raise Busy(f"Its GPU {one.uuid} is given to somebody else by now.", fresh)
 

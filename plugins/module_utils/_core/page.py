@@ -295,6 +295,7 @@ def _gpus(seen: Mapping[str, Any]) -> str:
         memory = (
             f"{format_size(one['used'])} of {format_size(one['memory'])}" if one["memory"] else "not known"
         )
+        problem = " ".join(filter(None, (each["problem"] for each in (one, *one["instances"]))))
         people = sorted({process["user"] for process in _processes(one) if process["user"]})
         rows.append(
             (
@@ -304,7 +305,7 @@ def _gpus(seen: Mapping[str, Any]) -> str:
                 "not known" if one["temperature"] is None else f"{one['temperature']} C",
                 ", ".join(instance["profile"] for instance in one["instances"]) or "none",
                 ", ".join(people) or "nobody",
-                _coloured("well", "good") if one["healthy"] else _coloured(one["problem"], "bad"),
+                _coloured(problem, "bad") if problem else _coloured("well", "good"),
             )
         )
     columns = ("GPU", "#Memory", "#Busy", "#Heat", "Instances", "Computing", "State")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from . import gpurequests
 from .errors import InvalidInput
 from .names import printable
 
@@ -55,12 +56,16 @@ class ReserveRules:
 
 @dataclass(frozen=True)
 class GpuPolicy:
-    """The rules, by name, how many containers may share a whole GPU (1: none do), and reservations."""
+    """The rules, by name, how many containers may share a whole GPU (1: none do), and reservations.
+
+    ``out_of_service``: the uuids of GPUs and MIG instances that are given to nobody any more.
+    """
 
     shared_by: int = 1
     groups: tuple[tuple[str, GpuRule], ...] = ()
     users: tuple[tuple[str, GpuRule], ...] = ()
     reserve: ReserveRules = field(default_factory=ReserveRules)
+    out_of_service: tuple[str, ...] = ()
 
     def rule(self, user: str, group: str) -> GpuRule:
         """Return what holds for a user of a group: each of its own values, else the group's."""
@@ -82,9 +87,21 @@ def read(table: Any, groups: Iterable[str], users: Iterable[str]) -> GpuPolicy:
         groups=_rules(table.table("groups"), frozenset(groups), "lab_groups"),
         users=_rules(table.table("users"), frozenset(users), "lab_users"),
         reserve=_reserve(table.table("reserve")),
+        out_of_service=_uuids(table, "out_of_service"),
     )
     table.done()
     return found
+
+
+def _uuids(table: Any, key: str) -> tuple[str, ...]:
+    found = table.texts(key)
+    for number, one in enumerate(found):
+        if not gpurequests.is_uuid(one):
+            raise InvalidInput(
+                f"{table.at(key)}[{number}]: {printable(one)[:60]!r} is no uuid of a GPU or MIG instance.",
+                "Write it as nvidia-smi -L tells it: GPU-... or MIG-...",
+            )
+    return tuple(sorted(set(found)))
 
 
 def _reserve(table: Any) -> ReserveRules:
@@ -133,6 +150,7 @@ def dump(policy: GpuPolicy) -> dict[str, Any]:
     return {
         "shared_by": policy.shared_by,
         "reserve": asdict(policy.reserve),
+        "out_of_service": list(policy.out_of_service),
         **{
             kind: {
                 name: {key: value for key, value in asdict(rule).items() if value is not None}

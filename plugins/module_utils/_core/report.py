@@ -117,7 +117,7 @@ def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
         filesystems=storage.spaces(policy, table),
         storage_problems=storage.check_mounts(policy, table),
         docker=_docker(policy, url, sizes, packages),
-        gpus=gpus.look(),
+        gpus=gpus.look(out_of_service=policy.gpu.out_of_service),
         layers=_layers(policy),
     )
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from . import image_install, names
-from .errors import EngineError, InvalidInput
+from .errors import EngineError, InvalidInput, LabError
 from .items import ItemResult
-from .policy import Policy, User
+from .policy import Policy, User, load
 from .protocol import cores, gpus, job_command, memory
 
 
@@ -180,7 +180,8 @@ def in_turn(engine: Any, request: Request, own: Any, *, check: bool = False) -> 
         user,
         project,
         wanted,
-        gpuleases.inventory,
+        # Who waits for days is not to be given what was taken out of service since.
+        lambda: gpuleases.inventory(_newest(policy)),
         words=launch_words(request.options),
         progress=request.progress,
     )
@@ -188,6 +189,14 @@ def in_turn(engine: Any, request: Request, own: Any, *, check: bool = False) -> 
         yield
     finally:
         gpuleases.give_back_unused(engine, policy, holder)
+
+
+def _newest(policy: Policy) -> Policy:
+    """Return the policy of the server as it is by now, or else this one."""
+    try:
+        return load()
+    except LabError:
+        return policy
 
 
 def _project_list(request: Request) -> dict[str, Any]:

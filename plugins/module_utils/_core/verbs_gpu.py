@@ -19,16 +19,16 @@ from .protocol import gpus
 from .verbs import Request, Verb, connected, settings, yes
 
 
-def _devices() -> tuple[list[Device], str]:
+def _devices(request: Request) -> tuple[list[Device], str]:
     """Return the devices, and why there are none."""
     try:
-        return gpuleases.inventory(), ""
+        return gpuleases.inventory(request.policy), ""
     except LabError as error:
         return [], str(error)
 
 
 def _list(request: Request) -> dict[str, Any]:
-    devices, problem = _devices()
+    devices, problem = _devices(request)
     with connected() as engine:
         seen = gpuleases.survey(engine, request.policy)
     limits = leases.bounds(request.policy, request.user)
@@ -135,7 +135,7 @@ def _release(request: Request) -> dict[str, Any]:
 def _why(request: Request) -> dict[str, Any]:
     """Tell whether a request could be had now, and if not, why."""
     text = request.options.get("gpus", "1")
-    devices, problem = _devices()
+    devices, problem = _devices(request)
     with connected() as engine:
         possible, lease, error = gpuleases.tried(
             engine, request.policy, request.user, gpurequests.parse(text), devices
@@ -164,7 +164,7 @@ def _reserve(request: Request, *, check: bool) -> dict[str, Any]:
             wanted,
             start,
             options["for"],
-            gpuleases.inventory,
+            partial(gpuleases.inventory, request.policy),
             check=check,
         )
 

@@ -278,6 +278,7 @@ WAITS = {**HOLDER, "user": "bob", "place": 1, "project": "net", "gpus": "2", "wa
 def seen(**changes: Any) -> dict[str, Any]:
     """Return what an admin is told of two GPUs, one of which alice has."""
     facts = {"used": 1 << 30, "load": 71, "problem": "", "free": True, "shared": False, "processes": []}
+    facts["out_of_service"] = False
     one, two = (
         {**device(number, ""), **facts, "memory": 80 << 30, "healthy": True, "holders": []}
         for number in (0, 1)
@@ -326,6 +327,8 @@ def test_root_is_told_what_is_wrong_in_sentences(admin: Run, monkeypatch: pytest
     code, out, _err = admin("lab", "gpus")
     assert code == 0 and "GPU 1 is lost." in out.splitlines()
     assert "ill" in out.splitlines()[2] and out.endswith("is not known: Docker does not answer.\n")
+    told["devices"][1]["out_of_service"] = True
+    assert "out of service" in admin("lab", "gpus")[1].splitlines()[2]
 
 
 def test_root_asks_why_for_a_user(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,14 @@ def test_everything_is_on_the_page() -> None:
     assert "1 of 2 users have a backup; the oldest of the last ones is of 2020-09-13" in words(tree(text))
 
 
+def test_what_is_wrong_with_an_instance_is_told_of_its_gpu() -> None:
+    told = seen()
+    parts = [{"profile": "1g.10gb", "problem": text, "processes": []} for text in ("", "It is ill.")]
+    told["gpus"][0]["instances"] = parts
+    row = rows(page.page(told), "gpus")["0: NVIDIA H100"]
+    assert (row[3], row[-1]) == ("1g.10gb, 1g.10gb", "It is ill.")
+
+
 def test_an_empty_server_has_a_page_too() -> None:
     nothing = seen()
     for key in ("attention", "disks", "users", "left", "containers", "retired", "images", "base_images"):
