@@ -252,9 +252,15 @@ def test_nothing_is_asked_twice(simulate: Simulate, tmp_path: Path) -> None:
 
 
 def test_a_look_costs_about_what_nvml_does(simulate: Simulate, tmp_path: Path) -> None:
-    """At most half as much again as the bare calls, of which each takes 0.2 ms here, more on hardware."""
+    """At most half as much again as the bare calls, of which each takes 0.2 ms, more on hardware.
+
+    What is ours is the processor's time beyond theirs, which another program that runs does not lengthen; that
+    nothing is asked twice is the test above.
+    """
     nvml: Any = pytest.importorskip("pynvml")
-    simulate(f"{DRIVER} delay=200", *[A100.replace("GPU-1", f"GPU-{number}") for number in range(4)])
+    simulate(DRIVER, *[A100.replace("GPU-1", f"GPU-{number}") for number in range(4)])
+
+    calls = 4 + 4 * 14
 
     def bare() -> None:
         nvml.nvmlInit()
@@ -274,14 +280,14 @@ def test_a_look_costs_about_what_nvml_does(simulate: Simulate, tmp_path: Path) -
         nvml.nvmlShutdown()
 
     def seconds(what: Callable[[], object]) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         what()
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     turns = [(seconds(lambda: look(tmp_path)), seconds(bare)) for _turn in range(7)]
-    # The least of each: what else the computer does meanwhile only adds to a turn.
     ours, theirs = (min(side) for side in zip(*turns))
-    assert ours / theirs <= 1.5, f"{ours * 1000:.1f} ms, the bare calls {theirs * 1000:.1f} ms"
+    bound = calls * 0.0002 / 2
+    assert ours - theirs <= bound, f"{ours * 1e3:.1f} ms, the bare calls {theirs * 1e3:.1f} ms"
 
 
 def test_the_answer_is_plain_data(simulate: Simulate, tmp_path: Path) -> None:
