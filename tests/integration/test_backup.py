@@ -14,7 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import backup, drill, locks, restic, state
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    backup,
+    drill,
+    locks,
+    quota,
+    restic,
+    state,
+)
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.backuprules import BackupRules
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
@@ -135,6 +142,25 @@ def test_caches_and_what_it_says_are_left_out(server: Policy, place: Path) -> No
     listed = _listed(server, alice)
     assert {str(path) for path in kept} <= listed
     assert not {str(path) for path in out} & listed
+
+
+def test_a_file_of_holes_that_is_larger_than_the_quota_is_left_out_and_named(
+    server: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = server.user("alice")
+    workspace = Path(server.workspace(alice))
+    usage = quota.Usage(0, 0, policies.Quota(0, 1 << 20, 0, 0))
+    monkeypatch.setattr(quota, "usage", lambda _policy, _user: usage)
+    for name, size in (("dense", 1 << 20), ("holes", 1 << 40)):
+        os.truncate(_write(alice, workspace / name, ""), size)
+    found = backup.back_up(server, alice)
+    assert (found.problem, found.left_out) == ("", (f"{workspace}/holes",))
+    assert {"dense", "holes", "note"} & {Path(path).name for path in _listed(server, alice)} == {
+        "dense",
+        "note",
+    }
+    # As the restic of the server has it.
+    assert backup.restore(server, alice, "dense", str(Path(state.STATE_DIRECTORY).parent / "restored/a"))
 
 
 def test_a_user_cannot_read_the_repository_and_it_holds_no_words(server: Policy, place: Path) -> None:

@@ -254,8 +254,8 @@ def test_nothing_is_asked_twice(simulate: Simulate, tmp_path: Path) -> None:
 def test_a_look_costs_about_what_nvml_does(simulate: Simulate, tmp_path: Path) -> None:
     """At most half as much again as the bare calls, of which each takes 0.2 ms, more on hardware.
 
-    What is ours is the processor's time beyond theirs, which another program that runs does not lengthen; that
-    nothing is asked twice is the test above.
+    What is ours is the processor's time beyond theirs, which another program that runs does not lengthen.
+    That nothing is asked twice is the test above.
     """
     nvml: Any = pytest.importorskip("pynvml")
     simulate(DRIVER, *[A100.replace("GPU-1", f"GPU-{number}") for number in range(4)])

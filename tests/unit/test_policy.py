@@ -223,6 +223,7 @@ BAD_INPUT = [
     ("lab_backup", {"repository": "rest:https://u:p@x/"}, r"^lab_backup\.repository holds a password"),
     ("lab_backup", {"repository": "/b", "exclude": ["a\nb"]}, r"^lab_backup\.exclude\[0\] is no pattern"),
     ("lab_backup", {"repository": "/b", "keep_daily": 0}, r"^lab_backup\.keep_daily: expected a whole numb"),
+    ("lab_backup", {"repository": "/b", "user_hours": 13}, r"^lab_backup\.user_hours: expected a whole numb"),
     ("lab_backup", {"repository": "/b", "password": "x"}, r"^lab_backup\.password: unknown key"),
     ("lab_object_storage", {"name": "x"}, r"^lab_object_storage: expected a list"),
     ("lab_object_storage", [{"name": "x"}], r"^lab_object_storage\[0\] \(x\)\.url is missing"),

@@ -21,10 +21,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import STATE_DIRECTORY, hostfiles, locks, restic, state
+from . import STATE_DIRECTORY, archive, asuser, hostfiles, locks, quota, restic, safefs, state
 from . import policy as policies
 from .backuprules import BackupRules
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
@@ -44,13 +44,16 @@ _SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
 # What can be made anew. Folders with a CACHEDIR.TAG are left out by restic itself.
 _CACHES = ("__pycache__", ".cache/pip", ".cache/uv")
+# So many files that were left out are named.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
 class Record:
     """What is known of one user's backup and drill; times are 0 for never.
 
-    ``made``: where a repository was made; it is not made anew where one was.
+    ``made``: where a repository was made; it is not made anew where one was. ``tried`` is when the last
+    backup began, ``left_out`` names files that are larger than their user's quota.
     """
 
     user: str
@@ -60,6 +63,7 @@ class Record:
     problem: str = ""
     snapshot: str = ""
     incomplete: bool = False
+    left_out: tuple[str, ...] = ()
     drilled: float = 0.0
     drill_problem: str = ""
     compared: int = 0
@@ -101,12 +105,16 @@ def places(policy: Policy, user: User) -> tuple[str, ...]:
     return (user.home, policy.workspace(user), posixpath.join(policies.HOMES_ROOT, user.name))
 
 
-def backup_arguments(rules: BackupRules, user: User, trees: Sequence[str]) -> list[str]:
-    """Return the words of ``restic backup``."""
+def backup_arguments(rules: BackupRules, user: User, trees: Sequence[str], largest: int = 0) -> list[str]:
+    """Return the words of ``restic backup``; files of more than ``largest`` bytes are left out, if not 0.
+
+    restic reads a hole as the zeros that it stands for.
+    """
     homes = posixpath.join(policies.HOMES_ROOT, user.name)
     excluded = [*_CACHES, posixpath.join(user.home, ".cache"), posixpath.join(homes, "*", ".cache")]
     return [
         *("backup", "--json", "--one-file-system", "--exclude-caches", "--tag=lab-server"),
+        *([f"--exclude-larger-than={largest}"] if largest else []),
         *(f"--exclude={pattern}" for pattern in (*excluded, *rules.exclude)),
         *("--", *trees),
     ]
@@ -179,8 +187,8 @@ def record(user: str) -> Record:
     """Return what is known of a user's backup; one that is damaged is a problem of its own."""
     try:
         data = json.loads(state.read_record(_name(user)) or "{}")
-        return Record(**{**data, "user": user})
-    except (ValueError, TypeError):
+        return Record(**{**data, "user": user, "left_out": tuple(data.get("left_out", ()))})
+    except (ValueError, TypeError, AttributeError):
         return Record(user, problem="its record is damaged; the next backup writes a new one")
 
 
@@ -307,19 +315,43 @@ def _make(place: Repository, known: Record) -> Record:
 # ---- backups ---------------------------------------------------------------------------------------------
 
 
+def in_turn(policy: Policy) -> tuple[User, ...]:
+    """Return all users, first whose last try is the longest ago.
+
+    So everybody has a turn however long others take. By the last success those would come first each day who
+    never have one.
+    """
+    return tuple(sorted(policy.users, key=lambda user: record(user.name).tried))
+
+
 def back_up(policy: Policy, user: User) -> Record:
     """Back a user up and drop what is not kept any more; what goes wrong is in the record, not raised."""
+    rules = rules_of(policy)
     with locks.hold(f"backup-{user.uid}", timeout=5, title=f"the backup of {user.name}"):
-        known = record(user.name)
-        now = time.time()
+        # Kept before it begins: who is at work when all of it is ended has had the turn.
+        known = keep(replace(record(user.name), tried=time.time()))
+        until = time.monotonic() + rules.user_hours * HOUR
         try:
-            found = _back_up(policy, user, known)
+            found = _back_up(policy, user, known, until)
         except LabError as error:
-            return keep(Record(**{**asdict(known), "tried": now, "problem": printable(str(error))}))
-        return keep(Record(**{**asdict(found), "tried": now, "done": time.time(), "problem": ""}))
+            late = time.monotonic() >= until
+            return keep(replace(known, problem=printable(str(_too_long(rules) if late else error))))
+        return keep(replace(found, done=time.time(), problem=""))
 
 
-def _back_up(policy: Policy, user: User, known: Record) -> Record:
+def _too_long(rules: BackupRules) -> HostError:
+    return HostError(
+        f"It took longer than lab_backup.user_hours, {rules.user_hours}, and was ended.",
+        "Look for files that are mostly holes (du against du --apparent-size), "
+        "or raise it; the next one goes on with what came into the repository.",
+    )
+
+
+def _left(until: float) -> float:
+    return max(1.0, until - time.monotonic())
+
+
+def _back_up(policy: Policy, user: User, known: Record, until: float) -> Record:
     rules = rules_of(policy)
     _check_place(rules)
     trees = [place for place in places(policy, user) if _is_folder(place)]
@@ -329,21 +361,55 @@ def _back_up(policy: Policy, user: User, known: Record) -> Record:
     known = _make(place, known)
     # Locks of processes that are gone.
     restic.run(place, ["unlock"], timeout=600)
+    largest = _largest(policy, user)
     done = restic.run(
         place,
-        backup_arguments(rules, user, trees),
+        backup_arguments(rules, user, trees, largest),
         capabilities=(restic.DAC_READ_SEARCH,),
         trees=trees,
         accept=(0, restic.INCOMPLETE),
+        timeout=_left(until),
     )
-    restic.run(place, forget_arguments(rules))
-    return Record(
-        **{
-            **asdict(known),
-            "snapshot": _snapshot_of(done.stdout),
-            "incomplete": done.returncode == restic.INCOMPLETE,
-        }
+    restic.run(place, forget_arguments(rules), timeout=_left(until))
+    return replace(
+        known,
+        snapshot=_snapshot_of(done.stdout),
+        incomplete=done.returncode == restic.INCOMPLETE,
+        left_out=_larger(policy, user, trees, largest, _left(until)) if largest else (),
     )
+
+
+def _largest(policy: Policy, user: User) -> int:
+    """Return how many bytes a file of the user's can hold that has no holes; 0 where nothing limits it.
+
+    A limit may have been set below what was used.
+    """
+    with contextlib.suppress(LabError):
+        usage = quota.usage(policy, user)
+        return max(usage.quota.hard, usage.used) if usage.quota.hard else 0
+    return 0
+
+
+def _larger(
+    policy: Policy, user: User, trees: Sequence[str], largest: int, timeout: float
+) -> tuple[str, ...]:
+    """Return some files of more than ``largest`` bytes, looked for by a child that is the user."""
+
+    def look() -> list[str]:
+        found: list[str] = []
+        for tree in trees:
+            # What cannot be looked into has no names to tell.
+            with contextlib.suppress(OSError, LabError), safefs.opened(tree) as folder:
+                for one in archive.walk(folder):
+                    if stat.S_ISREG(one.status.st_mode) and one.status.st_size > largest:
+                        found.append(printable(posixpath.join(tree, one.path))[:200])
+                    if len(found) >= _NAMED:
+                        return found
+        return found
+
+    with contextlib.suppress(LabError):
+        return tuple(asuser.run_as_user(asuser.identity(policy, user), look, timeout=min(timeout, 600.0)))
+    return ()
 
 
 def _is_folder(path: str) -> bool:
@@ -417,7 +483,7 @@ def restore(
 def extract(place: Repository, snapshot: str, paths: Sequence[str], target: str, *, owned: bool) -> None:
     """Restore paths into a folder of root's; ``owned``: with their owners, which needs capabilities."""
     included = [f"--include={literal(path)}" for path in paths]
-    words = ["restore", f"--target={target}", *included, "--", snapshot]
+    words = ["restore", f"--target={target}", *restic.sparse(place), *included, "--", snapshot]
     needed = (restic.CHOWN, restic.DAC_OVERRIDE, restic.FOWNER)
     restic.run(place, words, capabilities=needed if owned else (), timeout=86400)
 

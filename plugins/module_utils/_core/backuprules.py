@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, object] = {
     "keep_daily": 7,
     "keep_weekly": 5,
     "keep_monthly": 12,
+    "user_hours": 2,
     "alarm_hours": 50,
     "drill_files": 20,
     "drill_days": 14,
@@ -33,8 +34,9 @@ _DEFAULTS: dict[str, object] = {
 class BackupRules:
     """Where backups go and for how long they are kept.
 
-    A backup older than ``alarm_hours`` needs a hand, and so does a drill older than ``drill_days``; a drill
-    restores ``drill_files`` files of each user.
+    The backup of one user takes ``user_hours`` at most, far less than the unit's 23, so that the others have
+    theirs. A backup older than ``alarm_hours`` needs a hand, and so does a drill older than ``drill_days``; a
+    drill restores ``drill_files`` files of each user.
     """
 
     repository: str
@@ -42,6 +44,7 @@ class BackupRules:
     keep_daily: int = 7
     keep_weekly: int = 5
     keep_monthly: int = 12
+    user_hours: int = 2
     alarm_hours: int = 50
     drill_files: int = 20
     drill_days: int = 14
@@ -65,6 +68,7 @@ def read(root: Any, prefix: str) -> BackupRules | None:
         keep_daily=table.integer("keep_daily", 1, 10000),
         keep_weekly=table.integer("keep_weekly", 0, 10000),
         keep_monthly=table.integer("keep_monthly", 0, 10000),
+        user_hours=table.integer("user_hours", 1, 12),
         alarm_hours=table.integer("alarm_hours", 1, 8760),
         drill_files=table.integer("drill_files", 1, 1000),
         drill_days=table.integer("drill_days", 1, 3650),

@@ -7,14 +7,17 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from . import POLICY_PATH
 from .calls import Call, Command
 from .errors import InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
 from .terminal import moment
+
+if TYPE_CHECKING:
+    from .backup import Record
 
 
 def _policy() -> Policy:
@@ -54,18 +57,26 @@ def _backup(call: Call) -> int:
     if call.options.dry_run:
         return _would(call, policy, users)
     found = []
-    for user in users:
-        one = backup.back_up(policy, user)
+    for user in users if call.options.user else backup.in_turn(policy):
+        try:
+            one = backup.back_up(policy, user)
+        except Refused as error:
+            # Somebody else is at work on it; the others have their turn all the same.
+            one = replace(backup.record(user.name), problem=str(error))
         found.append(asdict(one))
         if not call.json:
-            left_out = "; some files could not be read" if one.incomplete else ""
-            failed = f"failed: {one.problem}"
-            call.out.line(
-                f"{one.user}: {failed if one.problem else f'snapshot {one.snapshot[:8]}{left_out}'}"
-            )
+            call.out.line(f"{one.user}: {_told(one)}")
     if call.json:
         call.answer({"users": found})
     return 1 if any(one["problem"] for one in found) else 0
+
+
+def _told(one: Record) -> str:
+    if one.problem:
+        return f"failed: {one.problem}"
+    unread = "; some files could not be read" if one.incomplete else ""
+    large = f"; larger than the quota, so left out: {', '.join(one.left_out)}" if one.left_out else ""
+    return f"snapshot {one.snapshot[:8]}{unread}{large}"
 
 
 def _would(call: Call, policy: Policy, users: tuple[User, ...]) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER = 0, 1, 2, 3
 _LAST_CAPABILITY = 63
 # restic(1) backup: a snapshot was made, but some files could not be read.
 INCOMPLETE = 3
+# restic's changelog: restore --sparse is there since 0.15.0.
+_SPARSE_SINCE = (0, 15)
+_VERSION = re.compile(r"restic (\d+)\.(\d+)")
 
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
@@ -72,6 +76,12 @@ def run(
         raise _failed(arguments[0], done.returncode, done.stderr)
     result: subprocess.CompletedProcess[str] = done
     return result
+
+
+def sparse(repository: Repository) -> list[str]:
+    """Return the option by which long runs of zeros are restored as holes, where this restic has it."""
+    match = _VERSION.match(run(repository, ["version"], timeout=60).stdout)
+    return ["--sparse"] if match and (int(match[1]), int(match[2])) >= _SPARSE_SINCE else []
 
 
 def lines(repository: Repository, arguments: Sequence[str]) -> Iterator[str]:

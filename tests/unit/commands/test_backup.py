@@ -7,18 +7,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    asuser,
     backup,
     backuprules,
     cli_backup,
     drill,
+    locks,
     metrics,
     policy,
+    quota,
     restic,
     state,
 )
@@ -29,6 +35,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     HostError,
     InvalidInput,
     NotFound,
+    Refused,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from conftest import Run
@@ -105,6 +112,147 @@ def test_caches_are_left_out_and_trees_come_after_the_options(lab: Policy) -> No
 def test_what_is_not_kept_is_not_asked_for() -> None:
     words = backup.forget_arguments(replace(RULES, keep_monthly=0))
     assert words == ["forget", "--prune", "--group-by=", "--keep-daily=7", "--keep-weekly=5"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "used", "largest"), [(5 << 30, 1 << 30, 5 << 30), (5 << 30, 7 << 30, 7 << 30), (0, 1 << 30, 0)]
+)
+def test_only_a_file_that_must_have_holes_is_left_out(
+    lab: Policy, monkeypatch: pytest.MonkeyPatch, hard: int, used: int, largest: int
+) -> None:
+    usage = quota.Usage(used, 1, policy.Quota(0, hard, 0, 0))
+    monkeypatch.setattr(quota, "usage", lambda _policy, _user: usage)
+    alice = lab.user("alice")
+    assert backup._largest(lab, alice) == largest
+    words = backup.backup_arguments(RULES, alice, ["/x"], largest)
+    assert [word for word in words if "larger" in word] == (
+        [f"--exclude-larger-than={largest}"] if largest else []
+    )
+
+
+def test_without_quotas_nothing_is_left_out(lab: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_policy: Policy, _user: object) -> quota.Usage:
+        raise HostError("Quotas are not on.")
+
+    monkeypatch.setattr(quota, "usage", refuse)
+    assert backup._largest(lab, lab.user("alice")) == 0
+
+
+# ---- everybody has a turn --------------------------------------------------------------------------------
+
+
+class Restic:
+    """Plays restic and the clock: a backup of who is in ``slow`` takes all the time that it is given."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slow: set[str] = set()
+        self.calls: list[tuple[str, str, float]] = []
+
+    def run(
+        self, place: restic.Repository, arguments: Sequence[str], *, timeout: float, **_more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        user = place.url.rpartition("/")[2]
+        self.calls.append((user, arguments[0], timeout))
+        self.now += 60
+        if arguments[0] == "backup" and user in self.slow:
+            self.now += timeout
+            raise HostError("restic took too long and was ended.")
+        said = json.dumps({"message_type": "summary", "snapshot_id": "0123456789"})
+        return subprocess.CompletedProcess(list(arguments), 0, said, "")
+
+    def users(self) -> list[str]:
+        return [user for user, verb, _timeout in self.calls if verb == "backup"]
+
+
+@pytest.fixture
+def played(admin: Run, lab: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Restic:
+    made = Restic()
+    (tmp_path / "password").write_text("correct horse battery staple\n")
+    monkeypatch.setattr(backup, "_secret", lambda path: "x" * 16 if path == backup.PASSWORD_PATH else None)
+    monkeypatch.setattr(backup, "_check_place", lambda _rules: None)
+    monkeypatch.setattr(backup.restic, "run", made.run)
+    monkeypatch.setattr(backup.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(backup.time, "time", lambda: NOW + made.now)
+    monkeypatch.setattr(locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(quota, "usage", lambda _policy, _user: quota.Usage(0, 0, quota.NO_LIMIT))
+    return made
+
+
+def test_who_takes_too_long_is_ended_and_the_next_one_goes_on(admin: Run, played: Restic) -> None:
+    played.slow = {"alice"}
+    code, out, _err = admin("lab", "backup")
+    first, second = out.splitlines()
+    assert code == 1 and first.startswith("alice: failed: It took longer than lab_backup.user_hours, 2,")
+    assert second == "bob: snapshot 01234567"
+    assert all(timeout <= 2 * HOUR for _user, _verb, timeout in played.calls)
+    [given] = [timeout for user, verb, timeout in played.calls if (user, verb) == ("alice", "backup")]
+    # What came before it counts, too.
+    assert given == 2 * HOUR - 120
+    bad, _warn = backup.attention(RULES, [backup.record("alice")], NOW)
+    assert len(bad) == 1 and "du --apparent-size" in bad[0]
+
+
+def test_whose_last_try_is_the_longest_ago_comes_first(admin: Run, played: Restic) -> None:
+    played.slow = {"alice"}
+    # As if all of it had been ended while the one of alice was made.
+    backup.keep(Record("alice", done=NOW - 90 * HOUR, tried=NOW - HOUR))
+    backup.keep(Record("bob", done=NOW - HOUR, tried=NOW - 2 * HOUR))
+    admin("lab", "backup")
+    admin("lab", "backup")
+    # She who has no success does not come first for it.
+    assert played.users() == ["bob", "alice", "bob", "alice"]
+
+
+def test_a_try_is_known_before_it_ends(
+    played: Restic, backed_up: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def run(place: restic.Repository, arguments: Sequence[str], **more: Any) -> object:
+        tried.append(backup.record("alice").tried)
+        return played.run(place, arguments, **more)
+
+    monkeypatch.setattr(backup.restic, "run", run)
+    began = NOW + played.now
+    assert backup.back_up(backed_up, backed_up.user("alice")).problem == ""
+    assert set(tried) == {began}
+
+
+def test_who_is_backed_up_by_somebody_else_keeps_nobody_waiting(
+    admin: Run, played: Restic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = backup.back_up
+
+    def back_up(policy: Policy, user: policy.User) -> Record:
+        if user.name == "alice":
+            raise Refused("Somebody else is at work on the backup of alice.")
+        return real(policy, user)
+
+    monkeypatch.setattr(backup, "back_up", back_up)
+    code, out, _err = admin("lab", "backup")
+    assert code == 1
+    assert out == "alice: failed: Somebody else is at work on the backup of alice.\nbob: snapshot 01234567\n"
+    assert backup.record("alice").problem == ""
+
+
+def test_what_is_larger_than_the_quota_is_named(
+    admin: Run, played: Restic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = quota.Usage(0, 0, policy.Quota(0, 1 << 20, 0, 0))
+    monkeypatch.setattr(quota, "usage", lambda _policy, _user: usage)
+    monkeypatch.setattr(asuser, "run_as_user", lambda _who, look, timeout: look())
+    files = tmp_path / "files"
+    files.mkdir()
+    monkeypatch.setattr(Policy, "workspace", lambda _policy, _user: str(files))
+    for name, size in (("dense", 1 << 20), ("holes", 1 << 40)):
+        (files / name).touch()
+        os.truncate(files / name, size)
+    (files / "link").symlink_to(files / "holes")
+    code, out, _err = admin("lab", "backup", "alice")
+    told = f"alice: snapshot 01234567; larger than the quota, so left out: {files}/holes\n"
+    assert (code, out) == (0, told)
+    assert backup.record("alice").left_out == (f"{files}/holes",)
 
 
 # ---- restoring -------------------------------------------------------------------------------------------
@@ -213,6 +361,27 @@ def test_snapshots_are_listed_of_all_and_of_who_left(
     words = ("lab", "restore", "eve", "thesis", "--to", "/root/x", "--dry-run")
     wanted = backup.locate(stored, backup.somebody(stored, "eve"), "thesis")
     assert run(*words)[:2] == (0, f"Would restore {wanted} of snapshot latest into /root/x.\n")
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("restic 0.14.0 compiled with go1.19.8 on linux/amd64\n", []),
+        ("restic 0.15.0 compiled with go1.19.8 on linux/amd64\n", ["--sparse"]),
+        ("restic 1.0.0 compiled with go1.30 on linux/amd64\n", ["--sparse"]),
+        ("something else", []),
+    ],
+)
+def test_holes_are_restored_where_restic_can(
+    monkeypatch: pytest.MonkeyPatch, said: str, words: list[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(_place: object, arguments: list[str], **_more: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(arguments)
+        return subprocess.CompletedProcess(arguments, 0, said, "")
+
+    monkeypatch.setattr(restic, "run", run)
+    backup.extract(restic.Repository("/backup", "x"), "latest", ["/a"], "/x", owned=False)
+    assert ran[1] == ["restore", "--target=/x", *words, "--include=/a", "--", "latest"]
 
 
 # ---- the drill -------------------------------------------------------------------------------------------
