@@ -156,6 +156,56 @@ def test_where_to_is_said(host: datamove.Host) -> None:
         datamove.move(None, host._policy, nowhere, release=False, check=True)
 
 
+def test_holes_that_would_be_read_for_weeks_are_refused_before_anything_stops(
+    host: datamove.Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    did: list[object] = []
+    monkeypatch.setattr(host, "_rsync", lambda _further, *, partly: did.append(partly))
+    monkeypatch.setattr(datamove.state, "set_moving", lambda: did.append("moving"))
+    monkeypatch.setattr(datamove.state, "is_moving", lambda: False)
+    monkeypatch.setattr(datamove.hostfiles, "run", lambda command, **_options: did.append(command))
+    for name in ("a", "b"):
+        (tmp_path / "data/vision" / name).touch()
+        os.truncate(tmp_path / "data/vision" / name, (1 << 39) + 1)
+    said = r"have 1T of holes, .* most are in vision/[ab] \(512G\), vision/[ab] \(512G\)\. Let their owners"
+    for deed in (host.pause, lambda: host.copy(last=False), lambda: host.copy(last=True)):
+        with pytest.raises(Refused, match=said):
+            deed()
+    assert did == []
+    os.truncate(tmp_path / "data/vision/a", 1 << 39)
+    os.truncate(tmp_path / "data/vision/b", 1 << 39)
+    host.pause()
+    host.copy(last=True)
+    assert did[0] == "moving" and len(did) == 3
+
+
+def test_the_rest_takes_no_longer_than_was_reckoned(
+    host: datamove.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, given = [1000.0], []
+
+    def run(command: list[str], *, timeout: float, **_options: object) -> object:
+        if "rsync" in command:
+            given.append(timeout)
+            now[0] += timeout
+            raise HostError("unshare could not be run: Command '...' timed out after 1 seconds.")
+        return datamove.hostfiles.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(datamove.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(datamove.hostfiles, "run", run)
+    monkeypatch.setattr(host, "_check_source", lambda *, frozen: None)
+    monkeypatch.setattr(host, "_used", lambda: (100 << 30, 1_000_000))
+    with pytest.raises(HostError, match="could not be run"):
+        host.copy(last=False)
+    assert given == [datamove._TIMEOUT]
+    with pytest.raises(HostError, match=r"^The rest took much longer than all was reckoned to take"):
+        host.copy(last=True)
+    assert given[1] == 3600 + 4 * (1024 + 1000)
+    now[0] += 1
+    with pytest.raises(HostError, match=r"^The rest took much longer"):
+        host.compare(last=True)
+
+
 @pytest.mark.parametrize("status", [23, 24])
 def test_what_vanishes_while_it_is_in_use_is_no_error_and_later_is(
     host: datamove.Host, monkeypatch: pytest.MonkeyPatch, status: int

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import sametree
-from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
+from ansible_collections.lab.server.plugins.module_utils._core import archive, sametree
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, LabError
 from ansible_collections.lab.server.plugins.module_utils._core.sametree import Line, Verdict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,6 +163,132 @@ def test_what_was_changed_just_now_is_read_again(trees: tuple[Path, Path]) -> No
     verdict, kept = compared(*trees)
     assert not any(line.settled for line in kept)
     assert compared(*trees, kept)[0].read == verdict.read
+
+
+def _filled(path: Path, size: int, parts: dict[int, bytes]) -> None:
+    """Make a file of holes, but for these parts."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, data in parts.items():
+            os.pwrite(file.fileno(), data, offset)
+
+
+def _alike(tmp_path: Path, *parts: dict[int, bytes], size: int) -> bool:
+    """Say whether files of these parts are the same."""
+    one, two = tmp_path / "left", tmp_path / "right"
+    for folder, part in zip((one, two), parts, strict=True):
+        folder.mkdir(exist_ok=True)
+        _filled(folder / "file", size, part)
+    same_times(one, two)
+    different = compared(one, two)[0].different
+    assert different in ({}, {"file": "content"})
+    return not different
+
+
+BLOCK = sametree._BLOCK
+
+
+@pytest.mark.parametrize("size", [5 * BLOCK, 5 * BLOCK + 1, 5 * BLOCK - 1])
+def test_a_hole_is_the_same_as_zeros_in_its_place(tmp_path: Path, size: int) -> None:
+    data = {BLOCK + 4096: b"x", size - 1: b"y"}
+    assert _alike(tmp_path, data, {0: bytes(size), **data}, size=size)
+    assert _alike(tmp_path, {}, {0: bytes(size)}, size=size)
+    assert _alike(tmp_path, {3: b"x"}, {3: b"x", BLOCK: bytes(2 * BLOCK)}, size=size)
+
+
+def test_what_is_in_another_place_between_holes_differs(tmp_path: Path) -> None:
+    size = 9 * BLOCK
+    block = b"z" * BLOCK
+    for one, two in (
+        ({2 * BLOCK: block}, {3 * BLOCK: block}),
+        ({2 * BLOCK: b"z"}, {2 * BLOCK + 1: b"z"}),
+        ({size - 1: b"z"}, {}),
+        ({0: b"z"}, {}),
+        ({BLOCK: block, 5 * BLOCK: block}, {BLOCK: block}),
+    ):
+        assert not _alike(tmp_path, one, two, size=size)
+
+
+PARTS = st.dictionaries(st.integers(0, 2 * BLOCK), st.binary(min_size=1, max_size=3), max_size=3)
+
+
+@given(PARTS, PARTS, st.integers(2 * BLOCK + 3, 3 * BLOCK))
+def test_files_have_one_digest_if_they_have_the_same_bytes(
+    one: dict[int, bytes], two: dict[int, bytes], size: int
+) -> None:
+    found = []
+    for parts in (one, two):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "file"
+            _filled(path, size, parts)
+            with path.open("rb") as file:
+                found.append((path.read_bytes(), sametree._digest(file.fileno())))
+    (left, first), (right, second) = found
+    assert (left == right) == (first == second)
+
+
+def test_holes_cost_nothing(tmp_path: Path) -> None:
+    size = 1 << 42
+    assert _alike(tmp_path, {size // 2: b"x"}, {size // 2: b"x"}, size=size)
+    assert not _alike(tmp_path, {size // 2: b"x"}, {size // 2: b"y"}, size=size)
+
+
+def test_holes_are_counted_once_whatever_names_they_have(tmp_path: Path) -> None:
+    _filled(tmp_path / "small", 1 << 20, {0: b"x" * (1 << 20)})
+    _filled(tmp_path / "large", 1 << 40, {})
+    os.link(tmp_path / "large", tmp_path / "again")
+    (tmp_path / "link").symlink_to("large")
+    (tmp_path / "lost+found").mkdir()
+    _filled(tmp_path / "lost+found/large", 1 << 40, {})
+    for number in range(5):
+        _filled(tmp_path / f"some-{number}", (number + 1) << 30, {})
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        together, worst = sametree.holes(folder, in_use=False)
+    finally:
+        os.close(folder)
+    assert together == (1 << 40) + (15 << 30)
+    assert worst == [(1 << 40, "again"), (5 << 30, "some-4"), (4 << 30, "some-3")]
+
+
+def test_what_goes_while_holes_are_counted_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    _filled(tmp_path / "c", 1 << 40, {})
+    folder = os.open(tmp_path, os.O_RDONLY)
+    real = archive._listed
+
+    def listed(folder: int, path: str, leave_out: archive.LeaveOut) -> Iterator[archive.Found]:
+        found = list(real(folder, path, leave_out))
+        if not path:
+            (tmp_path / "a").rmdir()
+            (tmp_path / "b").rmdir()
+            (tmp_path / "b").symlink_to("/etc")
+        return iter(found)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archive, "_listed", listed)
+            assert sametree.holes(folder, in_use=True) == (1 << 40, [(1 << 40, "c")])
+        (tmp_path / "b").unlink()
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archive, "_listed", listed)
+            with pytest.raises(LabError):
+                sametree.holes(folder, in_use=False)
+    finally:
+        os.close(folder)
+
+
+def test_a_comparison_ends_when_its_time_is_over(trees: tuple[Path, Path]) -> None:
+    one, two = (os.open(tree, os.O_RDONLY) for tree in trees)
+    try:
+        with pytest.raises(HostError, match="took too long"):
+            sametree.compare(one, two, until=sametree.time.monotonic() - 1)
+    finally:
+        os.close(one)
+        os.close(two)
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed(

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, Callable
 
 from . import safefs
-from .errors import HostError, InvalidInput, LabError, Refused
+from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .names import printable, project_name
 
 SUFFIX = ".tar.gz"
@@ -89,10 +89,11 @@ def nothing(_folder: int, _path: str, _status: os.stat_result) -> bool:
     return False
 
 
-def walk(folder: int, leave_out: LeaveOut = nothing) -> Iterator[Found]:
+def walk(folder: int, leave_out: LeaveOut = nothing, *, in_use: bool = False) -> Iterator[Found]:
     """Go through an open folder, each folder before what is in it, always in one order.
 
-    A folder that cannot be read, or that is another file system, comes a second time, with the problem.
+    A folder that cannot be read, or that is another file system, comes a second time, with the problem. While
+    the tree is ``in_use``, what is no folder any more when its turn comes is no error.
     """
     top = os.fstat(folder)
     waiting = [Found("", top)]
@@ -108,6 +109,10 @@ def walk(folder: int, leave_out: LeaveOut = nothing) -> Iterator[Found]:
             found = list(_listed(folder, here.path, leave_out))
         except PermissionError:
             yield Found(here.path, here.status, "it cannot be read")
+            continue
+        except (NotFound, InvalidInput):
+            if not in_use:
+                raise
             continue
         waiting += reversed(found)
 

@@ -400,7 +400,7 @@ def _larger(
         for tree in trees:
             # What cannot be looked into has no names to tell.
             with contextlib.suppress(OSError, LabError), safefs.opened(tree) as folder:
-                for one in archive.walk(folder):
+                for one in archive.walk(folder, in_use=True):
                     if stat.S_ISREG(one.status.st_mode) and one.status.st_size > largest:
                         found.append(printable(posixpath.join(tree, one.path))[:200])
                     if len(found) >= _NAMED:

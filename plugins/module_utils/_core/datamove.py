@@ -11,6 +11,7 @@ and is repeated when nobody can write any more.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import posixpath
 import pwd
@@ -42,7 +43,7 @@ from . import policy as policies
 from .engine import Engine
 from .errors import HostError, InvalidInput, LabError, Refused
 from .items import ItemResult
-from .moving import REASON, Record, Situation, parse, reconcile
+from .moving import REASON, Record, Situation, expected, parse, reconcile
 from .names import printable
 from .policy import Filesystem, Policy, Quota
 from .quota import PROJECT, USER
@@ -63,6 +64,11 @@ _SAFELY = (
     'shift && exec "$@"',
     "sh",
 )
+# rsync reads a hole as the zeros that it stands for: so many bytes of them are read in minutes, not in weeks.
+_MOST_HOLES = 1 << 40
+# The rest, copied and compared while nobody works, may take this many times what all was reckoned to, and an
+# hour; then everybody works again.
+_TIMES = 4
 # What a file system needs for itself, one part in so many.
 _SPARE = 20
 _FIRST_UID = 1000
@@ -107,6 +113,8 @@ class Host:
         self._new = place("new")
         self._staged = replace(to, mount=self._new)
         self._compared = place("compared")
+        # By time.monotonic(): until when what is done in the pause may take.
+        self._until = math.inf
 
     # Where the data are
 
@@ -132,16 +140,16 @@ class Host:
         source = storage.probe(mount.source)
         if source is None or not source.uuid:
             raise HostError(f"{self._root} is on {mount.source}, which is no disk of this server.")
-        numbers = os.statvfs(self._root)
+        size, files = self._used()
         return Situation(
-            source.uuid,
-            source.fstype,
-            uuid,
-            here=here,
-            written=written,
-            bytes=(numbers.f_blocks - numbers.f_bfree) * numbers.f_frsize,
-            files=numbers.f_files - numbers.f_ffree,
+            source.uuid, source.fstype, uuid, here=here, written=written, bytes=size, files=files
         )
+
+    def _used(self) -> tuple[int, int]:
+        """Return how many bytes and files the mounted file system holds."""
+        numbers = os.statvfs(self._root)
+        size = (numbers.f_blocks - numbers.f_bfree) * numbers.f_frsize
+        return size, numbers.f_files - numbers.f_ffree
 
     def _line(self, uuid: str) -> str:
         return storage.fstab_line(self._to, uuid)
@@ -307,6 +315,9 @@ class Host:
     def copy(self, *, last: bool) -> None:
         """Make the new one like the old one."""
         device = self._new_device()
+        if last:
+            self._until = time.monotonic() + 3600 + _TIMES * expected(*self._used())
+        self._check_holes(in_use=not last)
         for number in self._numbers().values():
             # On XFS it would hold for root, too; it is set again before the switch.
             quota.write(device, PROJECT, number, quota.NO_LIMIT)
@@ -315,11 +326,35 @@ class Host:
     def _rsync(self, further: list[str], *, partly: bool) -> None:
         self._check_source(frozen=not partly)
         command = [*_SAFELY, self._root, *RSYNC, *further, f"{self._root}/", f"{self._new}/"]
-        done = hostfiles.run(command, timeout=_TIMEOUT, accept=range(256))
+        try:
+            left = max(1.0, self._until - time.monotonic())
+            done = hostfiles.run(command, timeout=min(_TIMEOUT, left), accept=range(256))
+        except HostError:
+            self._check_time()
+            raise
         if done.returncode and not (partly and done.returncode in _PARTLY):
             first = (done.stderr.strip() or f"status {done.returncode}").splitlines()[0]
             raise HostError(f"rsync failed: {printable(first)[:200]}")
         hostfiles.run(["sync", "-f", self._new], timeout=_TIMEOUT)
+
+    def _check_time(self) -> None:
+        if time.monotonic() >= self._until:
+            raise HostError(
+                "The rest took much longer than all was reckoned to take, so everybody works again.",
+                "See what was changed since the first copy, and run it again.",
+            )
+
+    def _check_holes(self, *, in_use: bool) -> None:
+        """Raise Refused where there are so many holes that they would be read for hours or weeks."""
+        with safefs.opened(self._root) as root:
+            together, worst = sametree.holes(root, in_use=in_use)
+        if together > _MOST_HOLES:
+            shown = ", ".join(f"{printable(path)[:80]} ({format_size(size)})" for size, path in worst)
+            raise Refused(
+                f"Files in {self._root} have {format_size(together)} of holes, which a copy reads like data; "
+                f"most are in {shown}.",
+                "Let their owners remove them or pack them (tar -S), and run it again.",
+            )
 
     def _check_source(self, *, frozen: bool) -> None:
         """Raise HostError if what would be copied is not the old file system, or can still be changed."""
@@ -355,7 +390,11 @@ class Host:
             _lines(self._compared) as earlier,
             _written(self._compared) as file,
         ):
-            return sametree.compare(root, new, earlier, lambda line: _put(file, line))
+            try:
+                return sametree.compare(root, new, earlier, lambda line: _put(file, line), self._until)
+            except HostError:
+                self._check_time()
+                raise
 
     # Containers
 
@@ -382,6 +421,7 @@ class Host:
 
     def pause(self) -> None:
         """Let no container start, stop those that run, and make the old file system read-only."""
+        self._check_holes(in_use=not self.is_paused())
         state.set_moving()
         engine = self._engine
         if engine is not None:

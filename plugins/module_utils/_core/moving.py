@@ -237,10 +237,10 @@ class _Work:
         if self.record.copied:
             return []
         size, files = self.found.bytes, self.found.files
-        seconds = max(1, size // _BYTES + files // _FILES)
+        time = _time(expected(size, files))
         return [
             f"copy {format_size(size)} in {files} files while they are in use, "
-            f"which takes about {_time(seconds)} at {format_size(_BYTES)} and {_FILES} files a second"
+            f"which takes about {time} at {format_size(_BYTES)} and {_FILES} files a second"
         ]
 
     def _copy(self) -> None:
@@ -305,6 +305,11 @@ class _Work:
     def _release(self) -> None:
         self.deeds.release()
         self.note(released=True)
+
+
+def expected(size: int, files: int) -> int:
+    """Return in how many seconds a preview reckons with so many bytes and files to be copied."""
+    return max(1, size // _BYTES + files // _FILES)
 
 
 def _time(seconds: int) -> str:

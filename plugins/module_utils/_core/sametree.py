@@ -4,17 +4,22 @@
 
 Root reads both trees by directory descriptors and follows no link (``safefs``), whoever changes what
 meanwhile. Of each file a line is kept: what lstat(2) said of the file and of its copy when they were equal,
-and the SHA-256. What has the same inode and time of change (ctime) later is not read again; ``context`` says
-why its content cannot differ then, and why a ctime must be 2 seconds older than the look to count.
+and a SHA-256, for which holes are not read. What has the same inode and time of change (ctime) later is not
+read again; ``context`` says why its content cannot differ then, and why a ctime must be 2 seconds older than
+the look to count.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import heapq
 import json
+import math
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,13 +30,17 @@ from .archive import Found
 from .errors import HostError, LabError
 from .names import printable
 
-_CHUNK = 1 << 20
+_BLOCK = 1 << 16
+_ZEROS = bytes(_BLOCK)
+_NUMBERS = struct.Struct("<2Q")
+_SECTOR = 512  # of st_blocks, stat(2)
+_WORST = 3
 _RACY = 2_000_000_000  # nanoseconds, see ``context``
 
 
 @dataclass(frozen=True)
 class Line:
-    """A file and its copy that were equal: (inode, ctime in nanoseconds) of each, the SHA-256 of both.
+    """A file and its copy that were equal: (inode, ctime in nanoseconds) of each, the ``_digest`` of both.
 
     ``settled`` says that any later change must show in a ctime.
     """
@@ -142,15 +151,21 @@ class _Comparison:
 
 
 def compare(
-    source: int, copy: int, earlier: Iterable[Line] = (), keep: Callable[[Line], None] = lambda _line: None
+    source: int,
+    copy: int,
+    earlier: Iterable[Line] = (),
+    keep: Callable[[Line], None] = lambda _line: None,
+    until: float = math.inf,
 ) -> Verdict:
     """Compare two open folders, but for lost+found; ``keep`` gets a line for each file that is equal.
 
-    ``earlier`` are the lines of an earlier comparison, in their order. Raises HostError for them alone: what
-    cannot be read differs.
+    ``earlier`` are the lines of an earlier comparison, in their order. Raises HostError for them, and when
+    time.monotonic() is beyond ``until``: what cannot be read differs.
     """
     comparison = _Comparison(source, copy, _Earlier(earlier), keep)
     for mine, other in _pairs(_walk(source), _walk(copy)):
+        if time.monotonic() > until:
+            raise HostError("The comparison took too long and was ended.")
         path = (mine or other).path  # type: ignore[union-attr]  # of a pair one is there
         if mine is None:
             why = "it is only in the copy"
@@ -168,6 +183,24 @@ def compare(
     return comparison.verdict
 
 
+def holes(folder: int, *, in_use: bool) -> tuple[int, list[tuple[int, str]]]:
+    """Return how many bytes of the files in an open folder are holes, and which files have most, with theirs.
+
+    What is in lost+found does not count. Raises LabError; see ``archive.walk`` for ``in_use``.
+    """
+    together, worst, seen = 0, list[tuple[int, str]](), set[int]()
+    for found in _walk(folder, in_use=in_use):
+        status = found.status
+        missing = status.st_size - status.st_blocks * _SECTOR
+        if not stat.S_ISREG(status.st_mode) or missing <= 0 or status.st_ino in seen:
+            continue
+        if status.st_nlink > 1:
+            seen.add(status.st_ino)
+        together += missing
+        worst = heapq.nlargest(_WORST, [*worst, (missing, found.path)])
+    return together, worst
+
+
 def told(different: dict[str, str]) -> str:
     """Return a few of the differences in words."""
     shown = [f"{printable(path)[:80] or '.'} ({why})" for path, why in list(different.items())[:3]]
@@ -175,8 +208,8 @@ def told(different: dict[str, str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-def _walk(folder: int) -> Iterator[Found]:
-    return archive.walk(folder, lambda _folder, path, _status: path == "lost+found")
+def _walk(folder: int, *, in_use: bool = False) -> Iterator[Found]:
+    return archive.walk(folder, lambda _folder, path, _status: path == "lost+found", in_use=in_use)
 
 
 def _order(path: str) -> list[str]:
@@ -229,17 +262,43 @@ def _target(folder: int, path: str) -> str:
 
 
 def _sha256(folder: int, path: str, *, sync: bool) -> str:
-    """Return the SHA-256 of a regular file, of a copy as the disk has it: what is in memory proves little."""
+    """Return the digest of a regular file, of a copy as the disk has it: what is in memory proves little."""
     descriptor = safefs.open_regular(folder, path)
-    digest = hashlib.sha256()
     try:
         if sync:
             context.write_out(descriptor)
         else:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while chunk := os.read(descriptor, _CHUNK):
-            digest.update(chunk)
+        return _digest(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _digest(descriptor: int) -> str:
+    """Return the SHA-256 of the size, and of all blocks that are not zeros with their places and lengths.
+
+    So a hole is the same as zeros in its place, and is not read: a user makes one of many TiB at no cost.
+    """
+    digest = hashlib.sha256(_NUMBERS.pack(os.fstat(descriptor).st_size, 0))
+    offset = 0
+    while block := os.pread(descriptor, _BLOCK, offset):
+        if block == _ZEROS[: len(block)]:
+            offset = _data(descriptor, offset + len(block))
+            continue
+        digest.update(_NUMBERS.pack(offset, len(block)))
+        digest.update(block)
+        offset += len(block)
     return digest.hexdigest()
+
+
+def _data(descriptor: int, offset: int) -> int:
+    """Return where the next block begins in which there may be more than a hole; the end if there is none."""
+    try:
+        found = os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        # lseek(2): offset is in a hole at the end, or beyond it.
+        if error.errno != errno.ENXIO:
+            raise
+        return max(offset, os.lseek(descriptor, 0, os.SEEK_END))
+    return max(offset, found - found % _BLOCK)
