@@ -361,6 +361,8 @@ def test_snapshots_are_listed_of_all_and_of_who_left(
     words = ("lab", "restore", "eve", "thesis", "--to", "/root/x", "--dry-run")
     wanted = backup.locate(stored, backup.somebody(stored, "eve"), "thesis")
     assert run(*words)[:2] == (0, f"Would restore {wanted} of snapshot latest into /root/x.\n")
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
