@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "inventories" / "example"
 MACHINES = Path(os.environ.get("LAB_VM_ROOT") or ROOT / ".vm")
 ALICE, BOB, CAROL, DAVE = 2001, 2002, 2003, 2004
+PATIENCE = 900
+"""Seconds that a command may take: a build of eight steps took over six minutes on two emulated machines."""
 
 
 def _machines() -> list[str]:
@@ -64,8 +66,8 @@ class Server:
     def root(self, command: str, *, check: bool = True) -> Outcome:
         """Run a shell command as root."""
         # testinfra formats a command only when it is given arguments, so '%' needs no escape here.
-        # Nothing here takes five minutes; what does would otherwise hold up all other tests.
-        result = self.host.run(f"timeout 300 bash -c {shlex.quote(command)}")
+        # What takes longer would otherwise hold up all other tests.
+        result = self.host.run(f"timeout {PATIENCE} bash -c {shlex.quote(command)}")
         outcome = Outcome(result.rc, result.stdout.rstrip("\n"), result.stderr.rstrip("\n"))
         if check:
             assert outcome.rc == 0, f"{command}: exit status {outcome.rc}\n{outcome.text}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pexpect
 import pytest
-from conftest import BOB, MACHINES, Server
+from conftest import BOB, MACHINES, PATIENCE, Server
 
 PROJECT = "~/workspace/seeds"
 COLUMNS = 80
@@ -30,7 +30,7 @@ class Screen:
         options = ["-F", str(config), "-o", "ControlPath=none", "-tt", "-l", user, "server"]
         environment = {**os.environ, "TERM": "xterm-256color"}
         self._terminal = pexpect.spawn(
-            "ssh", options, dimensions=(24, COLUMNS), encoding="utf-8", timeout=300, env=environment
+            "ssh", options, dimensions=(24, COLUMNS), encoding="utf-8", timeout=PATIENCE, env=environment
         )
         self.greeting = self._until_prompt()
         # A shell that shows nothing of its own, so that what is on the screen is what the commands say.

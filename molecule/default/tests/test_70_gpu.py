@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 import simulated_gpus
-from conftest import ALICE, DAVE, MACHINES, PlayOutcome, Server
+from conftest import ALICE, DAVE, MACHINES, PATIENCE, PlayOutcome, Server
 from simulated_gpus import PLACE, given, knows_cdi
 
 pytestmark = pytest.mark.thorough
@@ -89,7 +89,7 @@ def ssh(user: str, command: str, *, code: int = 0) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     said = done.stdout + done.stderr
