@@ -311,7 +311,7 @@ def test_an_unchanged_context_is_not_read(engine, policy, alice, thesis, monkeyp
     first = images.build(engine, policy, alice, "thesis")
     reads = []
     packed = context.packed
-    monkeypatch.setattr(context, "packed", lambda *place: (reads.append(place), packed(*place))[1])
+    monkeypatch.setattr(context, "packed", lambda *place, **how: (reads.append(1), packed(*place, **how))[1])
     for check in (True, False):
         again = images.build(engine, policy, alice, "thesis", check=check)
         assert not again.changed

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import os
 import resource
@@ -18,12 +19,13 @@ import select
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, TypeVar
+from typing import Any, BinaryIO, Callable, TypeVar, cast
 
 from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .policy import Policy, User
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # prctl(2), <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -70,7 +72,7 @@ def run_as_user(
     A LabError that the function raises is raised here. Raises HostError when the child fails otherwise or
     takes more than ``timeout`` seconds. Call it before any thread is started (fork(2) and threads).
     """
-    result: T = _run(who, lambda _output: function(), None, timeout, 0, keep, file_limit)
+    result: T = _run(who, lambda _output: function(), _nothing, timeout, 0, keep, file_limit)[0]
     return result
 
 
@@ -81,19 +83,45 @@ def stream_as_user(
 
     Raises Refused when there are more than ``limit`` bytes; ``output`` then holds a part of them.
     """
-    result: T = _run(who, function, output, timeout, limit)
+    result: T = _run(who, function, lambda coming: _copy(coming, output), timeout, limit)[0]
     return result
+
+
+def read_as_user(
+    who: Identity,
+    function: Callable[[BinaryIO], T],
+    take: Callable[[BinaryIO], R],
+    *,
+    timeout: float,
+    limit: int,
+) -> tuple[T, R]:
+    """Like ``stream_as_user``, but ``take`` reads the bytes as they come, and nothing keeps them.
+
+    It reads forwards only. Returns both results. Where both fail, the child's error is raised: it says why
+    its bytes broke off.
+    """
+    result: tuple[T, R] = _run(who, function, take, timeout, limit)
+    return result
+
+
+def _nothing(_coming: BinaryIO) -> None:
+    """Take none of the bytes."""
+
+
+def _copy(coming: BinaryIO, output: BinaryIO) -> None:
+    while chunk := coming.read(_CHUNK):
+        output.write(chunk)
 
 
 def _run(
     who: Identity,
     function: Callable[[BinaryIO], Any],
-    output: BinaryIO | None,
+    take: Callable[[BinaryIO], Any],
     timeout: float,
     limit: int,
     keep: tuple[int, ...] = (),
     file_limit: int = _FILE_LIMIT,
-) -> Any:
+) -> tuple[Any, Any]:
     if who.uid == 0 or who.gid == 0 or 0 in who.groups:
         raise HostError("Work in a user's tree was asked for as root, which is never done.")
     # Loaded before the fork: the child must not import, it may not be allowed to read the library's files.
@@ -106,9 +134,15 @@ def _run(
         _child(libc, parent, who, function, result_out, data_out, timeout, keep, file_limit)
     os.close(result_out)
     os.close(data_out)
-    deadline = time.monotonic() + timeout
+    coming = _Coming(result_in, data_in, time.monotonic() + timeout, limit)
+    taken, problem = None, None
     try:
-        answer = _collect(result_in, data_in, output, deadline, limit)
+        try:
+            taken = take(cast(BinaryIO, coming))
+        except LabError as error:
+            problem = error
+        while coming.read(_CHUNK):
+            pass
     finally:
         os.close(result_in)
         os.close(data_in)
@@ -116,43 +150,65 @@ def _run(
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-    if not answer:
+    if not coming.answer:
         cause = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no reason given"
         raise HostError(f"The work as uid {who.uid} was broken off ({cause}).", "Try again.")
-    return _decode(answer)
+    value = _decode(bytes(coming.answer))
+    if problem is not None:
+        raise problem
+    return value, taken
 
 
-def _collect(result_in: int, data_in: int, output: BinaryIO | None, deadline: float, limit: int) -> bytes:
-    """Read both pipes to their ends; return what came through the result pipe."""
-    result = bytearray()
-    copied = 0
-    poller = select.poll()
-    waiting = {result_in, data_in}
-    for descriptor in waiting:
-        poller.register(descriptor, select.POLLIN)
-    while waiting:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise HostError(
-                "The work in the user's folder took too long.", "Make the folder smaller, or try again."
+class _Coming(io.RawIOBase):
+    """What a child writes, as a file that is read forwards only; its answer is gathered beside it.
+
+    It ends when both pipes have. Raises HostError past the deadline, Refused for too much.
+    """
+
+    def __init__(self, result_in: int, data_in: int, deadline: float, limit: int) -> None:
+        super().__init__()
+        self.answer = bytearray()
+        self._result_in, self._deadline, self._left = result_in, deadline, limit
+        self._poller = select.poll()
+        self._waiting = {result_in, data_in}
+        for descriptor in self._waiting:
+            self._poller.register(descriptor, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._waiting:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise HostError(
+                    "The work in the user's folder took too long.", "Make the folder smaller, or try again."
+                )
+            for descriptor, _event in self._poller.poll(min(left, 60.0) * 1000):
+                is_answer = descriptor == self._result_in
+                chunk = os.read(descriptor, _CHUNK if is_answer else len(buffer))
+                if not chunk:
+                    self._poller.unregister(descriptor)
+                    self._waiting.discard(descriptor)
+                elif is_answer:
+                    self._answered(chunk)
+                else:
+                    self._count(len(chunk))
+                    buffer[: len(chunk)] = chunk
+                    return len(chunk)
+        return 0
+
+    def _answered(self, chunk: bytes) -> None:
+        self.answer += chunk
+        if len(self.answer) > _RESULT_LIMIT:
+            raise HostError("The folder holds more than can be listed.", "Remove what is not needed.")
+
+    def _count(self, length: int) -> None:
+        self._left -= length
+        if self._left < 0:
+            raise Refused(
+                "The folder is too large to be sent.", "Name large folders in the file .dockerignore."
             )
-        for descriptor, _event in poller.poll(min(left, 60.0) * 1000):
-            chunk = os.read(descriptor, _CHUNK)
-            if not chunk:
-                poller.unregister(descriptor)
-                waiting.discard(descriptor)
-            elif descriptor == result_in:
-                result += chunk
-                if len(result) > _RESULT_LIMIT:
-                    raise HostError("The folder holds more than can be listed.", "Remove what is not needed.")
-            else:
-                copied += len(chunk)
-                if output is None or copied > limit:
-                    raise Refused(
-                        "The folder is too large to be sent.", "Name large folders in the file .dockerignore."
-                    )
-                output.write(chunk)
-    return bytes(result)
 
 
 def _decode(answer: bytes) -> Any:

@@ -107,7 +107,10 @@ class Look:
 
 @dataclass
 class Context:
-    """A checked context: the tar at its start, what is in it, the text of the Dockerfile, how it looked."""
+    """A checked context: the tar at its start, what is in it, the text of the Dockerfile, how it looked.
+
+    The tar is empty where it was not to be kept.
+    """
 
     archive: BinaryIO
     members: tuple[Member, ...]
@@ -126,25 +129,29 @@ def look(who: Identity, workspace: str, project: str) -> Look:
 
 
 @contextlib.contextmanager
-def packed(who: Identity, workspace: str, project: str) -> Iterator[Context]:
+def packed(who: Identity, workspace: str, project: str, *, keep: bool = True) -> Iterator[Context]:
     """Yield the checked build context of a project; the file behind it is gone afterwards.
 
-    Raises NotFound (no project, no Dockerfile), InvalidInput, Refused (too large), HostError.
+    Without ``keep`` it is checked as it comes, and takes no space of the server's disk. Raises NotFound (no
+    project, no Dockerfile), InvalidInput, Refused (too large), HostError.
     """
     project_name(project)
     began = time.time_ns()
+    limit = BYTES_LIMIT + FILES_LIMIT * _MEMBER_COST
+
+    def pack(output: BinaryIO) -> tuple[str, int]:
+        return _pack(workspace, project, output)
+
+    if not keep:
+        seen, found = asuser.read_as_user(who, pack, check, timeout=_SECONDS, limit=limit)
+        yield Context(io.BytesIO(), *found, _look_of(seen, began))
+        return
     with _temporary_file() as archive:
-        seen = asuser.stream_as_user(
-            who,
-            lambda output: _pack(workspace, project, output),
-            archive,
-            timeout=_SECONDS,
-            limit=BYTES_LIMIT + FILES_LIMIT * _MEMBER_COST,
-        )
+        seen = asuser.stream_as_user(who, pack, archive, timeout=_SECONDS, limit=limit)
         archive.seek(0)
-        members, dockerfile = check(archive)
+        found = check(archive)
         archive.seek(0)
-        yield Context(archive, members, dockerfile, _look_of(seen, began))
+        yield Context(archive, *found, _look_of(seen, began))
 
 
 def _look_of(answer: Any, began: int) -> Look:

@@ -212,7 +212,8 @@ class _Work:
         return context.look(*self._place())
 
     def packed(self) -> contextlib.AbstractContextManager[context.Context]:
-        return context.packed(*self._place())
+        # What is only looked at is not kept: it holds no turn, so that there may be many at once.
+        return context.packed(*self._place(), keep=not self.check)
 
     def _place(self) -> tuple[asuser.Identity, str, str]:
         return asuser.identity(self.policy, self.user), self.policy.workspace(self.user), self.project

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import context, dockerignore
+from ansible_collections.lab.server.plugins.module_utils._core import asuser, context, dockerignore
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, LabError, Refused
 from docker.utils.build import PatternMatcher
 from docker.utils.fnmatch import translate
@@ -384,6 +384,57 @@ def test_the_archive_of_many_files_needs_no_list_of_them(monkeypatch):
     context.check(archive(DOCKERFILE, *((f"f{number}", FILE, b"") for number in range(50))))
     assert len(kept) == 51
     assert max(kept) <= 1
+
+
+SELF = asuser.Identity(61001, 61001) if os.geteuid() == 0 else asuser.Identity(os.getuid(), os.getgid())
+SENT = (DOCKERFILE, ("a", FOLDER, b""), ("a/b", FILE, b"x" * 200_000), ("z", LINK, "a"))
+
+
+@pytest.fixture
+def sends(monkeypatch, tmp_path):
+    """Return a function that sets what the user's child sends; the server's own folder is the test's."""
+    monkeypatch.setattr(context, "STATE_DIRECTORY", str(tmp_path / "state"))
+
+    def put(data=None, error=None):
+        def pack(_workspace, _project, output):
+            if error is not None:
+                raise error
+            output.write(data)
+            return "digest", 7
+
+        monkeypatch.setattr(context, "_pack", pack)
+
+    return put
+
+
+def test_a_context_that_is_not_kept_is_the_same_and_takes_no_space(sends, tmp_path, monkeypatch):
+    sends(archive(*SENT).getvalue())
+    with context.packed(SELF, "/w", "net") as kept:
+        assert len(kept.archive.read()) > 200_000
+        monkeypatch.setattr(context, "_temporary_file", pytest.fail)
+        with context.packed(SELF, "/w", "net", keep=False) as passed:
+            assert (passed.members, passed.dockerfile) == (kept.members, kept.dockerfile)
+            assert (passed.look.digest, passed.look.newest) == (kept.look.digest, kept.look.newest)
+            assert passed.archive.read() == b""
+    assert len(kept.members) == 4
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_context_that_cannot_be_had_is_refused_alike_whether_it_is_kept(sends, monkeypatch, keep):
+    def refused(kind, words):
+        with pytest.raises(kind, match=words), context.packed(SELF, "/w", "net", keep=keep):
+            pass
+
+    sends(error=Refused("No Dockerfile of a kind that can be read."))
+    refused(Refused, "of a kind")
+    sends(archive(("/etc/passwd", FILE, b"")).getvalue())
+    refused(InvalidInput, "not allowed")
+    sends(archive(*SENT).getvalue()[:100_000])
+    refused(InvalidInput, "broken")
+    sends(archive(*SENT).getvalue() + bytes(50_000))
+    for name, value in (("BYTES_LIMIT", 100_000), ("_MEMBER_COST", 0)):
+        monkeypatch.setattr(context, name, value)
+    refused(Refused, r"too large|would go into")
 
 
 def test_the_builder_unpacks_what_was_put_in_last():

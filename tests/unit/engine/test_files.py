@@ -166,6 +166,30 @@ def test_stream():
             )
 
 
+def test_what_is_read_as_it_comes():
+    def read(take, function=lambda out: out.write(b"x" * 200_000), timeout=9.0, limit=200_000):
+        return asuser.read_as_user(SELF, function, take, timeout=timeout, limit=limit)
+
+    def refuse(coming):
+        raise InvalidInput(coming.read(4).decode())
+
+    def fail(out):
+        out.write(b"x" * 200_000)
+        raise NotFound("It is gone.")
+
+    # What is not taken is passed over, so that the child comes to its end.
+    assert read(lambda coming: coming.read(3)) == (200_000, b"xxx")
+    assert read(lambda coming: len(b"".join(iter(lambda: coming.read(7000), b"")))) == (200_000, 200_000)
+    with pytest.raises(InvalidInput, match="xxxx"):
+        read(refuse)
+    with pytest.raises(NotFound, match="gone"):
+        read(refuse, fail)
+    with pytest.raises(Refused, match="too large"):
+        read(lambda coming: coming.read(3), limit=199_999)
+    with pytest.raises(HostError, match="too long"):
+        read(lambda coming: coming.read(3), lambda _out: time.sleep(60), timeout=0.3)
+
+
 # Locks and markers
 
 

@@ -162,14 +162,16 @@ class Files:
         self.dockerfile = f"FROM {BASE}\nCOPY a /a\nRUN true\n"
         self.settled = True
         self.reads = 0
+        self.kept: list[bool] = []
 
     @property
     def look(self) -> Look:
         return Look(f"look of {self.text}{self.dockerfile}", 0 if self.settled else 10**19, 10**19)
 
     @contextlib.contextmanager
-    def packed(self, *_place: Any) -> Iterator[Context]:
+    def packed(self, *_place: Any, keep: bool = True) -> Iterator[Context]:
         self.reads += 1
+        self.kept.append(keep)
         members = (Member("Dockerfile", "f", False, self.dockerfile), Member("a", "f", False, self.text))
         archive = io.BytesIO()
         tarfile.open(fileobj=archive, mode="w").close()
@@ -249,6 +251,18 @@ def test_unchanged_files_are_not_read_again(build, files):
     build(engine, "two")
     assert files.reads > reads
     assert engine.calls.count("build") == 2
+
+
+def test_what_is_only_looked_at_is_not_kept_on_the_server(build, roll, files, policy, alice):
+    engine = Model()
+    build(engine)
+    assert files.kept == [False, True]
+    files.settled = False
+    build(engine, "two")
+    files.kept.clear()
+    assert images.matches_files(engine, policy, alice, "net")
+    roll(engine)
+    assert files.kept == [False] * 3
 
 
 def test_files_that_changed_just_now_are_read_once_more(build, files):
