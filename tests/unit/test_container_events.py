@@ -175,6 +175,58 @@ def test_what_was_only_looked_at_is_not_written_down(docker: Model, lab: Policy)
     assert happened() == []
 
 
+# What is kept of images
+
+
+class Odd(Model):
+    """An engine whose images have account files of bytes that are no text, and a volume if it is given."""
+
+    volume = ""
+
+    def read_file(self, _container: str, _path: str, limit: int) -> bytes | None:
+        return b"\xff" * limit
+
+    def inspect_image(self, reference: str) -> dict[str, Any] | None:
+        found = super().inspect_image(reference)
+        if found is not None and self.volume:
+            found["Config"]["Volumes"] = {self.volume: {}}
+        return found
+
+    def renew(self, number: int) -> None:
+        """Put another image in the place of the project's."""
+        self.pictures[0]["Id"] = f"sha256:{number:064x}"
+
+
+def test_what_is_kept_of_images_is_bounded_for_each_user(
+    docker: Model, lab: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "_LOOKS", 3)
+    looks = tmp_path / "state/looks"
+    (looks / "2002").mkdir(parents=True)
+    for old in ("a" * 64, f"2002/{'b' * 64}"):
+        (looks / old).write_text("{}")
+    odd = Odd()
+    odd.pictures = docker.pictures
+    for number in range(5):
+        odd.renew(number)
+        assert reconcile(odd, lab)
+    kept = sorted(path.relative_to(looks).parts[0] for path in looks.rglob("*") if path.is_file())
+    assert kept == ["2001"] * 3 + ["2002"]
+    assert max(path.stat().st_size for path in looks.rglob("*")) < 1 << 20
+    # What was seen is not looked for again.
+    odd.again()
+    containers.reconcile(odd, lab, [Wanted("alice", "thesis", memory=128 << 20)], check=False)
+    assert "put" in odd.calls and "file_status" not in odd.calls
+
+
+def test_nothing_is_kept_of_an_image_that_cannot_be_used(docker: Model, lab: Policy, tmp_path: Path) -> None:
+    odd = Odd()
+    odd.pictures, odd.volume = docker.pictures, "/workspace/x"
+    (done,) = containers.reconcile(odd, lab, [Wanted("alice", "thesis")], check=False)
+    assert done.failed and "VOLUME /workspace/x" in done.message
+    assert not (tmp_path / "state/looks").exists() and odd.rows == {}
+
+
 # A user's own launch
 
 

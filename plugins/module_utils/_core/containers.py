@@ -77,7 +77,9 @@ _LOOK = ".look"
 _LOOK_FORMAT = 1
 _AT_ONCE = 4
 _CREATION_SECONDS = 20
-_PASSWD_LIMIT = 1 << 20
+_PASSWD_LIMIT = 64 << 10
+# Of one user: what was seen of an image that is used no more is seen anew when it is.
+_LOOKS = 20
 _NO_ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\n"
 _NO_GROUPS = "root:x:0:\n"
 
@@ -708,6 +710,7 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
     if inspected is None:
         raise NotFound(f"The image of {spec.project} is gone.", f"Build it: image-update {spec.project}.")
     facts = specs.image_facts(inspected)
+    specs.check_volumes(spec, facts)  # nothing is kept of an image that cannot be used
     gids = gpufiles.further_groups(policy, spec)
     archive = _furniture(engine, policy, spec, image, facts.volumes, gids)
     known = ImageFacts(image.reference, facts.path, facts.volumes)
@@ -791,11 +794,14 @@ def _look(engine: Engine, spec: ContainerSpec, image: ProjectImage, volumes: Seq
     asked = [_LOOK_FORMAT, image.id, spec.data_root, spec.home, bool(spec.home_source), sorted(volumes)]
     # What was kept of images before there were kept folders counts still.
     asked += [[path for path, _source in spec.kept]] if spec.kept else []
-    record = "looks/" + hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()
+    records = f"looks/{spec.uid}"
+    record = posixpath.join(records, hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest())
     with contextlib.suppress(ValueError, TypeError):
         return _Look(**json.loads(states.read_record(record) or ""))
     seen = _looked(engine, spec, image, volumes)
     states.write_record(record, json.dumps(asdict(seen)))
+    states.thin_out(records, _LOOKS)
+    states.clear("looks")  # they were not kept by user before
     return seen
 
 

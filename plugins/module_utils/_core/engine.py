@@ -380,7 +380,9 @@ class Engine:
         collected.seek(0)
         with tarfile.open(fileobj=collected, mode="r:") as archive:
             member = archive.next()
-            content = archive.extractfile(member) if member is not None and member.isreg() else None
+            if member is None or not member.isreg() or member.size > limit:
+                return None
+            content = archive.extractfile(member)
             return content.read() if content is not None else None
 
     def copy_out(self, container: str, path: str, output: BinaryIO, limit: int) -> None:

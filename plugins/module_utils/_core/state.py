@@ -124,6 +124,14 @@ def thin_out(folder: str, keep: int) -> None:
             os.unlink(path)
 
 
+def clear(folder: str) -> None:
+    """Remove the files of a folder of records, but not the folders in it; what cannot be removed stays."""
+    with contextlib.suppress(OSError), os.scandir(posixpath.join(STATE_DIRECTORY, folder)) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
 def write_record(name: str, text: str) -> None:
     """Keep a record of root's own; it is whole at every instant. Raises HostError."""
     _write(posixpath.join(STATE_DIRECTORY, name), text)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from types import SimpleNamespace
+
 import docker.errors
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core.engine import (
@@ -37,6 +41,18 @@ def test_one_printable_line(text):
 def test_one_line_is_what_a_terminal_would_show():
     assert one_line("10%\r50%\r100%\n") == "100%"
     assert one_line("\x1b[31mred\n") == "\\x1b[31mred"
+
+
+@pytest.mark.parametrize(("size", "read"), [(1000, True), (1001, False)])
+def test_a_file_that_is_larger_than_was_asked_for_is_none(size, read, monkeypatch):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        member = tarfile.TarInfo("passwd")
+        member.size = size
+        opened.addfile(member, io.BytesIO(bytes(size)))
+    client = SimpleNamespace(get_archive=lambda _container, _path: ([archive.getvalue()], {}))
+    monkeypatch.setattr(Engine, "_client", client)
+    assert (Engine(None, "").read_file("c", "/etc/passwd", 1000) == bytes(size)) == read
 
 
 def test_build_output():
