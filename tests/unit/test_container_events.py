@@ -12,22 +12,36 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
 from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
+    ending,
     events,
+    gpuhandover,
+    gpuleases,
+    gpureservations,
     homes,
     images,
+    journal,
     locks,
     names,
+    retired,
     workspaces,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core import state as states
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
-from ansible_collections.lab.server.plugins.module_utils._core.errors import Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
+from ansible_collections.lab.server.plugins.module_utils._core.leases import Lease
+from ansible_collections.lab.server.plugins.module_utils._core.lifecycle import (
+    Counted,
+    Decision,
+    Look,
+    Record,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.liferules import HOUR
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes, Wishes
-from docker_model import Model
+from docker_model import Model, Row
 
 LIMITS = {"containers": 3, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
@@ -230,13 +244,20 @@ def test_nothing_is_kept_of_an_image_that_cannot_be_used(docker: Model, lab: Pol
 # A user's own launch
 
 
+class Builds(list[bool]):
+    """Whether each build was to be anew; something may happen meanwhile."""
+
+    meanwhile = staticmethod(lambda: None)
+
+
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
     """Return whether each build was to be anew; none of them builds anything."""
-    asked_for: list[bool] = []
+    asked_for = Builds()
 
     def build(*_words: object, rebuild: bool = False, **_options: object) -> ItemResult:
         asked_for.append(rebuild)
+        asked_for.meanwhile()
         return ItemResult("alice/thesis")
 
     monkeypatch.setattr(images, "build", build)
@@ -245,7 +266,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_a_launch_makes_what_is_asked_for_and_says_where_it_cannot(
-    docker: Model, lab: Policy, builds: list[bool]
+    docker: Model, lab: Policy, builds: Builds
 ) -> None:
     user = lab.user("alice")
     made = containers.launch(docker, lab, user, "thesis", own=SMALL)
@@ -265,7 +286,7 @@ def test_a_launch_makes_what_is_asked_for_and_says_where_it_cannot(
 
 
 def test_a_launch_builds_anew_for_a_container_that_is_there_too(
-    docker: Model, lab: Policy, builds: list[bool]
+    docker: Model, lab: Policy, builds: Builds
 ) -> None:
     user = lab.user("alice")
     containers.launch(docker, lab, user, "thesis", rebuild=True)
@@ -276,9 +297,7 @@ def test_a_launch_builds_anew_for_a_container_that_is_there_too(
     assert happened() == [("made", "user"), ("stopped", "user"), ("started", "user")]
 
 
-def test_what_it_declared_cannot_be_asked_for_otherwise(
-    docker: Model, lab: Policy, builds: list[bool]
-) -> None:
+def test_what_it_declared_cannot_be_asked_for_otherwise(docker: Model, lab: Policy, builds: Builds) -> None:
     made, _keys = policies.from_inventory(
         {
             "lab_groups": [{"name": "vision", "gid": 3101, "limits": LIMITS, "quota": QUOTA}],
@@ -295,3 +314,172 @@ def test_what_it_declared_cannot_be_asked_for_otherwise(
     assert launched.facts["limits"] == {"cpus": 0.5, "memory": 128 << 20}
     # IT's run of the playbook leaves what it did not declare as it is.
     assert reconcile(docker, policy, memory=128 << 20) == [] and asked(docker, policy) == own
+
+
+@pytest.mark.parametrize("what", ["stop", "retire"])
+def test_what_is_stopped_or_retired_while_its_image_is_built_stays_so(
+    docker: Model, lab: Policy, builds: Builds, what: str
+) -> None:
+    user = lab.user("alice")
+    containers.launch(docker, lab, user, "thesis")
+
+    def meanwhile() -> None:
+        # Who builds holds no lock of the container.
+        with locks.hold(LOCK, timeout=0.0):
+            pass
+        if what == "stop":
+            containers.stop(docker, user, "thesis", by=events.LIMIT, why="it ran for long")
+        else:
+            containers.retire(docker, lab, user, "thesis")
+
+    builds.meanwhile = meanwhile
+    with pytest.raises(Refused, match="stopped or retired meanwhile"):
+        containers.launch(docker, lab, user, "thesis", rebuild=True)
+    assert not any(row.live for row in docker.rows.values())
+    assert states.is_stopped(NAME) == (what == "stop")
+    builds.meanwhile = lambda: None
+    assert containers.launch(docker, lab, user, "thesis", rebuild=True).facts["status"] in (
+        "started",
+        "created",
+    )
+
+
+def test_of_two_launches_at_once_the_later_finds_the_container_of_the_first(
+    docker: Model, lab: Policy, builds: Builds
+) -> None:
+    user = lab.user("alice")
+
+    def meanwhile() -> None:
+        builds.meanwhile = lambda: None
+        assert containers.launch(docker, lab, user, "thesis").facts["status"] == "created"
+
+    builds.meanwhile = meanwhile
+    assert containers.launch(docker, lab, user, "thesis").facts["status"] == "running"
+    assert len(docker.rows) == 1 and happened() == [("made", "user")]
+
+
+# While somebody holds a lock, and for as long as that is
+
+LOCK = locks.of_project("container", 2001, "thesis")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BRIEF", 0.02)
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_held_lock_keeps_no_container_from_its_end(docker: Model, lab: Policy) -> None:
+    user = lab.user("alice")
+    put(docker, lab)
+    (row,) = docker.rows.values()
+    with locks.hold(LOCK):
+        containers.stop(docker, user, "thesis", by=events.LIMIT, why="it ran for long")
+        assert row.state == "exited" and states.is_stopped(NAME)
+        row.state = "running"
+        containers.withdraw(docker, replace(lab, shares=()), check=False)
+        assert row.state == "exited"
+        # What does more than to stop it is left for the next look.
+        with pytest.raises(locks.InUse):
+            containers.retire(docker, lab, user, "thesis", by=events.LIMIT)
+        (info,) = containers.listing(docker, lab, user)
+        with pytest.raises(locks.InUse):
+            containers.start_existing(docker, lab, info, wait=0.0)
+    with locks.hold("user-2001"), pytest.raises(locks.InUse):
+        containers.retire(docker, lab, user, "thesis", by=events.LIMIT)
+    assert happened() == [("stopped", "limit"), ("stopped", "it")]
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_held_lock_keeps_nobody_from_the_gpus_that_were_reserved(
+    docker: Model, lab: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(docker, lab)
+    (row,) = docker.rows.values()
+    monkeypatch.setattr(gpuleases, "give_way", lambda *_words: None)
+    monkeypatch.setattr(journal, "record", lambda **_values: None)
+    held = gpuleases.Held(Lease(NAME, 2001, ()), row.id)
+    one = gpuhandover.Handover(held, gpureservations.End(0.0, 1, 0.0), 0.0)
+    with locks.hold(LOCK):
+        assert ending._hand_over(docker, lab, one, check=False).problem == ""
+    assert row.state == "exited"
+
+
+@pytest.fixture
+def limited(lab: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """Return the policy with a limit of time, of which the notice has stood for the user's container."""
+    user = lab.user("alice")
+    monkeypatch.setattr(ending, "NOTICES", str(tmp_path / "notices"))
+    monkeypatch.setattr(ending.os, "chown", lambda *_words: None)
+    monkeypatch.setattr(journal, "record", lambda **_values: None)
+    monkeypatch.setattr(ending, "_look", lambda _engine, info, _typed: Look(info.name, info.id, info.running))
+    monkeypatch.setattr(ending.sessions, "typed", lambda _names: {})
+    return replace(lab, users=(replace(user, limits=replace(user.limits, run_hours=1)),))
+
+
+def due(docker: Model, policy: Policy) -> Row:
+    """Put a container there that is to be stopped at the next look."""
+    put(docker, policy)
+    (row,) = docker.rows.values()
+    notice = policy.life.notice_hours * HOUR
+    boot, up = ending._now()
+    counted = Counted(row.id, ran=2 * HOUR, noticed=notice, about="run")
+    states.write_record("lifecycle.json", Record(boot, up, ((NAME, counted),)).render())
+    return row
+
+
+@pytest.mark.usefixtures("brief")
+def test_all_are_counted_and_told_before_one_is_stopped(
+    docker: Model, limited: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = due(docker, limited)
+    before = states.read_record("lifecycle.json")
+    order: list[str] = []
+
+    def stop(*words: Any, **more: Any) -> None:
+        order.append("stop" if states.read_record("lifecycle.json") != before else "too early")
+        containers.stop(*words, **more)
+
+    def hand_over(*_words: object, **_more: object) -> ending.Ended:
+        order.append("hand over")
+        return ending.Ended("other._.2002", Decision("stop", ending.RESERVED, 0.0))
+
+    monkeypatch.setattr(ending, "stop", stop)
+    monkeypatch.setattr(ending, "_hand_over", hand_over)
+    end = gpureservations.End(0.0, 1, 0.0)
+    other = gpuhandover.Handover(gpuleases.Held(Lease("other._.2002", 2002, ()), "x"), end, 0.0)
+    monkeypatch.setattr(gpuhandover, "look", lambda *_words, **_more: ([other], gpuhandover.Record()))
+    with locks.hold(LOCK):
+        ended = ending.tick(docker, limited)
+    assert [(one.name, one.decision.do, one.problem) for one in ended] == [
+        (NAME, "stop", ""),
+        ("other._.2002", "stop", ""),
+    ]
+    assert order == ["hand over", "stop"] and not row.live
+
+
+def test_what_cannot_be_told_keeps_none_from_its_end(
+    docker: Model, limited: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = due(docker, limited)
+    monkeypatch.setattr(ending, "NOTICES", "/proc/notices")
+    with pytest.raises(HostError, match="could not be written"):
+        ending.tick(docker, limited)
+    assert not row.live
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_held_lock_keeps_the_containers_of_nobody_else_from_being_cleaned_up(
+    docker: Model, lab: Policy
+) -> None:
+    spec = specs.decide(lab, lab.user("alice"), "thesis", Wishes(), SMALL)
+    for uid in (2001, 2002):
+        name = names.container_name("thesis", uid)
+        docker.add(f"{name}.retired-7", "exited", CURRENT, specs.labels(replace(spec, uid=uid)))
+    told: list[str] = []
+    none = replace(lab, retire_keep_days=0)
+    with locks.hold("user-2001"):
+        gone = retired.clean_up(docker, none, 1e9, tell=told.append)
+    assert [one.uid for one in gone] == [2002]
+    assert len(told) == 1 and "uid 2001" in told[0] and "at work" in told[0]
+    assert [one.uid for one in retired.clean_up(docker, none, 1e9)] == [2001]

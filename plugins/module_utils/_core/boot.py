@@ -14,18 +14,20 @@ import os
 import posixpath
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import RUN_DIRECTORY, hostfiles, journal, mounts, names, state
+from . import RUN_DIRECTORY, hostfiles, journal, locks, mounts, names, state
 from .errors import HostError, LabError
 from .policy import Policy, load
 
 #: The notice, and where pam_motd(8) shows it to everybody who logs in.
 NOTICES = (posixpath.join(RUN_DIRECTORY, "notice"), "/run/motd.d/lab-server")
 _DOCKER_UNIT = "docker.service"
+_LATE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,33 @@ def start_docker() -> None:
 def start_containers(engine: Any, policy: Policy) -> Outcome:
     """Start each lab container that does not run and was not stopped on purpose.
 
-    One that fails does not keep the others from starting.
+    One that fails does not keep the others from starting. Those at which somebody is at work come last, and
+    all of them are waited for no longer than ``_LATE``: most likely their users start them just now.
     """
     from .containers import listing_all, start_existing
 
     stopped = state.stopped_names()
     started: list[str] = []
     failed: list[str] = []
-    for info in sorted(listing_all(engine, policy), key=lambda info: str(info.name)):
-        if info.running or info.name in stopped:
-            continue
-        try:
-            item = start_existing(engine, policy, info)
-        except LabError as error:
-            failed.append(f"{info.name}: {error}")
-            continue
-        if item.failed:
-            failed.append(f"{info.name}: {item.message}")
-        elif item.changed:
-            started.append(info.name)
+    down = [info for info in listing_all(engine, policy) if not info.running and info.name not in stopped]
+    down.sort(key=lambda info: str(info.name))
+    end = 0.0  # the first time nobody is waited for
+    for last in (False, True):
+        late = []
+        for info in down:
+            try:
+                item = start_existing(engine, policy, info, wait=max(0.0, end - time.monotonic()))
+            except LabError as error:
+                if isinstance(error, locks.InUse) and not last:
+                    late.append(info)
+                else:
+                    failed.append(f"{info.name}: {error}")
+                continue
+            if item.failed:
+                failed.append(f"{info.name}: {item.message}")
+            elif item.changed:
+                started.append(info.name)
+        down, end = late, time.monotonic() + _LATE
     return Outcome(tuple(started), tuple(failed))
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         policy = load()
         with closing(Engine.connect()) as engine:
-            gone = clean_up(engine, policy, time.time(), check=check)
+            gone = clean_up(engine, policy, time.time(), check=check, tell=say)
             collected = collect(engine, policy, time.time(), check=check)
     except (LabError, OSError) as error:
         say(str(error))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import images
+from . import images, locks
 from .engine import Engine
 from .errors import LabError
 from .policy import Policy
@@ -44,7 +44,7 @@ def collect(engine: Engine, policy: Policy, now: float, *, check: bool) -> Colle
     for uid, project in versions(engine.images("lab/*/*")):
         if uid in users:
             try:
-                done = images.prune(engine, policy, users[uid], project, check=check)
+                done = images.prune(engine, policy, users[uid], project, check=check, wait=locks.BRIEF)
             except LabError as error:
                 problems.append(str(error))
                 continue

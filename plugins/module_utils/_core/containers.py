@@ -173,10 +173,29 @@ class Snapshot:
     kept: dict[str, Actual] = field(default_factory=dict)
 
 
-def _locked(name: str) -> contextlib.AbstractContextManager[None]:
+def _locked(name: str, wait: float = locks.PATIENCE) -> contextlib.AbstractContextManager[None]:
     """Hold the lock under which the container of that name is changed."""
     project, uid = names.parse_container_name(name)
-    return locks.hold(locks.of_project("container", uid, project), title=project)
+    return locks.hold(locks.of_project("container", uid, project), title=project, timeout=wait)
+
+
+@contextlib.contextmanager
+def _locked_to_stop(name: str, by: str) -> Iterator[bool]:
+    """Hold the lock of a container that is to be stopped for whom ``by`` says; say whether it is held.
+
+    What holds it may be its user's own, for as long as that user likes: a limit and IT do not wait for that.
+    A stop by the id is safe beside what is done under the lock. That was begun with a container which runs,
+    and starts none that ran, except where it takes a replacement back; then the next look stops it.
+    """
+    with contextlib.ExitStack() as stack:
+        held = True
+        try:
+            stack.enter_context(_locked(name, locks.PATIENCE if by == events.USER else locks.BRIEF))
+        except locks.InUse:
+            if by == events.USER:
+                raise
+            held = False
+        yield held
 
 
 def _owner(name: str) -> int:
@@ -281,7 +300,7 @@ def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[Item
 def halt(engine: Engine, name: str, identifier: str, why: str) -> None:
     """Stop a container for IT, which is to run again when it may. Raises LabError."""
     project, uid = names.parse_container_name(name)
-    with _locked(name):
+    with _locked_to_stop(name, events.IT):
         engine.stop(identifier)
         events.record(uid, project, events.STOPPED, events.IT, why)
 
@@ -939,16 +958,23 @@ def launch(
         if not check:
             _heal(engine, spec.name)
         actual = _mine(engine, spec.name)
-        status = _launch_status(actual)
+        before = _launch_status(actual)
         if actual is None:
             _check_room(user, _held(engine, user.uid))
-        if status == "created":
+        if before == "created":
             notes += _gpus_now(engine, policy, user, spec, would_wait=check and waits)
             notes += watermarks.check(policy)
-        if status == "created" or rebuild:
-            build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
-            # Both say it where the disk fills.
-            notes = list(dict.fromkeys([*notes, *told]))
+    if before == "created" or rebuild:
+        # Without the lock: a build takes long, and its user is to be able to stop the container meanwhile.
+        build, told = _image_for(engine, policy, user, project, progress, rebuild=rebuild, check=check)
+        # Both say it where the disk fills.
+        notes = list(dict.fromkeys([*notes, *told]))
+        check_storage(policy)
+        workspaces.check_project(policy, user, project)
+    with _locked(spec.name):
+        actual = _mine(engine, spec.name)
+        status = _launch_status(actual)
+        _check_unchanged(project, before, status)
         if actual is not None and status != "created":
             # What it was made with is what its user asked for then.
             spec = specs.decide(policy, user, project, declared, OwnWishes.of(actual.spec))
@@ -1082,6 +1108,18 @@ def _launch_status(actual: Actual | None) -> str:
     if actual is None or actual.unfinished:
         return "created"
     return "running" if actual.live else "started"
+
+
+def _check_unchanged(project: str, before: str, status: str) -> None:
+    """Raise Refused where a container was stopped or retired while its image was built: that was meant so.
+
+    Where there was none, or it did not run, another launch may have come first.
+    """
+    if status not in (before, "running"):
+        raise Refused(
+            f"The container of {project} was stopped or retired meanwhile, so it is not started.",
+            f"See why: container why {project}. To start it all the same, launch it again.",
+        )
 
 
 def _would_launch(
@@ -1281,8 +1319,8 @@ def stop(
     """
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
-    with _locked(name):
-        if not check:
+    with _locked_to_stop(name, by) as held:
+        if held and not check:
             _heal(engine, name)
         actual = _mine(engine, name)
         if actual is None:
@@ -1310,14 +1348,16 @@ def retire(
 ) -> ItemResult:
     """Give a user's container up; the workspace and the images stay. ``undo`` brings it back for a while.
 
-    ``by`` and ``why`` are for its user to read. With ``check`` it is only told what would be.
+    ``by`` and ``why`` are for its user to read. With ``check`` it is only told what would be. A limit does
+    not wait for locks, as it comes again.
 
     ``facts`` of the result, when there was one that ran: lost (packages, files, bytes, paths, complete),
     undo_until (seconds since 1970, None when it was not kept) and not_kept (why).
     """
     name = names.container_name(project, user.uid)
     result = ItemResult(name)
-    with _locked(name):
+    wait = locks.BRIEF if by == events.LIMIT else locks.PATIENCE
+    with _locked(name, wait):
         if not check:
             _heal(engine, name)
         actual = _mine(engine, name)
@@ -1332,7 +1372,7 @@ def retire(
         if actual is not None and actual.unfinished:
             engine.remove(actual.id)
         elif actual is not None:
-            result.facts = retired.retire(engine, policy, actual)
+            result.facts = retired.retire(engine, policy, actual, wait=wait)
             told = "; ".join(filter(None, (why, result.facts["not_kept"])))
             events.record(user.uid, project, events.RETIRED, by, told)
         if actual is not None:
@@ -1433,15 +1473,18 @@ def _mine(engine: Engine, name: str) -> Actual | None:
     return None
 
 
-def start_existing(engine: Engine, policy: Policy, info: ContainerInfo) -> ItemResult:
+def start_existing(
+    engine: Engine, policy: Policy, info: ContainerInfo, *, wait: float = locks.PATIENCE
+) -> ItemResult:
     """Start a container that is there, for the boot unit. One that was stopped on purpose stays down.
 
-    Raises NotFound when the policy no longer knows the user.
+    ``wait``: for how many seconds its lock is waited for. Raises NotFound when the policy no longer knows the
+    user, InUse.
     """
     result = ItemResult(info.name)
     user = policy.user_by_uid(info.uid)
     check_storage(policy)
-    with _locked(info.name):
+    with _locked(info.name, wait):
         _heal(engine, info.name)
         actual = _mine(engine, info.name)
         if actual is None or actual.live or actual.unfinished:

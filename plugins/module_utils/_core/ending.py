@@ -99,29 +99,32 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
         typed = sessions.typed(limited) if limited else {}
         looks = [_look(engine, info, typed.get(info.name, 0)) for info, _user in limited.values()]
         counted = after(_record(), looks, boot, up)
-        ended: list[Ended] = []
+        due: list[tuple[User, ContainerInfo, Decision]] = []
         told: dict[int, list[dict[str, Any]]] = {}
         for look in looks:
             info, user = limited[look.name]
             decision, counted[look.name] = decide(
                 counted[look.name], policy.limits_of(user, info.project), policy.life, live=look.live
             )
-            ended.append(
-                Ended(look.name, decision, "" if check else _do(engine, policy, user, info, decision))
-            )
+            due.append((user, info, decision))
             told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
-        handed, heard = gpuhandover.look(engine, policy, check=check)
-        if not check:
-            gpuleases.forget_dead()
-        for one in handed:
-            ended.append(_hand_over(engine, policy, one, check=check))
-            _tell_first(told, one)
-        if not check:
-            # In this order: a notice that could not be published is not counted as one that stands.
-            _publish({user.uid: told.get(user.uid, []) for user in policy.users})
-            state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
-            gpuhandover.keep(heard)
-    return ended
+        handed: list[Handover] = []
+        try:
+            handed, heard = gpuhandover.look(engine, policy, check=check)
+            for one in handed:
+                _tell_first(told, one)
+            if not check:
+                gpuleases.forget_dead()
+                # In this order: a notice that could not be published is not counted as one that stands.
+                _publish({user.uid: told.get(user.uid, []) for user in policy.users})
+                state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
+                gpuhandover.keep(heard)
+        finally:
+            # Last, since it takes as long as the programs in them: all are counted and told by then. And in
+            # any case, as what is due now was told before. Who waits for GPUs comes first.
+            given = [_hand_over(engine, policy, one, check=check) for one in handed]
+            ended = [_ended(engine, policy, *one, check=check) for one in due]
+    return [*ended, *given]
 
 
 def _hand_over(engine: Engine, policy: Policy, one: Handover, *, check: bool) -> Ended:
@@ -152,6 +155,12 @@ def _tell_first(told: dict[int, list[dict[str, Any]]], one: Handover) -> None:
     mine.append(
         {"project": one.project, "do": STOP, "at": at, "noticed": True, "why": one.end.why, "firm": True}
     )
+
+
+def _ended(
+    engine: Engine, policy: Policy, user: User, info: ContainerInfo, decision: Decision, *, check: bool
+) -> Ended:
+    return Ended(info.name, decision, "" if check else _do(engine, policy, user, info, decision))
 
 
 def _do(engine: Engine, policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> str:

@@ -180,6 +180,7 @@ class _Work:
     progress: Callable[[str], None] = ignore
     keeps_versions: bool = False
     rebuild: bool = False
+    wait: float = locks.PATIENCE
 
     @property
     def repository(self) -> str:
@@ -190,7 +191,9 @@ class _Work:
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         name = locks.of_project("image", self.user.uid, self.project)
-        return contextlib.nullcontext() if self.check else locks.hold(name, title=self.project)
+        if self.check:
+            return contextlib.nullcontext()
+        return locks.hold(name, title=self.project, timeout=self.wait)
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Hold the user's one place among the builds: each keeps a context on the server while it runs."""
@@ -566,18 +569,25 @@ def _holds(pin: Pin | None, current: Version | None) -> bool:
 
 
 def prune(
-    engine: Engine | None, policy: Policy, user: User, project: str, *, check: bool = False
+    engine: Engine | None,
+    policy: Policy,
+    user: User,
+    project: str,
+    *,
+    check: bool = False,
+    wait: float = locks.PATIENCE,
 ) -> ItemResult:
     """Remove the images of a user's project beyond those that the policy keeps (``images_keep``).
 
-    The current one and those that containers were made of stay. ``facts``: kept, removed (references).
+    The current one and those that containers were made of stay. ``wait``: for how many seconds the project's
+    lock is waited for. ``facts``: kept, removed (references).
     """
     names.project_name(project)
     result = ItemResult(f"{user.name}/{project}")
     if check and engine is None:
         result.facts = {"kept": [], "removed": []}
         return result
-    work = _Work(_connected(engine), policy, user, project, {}, check)
+    work = _Work(_connected(engine), policy, user, project, {}, check, wait=wait)
     with work.locked():
         found = work.versions(with_use=True)
         older = surplus(found, policy.images_keep)

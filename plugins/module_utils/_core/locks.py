@@ -16,14 +16,22 @@ from . import RUN_DIRECTORY
 from .errors import HostError, InvalidInput, Refused
 from .names import printable
 
+#: How long a lock is waited for, in seconds.
+PATIENCE = 600.0
+#: The same in what the server does by itself: who holds a lock decides how long, and a later look comes.
+BRIEF = 2.0
 _PER_USER = 32
 
 
+class InUse(Refused):
+    """Somebody else holds the lock."""
+
+
 @contextlib.contextmanager
-def hold(name: str, *, timeout: float = 600.0, directory: str = "", title: str = "") -> Iterator[None]:
+def hold(name: str, *, timeout: float = PATIENCE, directory: str = "", title: str = "") -> Iterator[None]:
     """Hold the lock ``name`` inside the ``with`` block; wait for it for at most ``timeout`` seconds.
 
-    Raises Refused, which names ``title``, when somebody else holds it all that time. The file stays: removing
+    Raises InUse, which names ``title``, when somebody else holds it all that time. The file stays: removing
     it would let two processes hold locks on two files of one name.
     """
     if not name or "/" in name or name.startswith("."):
@@ -57,7 +65,7 @@ def of_project(kind: str, uid: int, project: str) -> str:
 
 
 def wait(descriptor: int, name: str, timeout: float) -> None:
-    """Lock an open file; raise Refused, which names ``name``, if that takes over ``timeout`` seconds."""
+    """Lock an open file; raise InUse, which names ``name``, if that takes over ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.02
     while True:
@@ -66,7 +74,7 @@ def wait(descriptor: int, name: str, timeout: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise Refused(
+                raise InUse(
                     f"Somebody else is at work on {name}.", "Wait until that is done, then try again."
                 ) from None
         time.sleep(pause)

@@ -16,11 +16,11 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 from . import events, homes, locks, names, state
-from .engine import ADDED, DELETED, Engine
-from .errors import EngineError, InvalidInput, NotFound, Refused
+from .engine import ADDED, DELETED, Engine, ignore
+from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .plan import Actual, actual_of
 from .policy import Policy
 from .spec import ContainerSpec
@@ -200,10 +200,11 @@ def _not_kept(policy: Policy, actual: Actual, lost: dict[str, Any]) -> str:
     return ""
 
 
-def retire(engine: Engine, policy: Policy, actual: Actual) -> dict[str, Any]:
+def retire(engine: Engine, policy: Policy, actual: Actual, *, wait: float = locks.PATIENCE) -> dict[str, Any]:
     """Stop a container and keep it under another name, or remove it; return the facts of ``promised``.
 
-    Only a container of ours that was started once. Raises EngineError.
+    Only a container of ours that was started once. ``wait``: for how many seconds the lock of its user's kept
+    ones is waited for. Raises EngineError, InUse.
     """
     if actual.live:
         engine.stop(actual.id)
@@ -212,7 +213,7 @@ def retire(engine: Engine, policy: Policy, actual: Actual) -> dict[str, Any]:
         engine.remove(actual.id)
         return facts
     uid = names.parse_container_name(actual.name)[1]
-    with locks.hold(f"user-{uid}"):
+    with locks.hold(f"user-{uid}", timeout=wait):
         seconds = _put_aside(engine, actual)
         facts["undo_until"] = until(policy, seconds)
         trim(engine, policy, uid)
@@ -279,27 +280,38 @@ def put_back(engine: Engine, actual: Actual) -> None:
 # The clean-up
 
 
-def clean_up(engine: Engine, policy: Policy, now: float, *, check: bool = False) -> list[Kept]:
+def clean_up(
+    engine: Engine,
+    policy: Policy,
+    now: float,
+    *,
+    check: bool = False,
+    tell: Callable[[str], None] = ignore,
+) -> list[Kept]:
     """Remove the kept containers that are too old or beyond the bounds; return them.
 
     How old one is follows from the clean-ups that saw it, not from its name: a clock that jumps a year makes
-    nothing a year older. With ``check`` nothing is removed.
+    nothing a year older. With ``check`` nothing is removed. ``tell`` is called with a sentence for each user
+    whose containers are left for the next time: nobody's lock or broken container keeps those of others.
     """
     record = _aged(_read(), [one.actual.id for one in kept(engine)], now)
     limit = policy.retire_keep_days * _DAY
     gone: list[Kept] = []
     for uid in sorted({one.uid for one in kept(engine)}):
-        with locks.hold(f"user-{uid}"):
-            left: list[Kept] = []
-            for one in kept(engine, uid=uid):
-                if record["clock"] - record["seen"].get(one.actual.id, record["clock"]) >= limit:
-                    gone.append(one)
-                    if not check:
-                        engine.remove(one.actual.id)
-                        events.record(uid, one.project, events.GONE, events.CLEANUP, "its time was over")
-                else:
-                    left.append(one)
-            gone += _beyond(engine, policy, left) if check else trim(engine, policy, uid)
+        try:
+            with locks.hold(f"user-{uid}", timeout=locks.BRIEF):
+                left: list[Kept] = []
+                for one in kept(engine, uid=uid):
+                    if record["clock"] - record["seen"].get(one.actual.id, record["clock"]) >= limit:
+                        if not check:
+                            engine.remove(one.actual.id)
+                            events.record(uid, one.project, events.GONE, events.CLEANUP, "its time was over")
+                        gone.append(one)
+                    else:
+                        left.append(one)
+                gone += _beyond(engine, policy, left) if check else trim(engine, policy, uid)
+        except LabError as error:
+            tell(f"The retired containers of uid {uid} were not cleaned up: {error}")
     if not check:
         there = {one.actual.id for one in kept(engine)}
         record["seen"] = {one: since for one, since in record["seen"].items() if one in there}

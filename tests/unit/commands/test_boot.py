@@ -17,6 +17,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     hostfiles,
     journal,
+    locks,
     mounts,
     state,
     storage,
@@ -36,6 +37,8 @@ class Host:
         self.docker = True
         self.infos: list[Any] = []
         self.failing: dict[str, Exception] = {}
+        self.held: dict[str, float] = {}
+        self.waited: list[tuple[str, float]] = []
         self.started: list[str] = []
 
     def run(self, arguments: Sequence[str], accept: Sequence[int] = (0,), **_more: object) -> Any:
@@ -54,8 +57,11 @@ class Host:
             raise HostError("failed")
         return subprocess.CompletedProcess(arguments, code, out, "")
 
-    def start(self, _engine: object, _policy: object, info: Any) -> ItemResult:
-        """Stand in for the start of a container."""
+    def start(self, _engine: object, _policy: object, info: Any, *, wait: float) -> ItemResult:
+        """Stand in for the start of a container; a lock that is held is so for some seconds."""
+        self.waited.append((info.name, wait))
+        if wait < self.held.get(info.name, 0.0):
+            raise locks.InUse(f"Somebody else is at work on {info.name}.")
         if info.name in self.failing:
             raise self.failing[info.name]
         self.started.append(info.name)
@@ -147,6 +153,18 @@ def test_one_that_fails_does_not_keep_the_others_down(host: Host, capsys: pytest
     assert host.started == ["c._.2001"]
     shown = capsys.readouterr().out
     assert "Not started: a._.2001: No such user." in shown and "Not started: b._.2001: Broken." in shown
+
+
+def test_one_at_which_somebody_is_at_work_comes_last_and_keeps_none_waiting(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.infos = [info("a"), info("b"), info("c")]
+    host.held = {"a._.2001": 5.0, "b._.2001": 1e6}
+    assert boot.main() == 0
+    assert host.started == ["c._.2001", "a._.2001"]
+    assert [wait for _name, wait in host.waited[:3]] == [0.0] * 3
+    assert all(wait <= 60 for _name, wait in host.waited) and len(host.waited) == 5
+    assert "Not started: b._.2001: Somebody else is at work" in capsys.readouterr().out
 
 
 def test_a_server_without_a_policy_is_told(

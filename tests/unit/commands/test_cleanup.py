@@ -33,7 +33,7 @@ def notes(monkeypatch: pytest.MonkeyPatch, lab: Policy) -> list[dict[str, Any]]:
     noted: list[dict[str, Any]] = []
     monkeypatch.setattr(cleanup, "load", lambda: lab)
     monkeypatch.setattr(Engine, "connect", Docker)
-    monkeypatch.setattr(cleanup, "clean_up", lambda engine, policy, now, check: [GONE])
+    monkeypatch.setattr(cleanup, "clean_up", lambda engine, policy, now, **_more: [GONE])
     collected = Collected(("lab/2001/thesis:0123456789ab",), ("bob/paper is being built.",))
     monkeypatch.setattr(cleanup, "collect", lambda engine, policy, now, check: collected)
     monkeypatch.setattr(journal, "record", lambda *priority, **values: noted.append(values))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    collecting,
     context,
     freeze,
     images,
@@ -233,6 +234,17 @@ def roll(policy: Policy, alice: User):
         return deed
 
     return run
+
+
+def test_a_clean_up_does_not_wait_for_a_build(policy, alice, build, monkeypatch):
+    engine = Model()
+    engine.nameless = list
+    build(engine)
+    monkeypatch.setattr(locks, "BRIEF", 0.02)
+    with locks.hold(locks.of_project("image", 2001, "net")):
+        (problem,) = collecting.collect(engine, policy, 1e9, check=False).problems
+    assert "at work on net" in problem
+    assert collecting.collect(engine, policy, 1e9, check=False).problems == ()
 
 
 # Built when the files changed, and not read when they did not
