@@ -185,7 +185,7 @@ class Collecting(Model):
 def test_what_nobody_uses_goes_and_what_others_stand_on_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def prune(_engine: Any, _policy: Any, user: Any, project: str, *, check: bool) -> ItemResult:
+    def prune(_engine: Any, _policy: Any, user: Any, project: str, *, check: bool, wait: float) -> ItemResult:
         asked.append((user.name, project, check))
         return ItemResult("x", facts={"removed": ["lab/2001/thesis:aaaaaaaaaaaa"]})
 
