@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from . import hostfiles
 from .errors import HostError, InvalidInput, NotFound
 from .names import printable
 
@@ -241,19 +242,23 @@ def move(source: int, name: str, target: int, new_name: str) -> None:
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write a file of root's own: a temporary file beside it, fsync, rename. Raises HostError.
+    """Write a file of root's own: a temporary file beside it, fsync, rename, fsync. Raises HostError.
 
-    Only for directories that belong to root alone.
+    When it returns, the file lasts through a loss of power. Only for directories that belong to root alone.
     """
     temporary = f"{path}.{os.getpid()}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode
-        )
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
+        try:
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        hostfiles.sync_directory(os.path.dirname(path))
     except OSError as error:
         raise HostError(f"{path} could not be written: {error.strerror}.") from error

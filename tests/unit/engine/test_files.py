@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import tempfile
 import threading
 import time
@@ -95,6 +97,38 @@ def test_write_atomically(tmp_path):
     safefs.write_atomically(str(path), b"two", 0o640)
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_written_file_lasts_through_a_loss_of_power(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def synced(descriptor):
+        fsync(descriptor)
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def renamed(old, new):
+        rename(old, new)
+        done.append("name")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    safefs.write_atomically(str(tmp_path / "state"), b"new")
+    assert done == ["file", "name", "folder"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call):
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+
+    def fail(*_given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(HostError, match="No space left"):
+        safefs.write_atomically(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["state"]
 
 
 # The child
