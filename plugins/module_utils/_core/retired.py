@@ -294,7 +294,7 @@ def clean_up(
     nothing a year older. With ``check`` nothing is removed. ``tell`` is called with a sentence for each user
     whose containers are left for the next time: nobody's lock or broken container keeps those of others.
     """
-    record = _aged(_read(), [one.actual.id for one in kept(engine)], now)
+    record = _aged(_read(), [one.actual.name for one in kept(engine)], now)
     limit = policy.retire_keep_days * _DAY
     gone: list[Kept] = []
     for uid in sorted({one.uid for one in kept(engine)}):
@@ -302,7 +302,7 @@ def clean_up(
             with locks.hold(f"user-{uid}", timeout=locks.BRIEF):
                 left: list[Kept] = []
                 for one in kept(engine, uid=uid):
-                    if record["clock"] - record["seen"].get(one.actual.id, record["clock"]) >= limit:
+                    if record["clock"] - record["seen"].get(one.actual.name, record["clock"]) >= limit:
                         if not check:
                             engine.remove(one.actual.id)
                             events.record(uid, one.project, events.GONE, events.CLEANUP, "its time was over")
@@ -313,14 +313,17 @@ def clean_up(
         except LabError as error:
             tell(f"The retired containers of uid {uid} were not cleaned up: {error}")
     if not check:
-        there = {one.actual.id for one in kept(engine)}
+        there = {one.actual.name for one in kept(engine)}
         record["seen"] = {one: since for one, since in record["seen"].items() if one in there}
         state.write_record(_RECORD, json.dumps(record, sort_keys=True))
     return gone
 
 
 def _aged(record: dict[str, Any], present: Sequence[str], now: float) -> dict[str, Any]:
-    """Return the record after a clean-up at ``now``: its own clock moved on, and who was seen since when."""
+    """Return the record after a clean-up at ``now``: its own clock moved on, and who was seen since when.
+
+    By the names of the kept ones, with the time of the retire in them: who is retired again begins anew.
+    """
     step = min(max(now - record["last"], 0.0), float(_LONGEST_STEP)) if record["last"] else 0.0
     clock = record["clock"] + step
     return {"last": now, "clock": clock, "seen": {one: record["seen"].get(one, clock) for one in present}}

@@ -276,6 +276,45 @@ def test_a_check_tells_what_has_no_room_any_more(monkeypatch: pytest.MonkeyPatch
     assert would == did == [names[0], names[1]] and engine.there == [names[2]]
 
 
+def test_who_is_retired_again_is_kept_as_long_as_was_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Docker:
+        """One container, which keeps its id under each name, also when it is brought back."""
+
+        name = ""
+
+        def containers(self) -> list[dict[str, Any]]:
+            return [listed(self.name, Id="i")] if self.name else []
+
+        def sizes(self, ids: list[str]) -> dict[str, int]:
+            return dict.fromkeys(ids, 1)
+
+        def remove(self, _identifier: str) -> None:
+            self.name = ""
+
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(retired.locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(retired.events, "record", lambda *_words: None)
+    docker = Docker()
+    engine: Any = docker
+    policy, _keys = from_inventory({"lab_retire_keep": 7, "lab_groups": [], "lab_users": []})
+    begin = 1_700_000_000
+    # What an older version wrote knows the container by its id.
+    state.write_record("retired.json", f'{{"last": {begin}, "clock": {9 * DAY}, "seen": {{"i": 0.0}}}}')
+    docker.name = f"{SPEC.name}.retired-{begin}"
+    for days in range(6):
+        assert retired.clean_up(engine, policy, begin + days * DAY) == []
+    # Undone and retired again on the sixth day; no clean-up ran between.
+    again = begin + int(5.5 * DAY)
+    docker.name = f"{SPEC.name}.retired-{again}"
+    days = 6
+    while docker.name:
+        retired.clean_up(engine, policy, begin + days * DAY)
+        days += 1
+    assert retired.until(policy, again) <= begin + (days - 1) * DAY <= retired.until(policy, again) + 2 * DAY
+
+
 def test_who_is_gone_is_forgotten() -> None:
     record = retired._aged({"last": 1.0, "clock": 5.0, "seen": {"a": 1.0, "b": 2.0}}, ["b"], 2.0)
     assert record["seen"] == {"b": 2.0}
