@@ -177,10 +177,10 @@ class Look:
             if os.geteuid() not in (0, status.st_uid):
                 self.foreign.append(path or ".")
             return
+        # Not the number of the device: it can be another one after a reboot.
         self._take(
             path,
-            f"{status.st_dev} {status.st_ino} {status.st_mode} {status.st_size}"
-            f" {status.st_mtime_ns} {status.st_ctime_ns}",
+            f"{status.st_ino} {status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}",
         )
         self.newest = max(self.newest, status.st_ctime_ns)
         if stat.S_ISREG(status.st_mode):

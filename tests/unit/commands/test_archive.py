@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,20 @@ def test_a_comparison_finds_every_difference(tmp_path: Path, change: Any) -> Non
         os.utime(tmp_path / "one/b", ns=(times_of_b, times_of_b))  # who hides a change
     with pytest.raises(LabError):
         compare(data, tmp_path / "one")
+
+
+def test_a_look_is_the_same_where_the_disk_got_another_number(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    status = (tmp_path / "f").stat()
+    facts = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+
+    def digest(**changes: int) -> str:
+        look = archive.Look()
+        look.add(archive.Found("f", SimpleNamespace(**{**facts, **changes})))
+        return look.digest
+
+    assert digest(st_dev=status.st_dev + 1) == digest()
+    assert digest(st_ctime_ns=status.st_ctime_ns + 1) != digest()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can be somebody else, and root reads everything")
