@@ -24,7 +24,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import io
+import itertools
 import json
 import os
 import posixpath
@@ -34,7 +34,7 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, Callable
 
@@ -45,10 +45,12 @@ from .names import printable, project_name
 SUFFIX = ".tar.gz"
 _FORMAT = 1
 _MANIFEST = ".manifest"
-# A manifest has about 150 bytes for each file; this is one of millions of them.
-_MANIFEST_LIMIT = 1 << 30
+# The first line of a manifest, which names what was left out.
+_HEAD_LIMIT = 1 << 28
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _CHUNK = 1 << 20
+# Names of one folder that are looked at before the first of them is told.
+_AT_ONCE = 1000
 # What is compressed at once, with a level of its own (RFC 1952 allows any number of members in a file).
 _BLOCK = 4 << 20
 _SAMPLE = 1 << 15
@@ -96,36 +98,50 @@ def walk(folder: int, leave_out: LeaveOut = nothing, *, in_use: bool = False) ->
     the tree is ``in_use``, what is no folder any more when its turn comes is no error.
     """
     top = os.fstat(folder)
-    waiting = [Found("", top)]
+    # What is left in each folder on the way down; of a folder of a million files no more than the names.
+    waiting = [iter([Found("", top)])]
     while waiting:
-        here = waiting.pop()
+        here = next(waiting[-1], None)
+        if here is None:
+            waiting.pop()
+            continue
         yield here
-        if not stat.S_ISDIR(here.status.st_mode):
+        if not stat.S_ISDIR(here.status.st_mode) or here.problem:
             continue
         if here.status.st_dev != top.st_dev:
             yield Found(here.path, here.status, "it is another file system")
             continue
-        try:
-            found = list(_listed(folder, here.path, leave_out))
-        except PermissionError:
-            yield Found(here.path, here.status, "it cannot be read")
-            continue
-        except (NotFound, InvalidInput):
-            if not in_use:
-                raise
-            continue
-        waiting += reversed(found)
+        waiting.append(_listed(folder, here, leave_out, in_use=in_use))
 
 
-def _listed(folder: int, path: str, leave_out: LeaveOut) -> Iterator[Found]:
+def _listed(folder: int, here: Found, leave_out: LeaveOut, *, in_use: bool) -> Iterator[Found]:
+    """Yield what is in a folder of the walk, and at the end the folder itself where it cannot be read."""
+    try:
+        with _open(folder, here.path) as descriptor:
+            names = sorted(os.listdir(descriptor))
+        for start in range(0, len(names), _AT_ONCE):
+            with _open(folder, here.path) as descriptor:
+                found = list(_looked_at(here.path, descriptor, names[start : start + _AT_ONCE]))
+            yield from (one for one in found if not leave_out(folder, one.path, one.status))
+    except PermissionError:
+        yield Found(here.path, here.status, "it cannot be read")
+    except (NotFound, InvalidInput):
+        if not in_use:
+            raise
+
+
+def _looked_at(path: str, descriptor: int, names: Sequence[str]) -> Iterator[Found]:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            yield Found(f"{path}/{name}" if path else name, status)
+
+
+@contextlib.contextmanager
+def _open(folder: int, path: str) -> Iterator[int]:
     descriptor = _opened(folder, path)
     try:
-        for name in sorted(os.listdir(descriptor)):
-            below = f"{path}/{name}" if path else name
-            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
-                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                if not leave_out(folder, below, status):
-                    yield Found(below, status)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -264,6 +280,43 @@ class Entry:
         return json.dumps(values).encode("ascii") + b"\n"
 
 
+class _Lines:
+    """The lines of a manifest, compressed meanwhile: those of a million files are 200 MB otherwise."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._last = bytearray()
+        self.size = 0
+
+    def add(self, line: bytes) -> None:
+        """Take a line."""
+        self._last += line
+        self.size += len(line)
+        if len(self._last) >= _CHUNK:
+            self._blocks.append(zlib.compress(self._last, 1))
+            self._last.clear()
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield all that was taken, some whole lines at once."""
+        yield from map(zlib.decompress, self._blocks)
+        yield bytes(self._last)
+
+
+class _Joined:
+    """Blocks of bytes, to be read like a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._ahead = b""
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes; fewer only at the end."""
+        while len(self._ahead) < size and (block := next(self._blocks, None)) is not None:
+            self._ahead += block
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return data
+
+
 def leads_out(path: str, target: str) -> bool:
     """Say whether a link at ``path`` below the project leads to somewhere outside of it."""
     if target.startswith("/"):
@@ -361,7 +414,7 @@ class _Packer:
         self._folder = folder
         self._name = name
         self._progress = progress
-        self._lines = bytearray()
+        self._lines = _Lines()
         self._first: dict[tuple[int, int], str] = {}
         self._output = _Squeezer(output)
         opener: Any = tarfile.open  # whose types do not know copybufsize (bytes that are read at once)
@@ -410,7 +463,8 @@ class _Packer:
             if status.st_nlink > 1 and identity in self._first:
                 self._add(found, "h", tarfile.LNKTYPE, self._first[identity], status=status)
                 return
-            self._first[identity] = found.path
+            if status.st_nlink > 1:
+                self._first[identity] = found.path
             self._add(found, "f", tarfile.REGTYPE, status=status, file=file)
             after = os.fstat(descriptor)
         if (after.st_size, after.st_ctime_ns) != (status.st_size, status.st_ctime_ns):
@@ -445,7 +499,7 @@ class _Packer:
         _forget_members(self._tar)
         content = source.digest if source else link
         entry = Entry(found.path, kind, member.mode, now.st_mtime_ns, member.size, content)
-        self._lines += entry.line()
+        self._lines.add(entry.line())
 
     def finish(self) -> None:
         """Write the manifest and the end of the archive."""
@@ -456,10 +510,11 @@ class _Packer:
             "made": made,
             "left_out": [*self.look.special, *self.look.blocked],
         }
-        text = json.dumps(head, sort_keys=True).encode("ascii") + b"\n" + bytes(self._lines)
+        first = json.dumps(head, sort_keys=True).encode("ascii") + b"\n"
         member = tarfile.TarInfo(self._name + _MANIFEST)
-        member.mode, member.size, member.mtime = 0o644, len(text), made
-        self._tar.addfile(member, io.BytesIO(text))
+        member.mode, member.size, member.mtime = 0o644, len(first) + self._lines.size, made
+        text: Any = _Joined(itertools.chain([first], self._lines.blocks()))
+        self._tar.addfile(member, text)
         self._tar.close()
         self._output.close()
 
@@ -573,7 +628,7 @@ class _Reader:
         self._progress = progress
         self._project = ""
         self._kinds: dict[str, str] = {}
-        self._lines = bytearray()
+        self._lines = _Lines()
         self._links_out: list[str] = []
         self._files = 0
         self._bytes = 0
@@ -610,7 +665,7 @@ class _Reader:
     def _took(self, entry: Entry, take: Callable[[Entry], None]) -> None:
         take(entry)
         self._kinds[entry.path] = entry.kind
-        self._lines += entry.line()
+        self._lines.add(entry.line())
 
     def _hard_link(self, info: tarfile.TarInfo, entry: Entry) -> None:
         first = info.linkname[len(self._project) + 1 :]
@@ -631,7 +686,7 @@ class _Reader:
         self._files += 1
         self._bytes += info.size
         hashed = Entry(entry.path, "f", entry.mode, entry.mtime, info.size, source.digest)
-        self._lines += hashed.line()
+        self._lines.add(hashed.line())
 
     def _place(self, info: tarfile.TarInfo) -> str:
         """Return the path below the project's folder; raise InvalidInput for one that none of ours has."""
@@ -656,19 +711,24 @@ class _Reader:
         return path
 
     def _end(self, info: tarfile.TarInfo) -> Whole:
-        if not info.isreg() or info.size > _MANIFEST_LIMIT:
+        if not info.isreg():
             raise InvalidInput("The manifest of the archive is none.", _DAMAGED)
-        text: bytes = self._opened.extractfile(info).read()
-        head, _newline, lines = text.partition(b"\n")
+        text = self._opened.extractfile(info)
+        head = text.readline(_HEAD_LIMIT)
+        for block in self._lines.blocks():
+            _same_lines(text.read(len(block)), block)
+        _same_lines(text.readline(_CHUNK), b"")
         if self._opened.next() is not None:
             raise InvalidInput("The archive goes on after its end.", _DAMAGED)
-        if lines != self._lines:
-            raise InvalidInput(
-                f"{_differing(lines, bytes(self._lines))} is not as the manifest says.", _DAMAGED
-            )
         return Whole(
             self._project, self._files, self._bytes, tuple(self._links_out), _left_out(head, self._project)
         )
+
+
+def _same_lines(lines: bytes, read_: bytes) -> None:
+    """Raise InvalidInput, which names the first of them, for lines of a manifest that differ."""
+    if lines != read_:
+        raise InvalidInput(f"{_differing(lines, read_)} is not as the manifest says.", _DAMAGED)
 
 
 def _differing(lines: bytes, read_: bytes) -> str:
@@ -793,13 +853,8 @@ class Unpacking(Visitor):
             finally:
                 os.close(descriptor)
 
-    @contextlib.contextmanager
-    def _parent(self, path: str) -> Iterator[int]:
-        descriptor = _opened(self._folder, posixpath.dirname(path))
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def _parent(self, path: str) -> contextlib.AbstractContextManager[int]:
+        return _open(self._folder, posixpath.dirname(path))
 
 
 def _write(file: IO[bytes], chunk: bytes) -> None:

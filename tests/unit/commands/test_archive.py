@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import subprocess
 import tarfile
 import tempfile
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import archive, asuser
+from ansible_collections.lab.server.plugins.module_utils._core import archive, asuser, safefs
 from ansible_collections.lab.server.plugins.module_utils._core.archive import Entry
 from ansible_collections.lab.server.plugins.module_utils._core.asuser import Identity
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput, LabError
@@ -251,6 +253,49 @@ def test_what_is_made_anew_by_itself_is_no_export(tmp_path: Path) -> None:
     assert left == {"/src", "/src/a-py", "/untagged", "/untagged/data", "/untagged/CACHEDIR.TAG"}
 
 
+def test_a_folder_is_looked_at_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10):
+        (tmp_path / f"f{number}").touch()
+    monkeypatch.setattr(archive, "_AT_ONCE", 3)
+    looked, real = [], os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        looked.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with safefs.opened(str(tmp_path)) as folder:
+        walk = archive.walk(folder)
+        assert [next(walk).path for _one in range(3)] == ["", "f0", "f1"]
+        assert looked == ["f0", "f1", "f2"]
+        assert [one.path for one in walk] == [f"f{number}" for number in range(2, 10)]
+
+
+def test_little_is_held_of_each_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both are full with 200 files already.
+    monkeypatch.setattr(archive, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(archive, "_BLOCK", 1 << 16)
+    held: dict[str, list[int]] = {"pack": [], "read": []}
+    for count in (200, 600):
+        for number in range(count):
+            inner = tmp_path / str(count) / f"d{number // 20}"
+            inner.mkdir(parents=True, exist_ok=True)
+            (inner / f"{'x' * 150}{number}").touch()
+        with safefs.opened(str(tmp_path / str(count))) as folder, tempfile.TemporaryFile() as file:
+            for name, peaks in held.items():
+                file.seek(0)
+                tracemalloc.start()
+                if name == "pack":
+                    archive.pack(folder, "thesis", file)
+                else:
+                    archive.read(file, archive.Visitor())
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+    bytes_a_file = {name: (peaks[1] - peaks[0]) / 400 for name, peaks in held.items()}
+    # Who reads needs the names, to refuse one that is there twice.
+    assert bytes_a_file["pack"] < 200 and bytes_a_file["read"] < 500, bytes_a_file
+
+
 # ---- archives that nobody of ours made -------------------------------------------------------------------
 
 
@@ -264,13 +309,12 @@ def made_of(*members: tarfile.TarInfo, manifest: bytes | None = None) -> bytes:
     """Return an archive of these empty members with a manifest that is right for them."""
     output = io.BytesIO()
     kinds = {tarfile.DIRTYPE: "d", tarfile.SYMTYPE: "l", tarfile.LNKTYPE: "h"}
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     text = b'{"format": 1, "left_out": [], "made": 0, "project": "thesis"}\n'
     with tarfile.open(fileobj=output, mode="w:gz", format=tarfile.PAX_FORMAT) as made:
         for info in members:
             made.addfile(info)
             kind = kinds.get(info.type, "f")
-            content = {"l": info.linkname, "h": info.linkname[7:], "f": empty}.get(kind, "")
+            content = {"l": info.linkname, "h": info.linkname[7:], "f": EMPTY}.get(kind, "")
             text += Entry(info.name[7:], kind, info.mode, 0, 0, content).line()
         text = text if manifest is None else manifest
         end = tarfile.TarInfo("thesis.manifest")
@@ -280,6 +324,7 @@ def made_of(*members: tarfile.TarInfo, manifest: bytes | None = None) -> bytes:
 
 
 TOP = member("thesis", tarfile.DIRTYPE)
+EMPTY = hashlib.sha256().hexdigest()
 
 
 def test_the_same_by_hand_is_taken(tmp_path: Path) -> None:
@@ -324,6 +369,32 @@ def test_what_none_of_ours_has_is_refused(tmp_path: Path, members: list[tarfile.
     with pytest.raises(InvalidInput):
         unpack(made_of(*members), tmp_path / "x")
     assert not (tmp_path / "evil").exists() and not Path("/tmp/evil").exists()
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 1 << 20])
+def test_a_manifest_is_compared_to_its_end(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b'{"format": 1, "left_out": [], "made": 0, "project": "thesis"}\n'
+    text = head + b"".join(
+        Entry(path, kind, mode, 0, 0, content).line()
+        for path, kind, mode, content in (
+            ("", "d", 0o755, ""),
+            ("a", "f", 0o644, EMPTY),
+            ("b", "f", 0o644, EMPTY),
+        )
+    )
+    members = (TOP, member("thesis/a"), member("thesis/b"))
+    assert made_of(*members, manifest=text) == made_of(*members)
+    monkeypatch.setattr(archive, "_CHUNK", chunk)
+
+    def read(manifest: bytes) -> int:
+        return archive.read(io.BytesIO(made_of(*members, manifest=manifest)), archive.Visitor()).files
+
+    assert read(text) == 2
+    for wrong in (text[:-1], text + b"\n", text + Entry("c", "f", 0o644, 0, 0, EMPTY).line(), head):
+        with pytest.raises(InvalidInput, match="is not as the manifest says"):
+            read(wrong)
+    with pytest.raises(InvalidInput, match=r"^b is not as the manifest says"):
+        read(text.replace(b'"b", "f", "0644"', b'"b", "f", "0755"'))
 
 
 @pytest.mark.parametrize(
