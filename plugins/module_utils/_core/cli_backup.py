@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import POLICY_PATH
 from .calls import Call, Command
@@ -43,6 +45,26 @@ def _users(policy: Policy, name: str) -> tuple[User, ...]:
             error.message,
             "Who left is not backed up any more. Older backups: lab backup NAME --list, and lab restore.",
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the work as an error does, so that nothing that was restored is left."""
+    numbers = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+    def end(number: int, _frame: object) -> NoReturn:
+        for one in numbers:  # a second one would break off what cleans up
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _backup(call: Call) -> int:
@@ -150,7 +172,8 @@ def _restore(call: Call) -> int:
         else:
             call.out.line(f"Would restore {wanted} of snapshot {options.snapshot} into {options.to}.")
         return 0
-    place = backup.restore(policy, user, options.path, options.to, options.snapshot, options.server)
+    with _ended_in_order():
+        place = backup.restore(policy, user, options.path, options.to, options.snapshot, options.server)
     if call.json:
         call.answer({"restored": place})
     else:
@@ -174,7 +197,8 @@ def _drill(call: Call) -> int:
     policy = _policy()
     found = []
     for user in _users(policy, call.options.user):
-        one = drill.drill(policy, user)
+        with _ended_in_order():
+            one = drill.drill(policy, user)
         found.append(asdict(one))
         if not call.json:
             words = f"{one.compared} files are as they were, {one.changed} changed since"

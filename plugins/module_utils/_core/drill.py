@@ -16,7 +16,6 @@ import posixpath
 import random
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -133,8 +132,10 @@ def _drill(policy: Policy, user: User) -> dict[str, Any]:
     chosen = sample(restic.lines(place, ["ls", "--json", "--no-lock", newest]), rules.drill_files, chance)
     if not chosen:
         return {"compared": 0, "changed": 0}
-    os.makedirs(STATE_DIRECTORY, mode=0o700, exist_ok=True)
-    scratch = tempfile.mkdtemp(prefix="drill-", dir=STATE_DIRECTORY)
+    scratch = posixpath.join(STATE_DIRECTORY, f"drill-{user.uid}")
+    # One place under one lock: what a drill left that was killed is removed by the next.
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.makedirs(scratch, mode=0o700)
     try:
         backup.extract(place, newest, [one.path for one in chosen], scratch, owned=True)
         restored = {one.path: _digest_of(scratch + one.path) for one in chosen}

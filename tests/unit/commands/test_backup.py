@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -520,3 +521,34 @@ def test_one_that_failed_ends_with_1(admin: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(drill, "drill", lambda _policy, user: replace(GOOD, user=user.name))
     code, out, _err = admin("lab", "drill", "alice")
     assert (code, out) == (0, "alice: 3 files are as they were, 0 changed since\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("verb", ["drill", "restore"])
+def test_what_was_restored_is_removed_when_the_work_is_ended(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(backup, "_check_target", lambda _target: None)
+    monkeypatch.setattr(backup, "repository", lambda *_all: None)
+    monkeypatch.setattr(backup, "snapshots", lambda *_all: [{"id": "abc", "time": "2026-01-01T00:00:00"}])
+    monkeypatch.setattr(restic, "lines", lambda *_all: [_line("/home/alice/secret")])
+    monkeypatch.setattr(drill, "STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(drill.locks, "RUN_DIRECTORY", str(tmp_path / "run"))
+    # What a drill left that was killed.
+    (tmp_path / "drill-2001/home").mkdir(parents=True)
+    (tmp_path / "to").mkdir()
+    found = []
+
+    def extract(_place: object, _snapshot: str, _paths: object, target: str, *, owned: bool) -> None:
+        found.append((os.listdir(target), owned))
+        (Path(target) / "secret").write_text("of alice")
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(backup, "extract", extract)
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+    words = {"drill": ("drill", "alice"), "restore": ("restore", "alice", "x", "--to", f"{tmp_path}/to/x")}
+    assert admin("lab", *words[verb])[0] == 128 + number
+    assert found == [([], True)]
+    assert list((tmp_path / "to").iterdir()) == []
+    assert (tmp_path / "drill-2001").exists() == (verb == "restore")
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == handlers
