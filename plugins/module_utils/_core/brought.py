@@ -138,6 +138,8 @@ def unpack(archive: BinaryIO, workspace: str, folder: str) -> list[int]:
                 content = tar.extractfile(member)
                 done = content is not None and _put(target, path, content.read(), member.mode)
                 copied, skipped = copied + done, skipped + (not done)
+        # Before it is noted that they are there.
+        safefs.sync_all(target)
     except tarfile.TarError as error:
         raise LabError(
             f"The files of the environment cannot be read: {error}.", "Tell your admins."

@@ -12,7 +12,6 @@ finishes what was broken off (``_settle``). What readers see changes by rename(2
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -643,20 +642,12 @@ def _fill(incoming: int, source: int, wanted: Dataset, progress: Progress) -> Da
     try:
         _put(incoming, MANIFEST, manifest)
         _put(incoming, RECORD, datasets.render(dataset))
-        _sync(incoming)
+        safefs.sync_all(incoming)
         os.fchmod(incoming, 0o555)
         os.fsync(incoming)
     except OSError as error:
         raise _failed(wanted.name, error) from error
     return dataset
-
-
-def _sync(folder: int) -> None:
-    """Write the file system of an open folder to its disk: one call, not one for each file (syncfs(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(folder) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def _expose(place: Place, folder: int, staging: str, dataset: Dataset) -> Outcome:

@@ -316,6 +316,9 @@ def settle(workspace: str, stage: Stage, target: str, *, replace: bool) -> list[
     finally:
         os.close(base)
     try:
+        if replace:
+            # No file of the user's may be gone for one that is not on the disk yet.
+            safefs.sync_all(stage.descriptor)
         for folder, _folders, files, source_folder in os.fwalk(".", dir_fd=stage.descriptor):
             relative = posixpath.normpath(folder)
             inner = "" if relative == "." else relative

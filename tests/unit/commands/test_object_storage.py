@@ -265,6 +265,21 @@ def test_what_came_takes_its_place_and_follows_no_link(space: Path, tmp_path: Pa
     assert (space / "old/a").read_text() == "theirs" and list(outside.iterdir()) == []
 
 
+def test_what_takes_the_place_of_a_file_is_on_the_disk_before(
+    space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    mine = space / "old/a"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    monkeypatch.setattr(transfer.safefs, "sync_all", lambda _folder: seen.append(mine.read_text()))
+    assert _settled(space, mine.parent, replace=True) == [] and mine.read_text() == "theirs"
+    assert seen == ["mine"]
+    # What replaces nothing can be pulled again.
+    _settled(space, mine.parent)
+    assert seen == ["mine"]
+
+
 def test_a_target_that_became_a_link_is_refused(space: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (space / "old").symlink_to(tmp_path / "outside")

@@ -54,6 +54,15 @@ def test_regular_files_alone_beside_what_is_there(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["book", "outside"]
 
 
+def test_what_was_copied_is_on_the_disk_before_that_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[list[str]] = []
+    monkeypatch.setattr(brought.safefs, "sync_all", lambda folder: there.append(os.listdir(folder)))
+    brought.unpack(archive(("j/x", b"x", tarfile.REGTYPE, "")), str(tmp_path), "book")
+    assert there == [["x"]]
+
+
 @pytest.mark.parametrize("planted", ["link", "file"])
 def test_a_folder_that_is_none_is_left_alone(tmp_path: Path, planted: str) -> None:
     if planted == "link":
