@@ -258,9 +258,11 @@ def test_what_goes_while_holes_are_counted_is_no_error(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     real = archive._listed
 
-    def listed(folder: int, path: str, leave_out: archive.LeaveOut) -> Iterator[archive.Found]:
-        found = list(real(folder, path, leave_out))
-        if not path:
+    def listed(
+        folder: int, here: archive.Found, leave_out: archive.LeaveOut, *, in_use: bool
+    ) -> Iterator[archive.Found]:
+        found = list(real(folder, here, leave_out, in_use=in_use))
+        if not here.path:
             (tmp_path / "a").rmdir()
             (tmp_path / "b").rmdir()
             (tmp_path / "b").symlink_to("/etc")

@@ -383,7 +383,8 @@ def test_a_manifest_is_compared_to_its_end(chunk: int, monkeypatch: pytest.Monke
         )
     )
     members = (TOP, member("thesis/a"), member("thesis/b"))
-    assert made_of(*members, manifest=text) == made_of(*members)
+    # The header of gzip has the time.
+    assert gzip.decompress(made_of(*members, manifest=text)) == gzip.decompress(made_of(*members))
     monkeypatch.setattr(archive, "_CHUNK", chunk)
 
     def read(manifest: bytes) -> int:
