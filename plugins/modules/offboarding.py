@@ -47,7 +47,8 @@ options:
   directory:
     description:
       - The folder of the archives, which is root's alone and made if it is missing.
-      - They stay after the purge.
+      - They stay after the purge. One that was read again is not written over; where the files changed since,
+        another one with C(~2) in its name comes beside it.
     type: path
     default: /home/.offboarded
   keep_days:

@@ -174,6 +174,24 @@ def test_what_changed_in_a_kept_folder_is_not_purged(disk: Path) -> None:
     assert (disk / f".homes/alice/{KEPT}/lib/more").exists()
 
 
+def test_what_is_in_an_older_archive_alone_is_not_lost(disk: Path) -> None:
+    ok(leave(disk))
+    older, newer = (disk / ".offboarded" / f"alice-2001-home{number}.tar.gz" for number in ("", "~2"))
+    packed = older.read_bytes()
+    # Room is made by hand, since it is archived.
+    (disk / "alice/notes").unlink()
+    promised = [one.as_dict() for one in leave(disk, check=True)]
+    done = leave(disk)
+    assert [one.as_dict() for one in done] == promised
+    assert dict(ok(done))["archive home"][0] == f"archive {disk}/alice as {newer}"
+    assert str(older) in done[0].facts["notes"][0]
+    assert older.read_bytes() == packed and "home/notes" in names_in(older)
+    assert "home/notes" not in names_in(newer)
+    assert not any(actions for _name, actions in ok(leave(disk)))
+    ok(leave(disk, LATER, purge=True))
+    assert older.exists() and newer.exists() and not (disk / "alice").exists()
+
+
 @pytest.mark.parametrize("name", ["Thesis", "thesis@", "thesis@..", "@opt", "a b", ".old", "thesis@opt+"])
 def test_what_we_never_make_is_told_and_keeps_everything(disk: Path, name: str) -> None:
     ok(leave(disk))

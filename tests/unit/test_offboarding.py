@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,9 @@ class Server:
 
     def pack(self, tree: Tree, path: str) -> Packed:
         assert not (self.open or self.running or self.working), "it could change while it is packed"
+        known = parse(self.saved)
+        verified = [one.path for one in (*known.archives.values(), *known.earlier) if one.verified]
+        assert path not in verified, "an archive that was believed is lost"
         self._deed()
         self.files[path] = self.contents[tree.path]
         digest = self.digest(tree)
@@ -145,6 +149,9 @@ class Server:
         self._deed()
         self.bob[over.name] = over.project
         self._deed()
+
+    def has_file(self, packed: Packed) -> bool:
+        return packed.path in self.files
 
     def check_archive(self, packed: Packed) -> None:
         if f"sha of {self.files.get(packed.path)}" != packed.sha256:
@@ -281,9 +288,64 @@ def test_what_changed_after_it_was_archived_is_archived_anew_and_its_days_begin_
     server.contents["/w/alice"] = "more"
     results = go(server, PURGE, BEGIN + 31 * DAY)
     assert results[-1].failed and server.folders
-    assert server.files["/archives/alice-2001-workspace.tar.gz"] == "more"
+    assert server.files["/archives/alice-2001-workspace~2.tar.gz"] == "more"
     assert go(server, PURGE, BEGIN + 32 * DAY)[-1].failed
     assert not go(server, PURGE, BEGIN + 62 * DAY)[-1].failed
+
+
+OLD, NEW = (f"/archives/alice-2001-workspace{number}.tar.gz" for number in ("", "~2"))
+
+
+def test_an_archive_that_was_believed_stays_beside_a_newer_one() -> None:
+    server = Server()
+    go(server)
+    before = server.contents["/w/alice"]
+    for number, now in ((2, BEGIN + 31 * DAY), (3, BEGIN + 62 * DAY)):
+        server.contents["/w/alice"] = f"less {number}"
+        promised = [one.as_dict() for one in go(server, PURGE, now, check=True)]
+        done = [one.as_dict() for one in go(server, PURGE, now)]
+        assert done == promised and done[-1]["failed"]
+        assert done[0]["notes"] == [
+            "Older archives hold what was there before the files changed, and stay: "
+            f"{', '.join([OLD, NEW][: number - 1])}."
+        ]
+    deeds, later = server.deeds, BEGIN + 93 * DAY
+    results = go(server, now=later)
+    assert not any(one.changed for one in results) and server.deeds == deeds
+    assert results[0].facts["notes"] == done[0]["notes"]
+    assert (server.files[OLD], server.files[NEW]) == (before, "less 2")
+    # One that is not needed may be removed.
+    del server.files[OLD]
+    assert OLD not in go(server, now=later)[0].facts["notes"][0]
+    assert not any(one.failed for one in go(server, PURGE, later)) and not server.folders
+
+
+def test_an_archive_is_lost_at_no_point_where_a_run_is_broken_off() -> None:
+    number = 0
+    while True:
+        server = Server()
+        go(server)
+        before = server.contents["/w/alice"]
+        server.contents["/w/alice"] = "less"
+        number += 1
+        server.fails_at = server.deeds + number
+        try:
+            go(server)
+        except BrokenOff:
+            assert not any(one.failed for one in go(server))
+            assert (server.files[OLD], server.files[NEW]) == (before, "less")
+            assert len(server.files) == 4 and is_archived(server)
+        else:
+            break
+    assert number > 8
+
+
+def test_a_record_of_an_older_version_is_understood() -> None:
+    server = Server()
+    go(server)
+    data = json.loads(server.saved)
+    del data["earlier"]
+    assert parse(json.dumps(data)) == parse(server.saved)
 
 
 def test_an_archive_that_is_not_like_its_tree_is_not_believed() -> None:

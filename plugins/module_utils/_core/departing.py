@@ -284,6 +284,10 @@ class Host:
         if digest != packed.digest:
             raise HostError(f"{tree.path} changed after it was archived.", "Run it again.")
 
+    def has_file(self, packed: Packed) -> bool:
+        """Say whether the file of an archive is there."""
+        return os.path.lexists(packed.path)
+
     def check_archive(self, packed: Packed) -> None:
         """Compare the file with the digest that was noted when it was written."""
         digest = hashlib.sha256()

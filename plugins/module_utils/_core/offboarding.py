@@ -15,6 +15,7 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from typing import Any, Protocol
 
 from . import archive
@@ -91,14 +92,15 @@ class Packed:
 class Record:
     """What was done. ``doing`` is the step that was begun and not ended; times in seconds since 1970.
 
-    ``archives`` are by the path of their tree, ``handed`` holds "project/user/name", and ``handing`` the one
-    that was begun and not ended.
+    ``archives`` are by the path of their tree, ``earlier`` are those, verified too, of how a tree was before.
+    ``handed`` holds "project/user/name", and ``handing`` the one that was begun and not ended.
     """
 
     user: str
     uid: int
     doing: str = ""
     archives: Mapping[str, Packed] = field(default_factory=dict)
+    earlier: tuple[Packed, ...] = ()
     handed: tuple[str, ...] = ()
     handing: str = ""
     kept_since: int = 0
@@ -115,7 +117,10 @@ def parse(text: str) -> Record:
     try:
         data = json.loads(text)
         archives = {str(path): Packed(**one) for path, one in data.pop("archives").items()}
-        return Record(**{**data, "archives": archives, "handed": tuple(data["handed"])})
+        # Records of older versions have no earlier ones.
+        earlier = tuple(Packed(**one) for one in data.pop("earlier", ()))
+        handed = tuple(data["handed"])
+        return Record(**{**data, "archives": archives, "earlier": earlier, "handed": handed})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise HostError(
             "The record of this offboarding is damaged, so nothing more is done.",
@@ -172,6 +177,9 @@ class Deeds(Protocol):
 
     def hand_over(self, over: HandOver, directory: str, *, begun: bool) -> None: ...
 
+    def has_file(self, packed: Packed) -> bool:
+        """Say whether the file of an archive is there."""
+
     def check_archive(self, packed: Packed) -> None:
         """Raise HostError unless the file is the one that was verified."""
 
@@ -190,6 +198,7 @@ class _Work:
         # Of an earlier run: what this one keeps it does not purge.
         self.kept_since = record.kept_since
         self.repacks = False
+        self.replaced: tuple[Packed, ...] = ()
 
     def note(self, **changes: Any) -> None:
         self.record = replace(self.record, **changes)
@@ -227,13 +236,18 @@ class _Work:
             if packed and packed.digest == self.deeds.digest(tree):
                 return [] if packed.verified else [again]
             self.repacks = True
+            if packed and packed.verified:
+                self.replaced += (packed,)
             return [f"archive {tree.path} as {self._file(tree)}", again]
 
         def do() -> None:
             packed = self.record.archives.get(tree.path)
             if packed is None or packed.digest != self.deeds.digest(tree):
+                # What was verified stays, with its file: it may hold what is in the tree no more.
+                before = (packed,) if packed and packed.verified else ()
                 packed = self.deeds.pack(tree, self._file(tree))
-                self.note(archives={**self.record.archives, tree.path: packed}, kept_since=0)
+                archives = {**self.record.archives, tree.path: packed}
+                self.note(archives=archives, earlier=(*self.record.earlier, *before), kept_since=0)
             try:
                 self.deeds.verify(tree, packed)
             except LabError:
@@ -247,8 +261,24 @@ class _Work:
         return Step(f"archive {tree.label}", plan, do)
 
     def _file(self, tree: Tree) -> str:
-        name = f"{self.record.user}-{self.record.uid}-{tree.label}{archive.SUFFIX}"
-        return posixpath.join(self.asked.directory, name)
+        """Return the path of a new archive: the first one that is of none that was verified."""
+        name = posixpath.join(self.asked.directory, f"{self.record.user}-{self.record.uid}-{tree.label}")
+        known = (*self.record.archives.values(), *self.record.earlier)
+        taken = {one.path for one in known if one.verified}
+        # No label has a "~" in it.
+        paths = (f"{name}{f'~{number}' if number > 1 else ''}{archive.SUFFIX}" for number in count(1))
+        return next(path for path in paths if path not in taken)
+
+    def notes(self) -> list[str]:
+        """Return what else a person should know."""
+        found = []
+        if self.record.purging and not self.asked.purge:
+            found.append("The purge was begun and not ended. Run it with purge to go on.")
+        earlier = {one.path: one for one in (*self.record.earlier, *self.replaced)}
+        shown = ", ".join(path for path, one in sorted(earlier.items()) if self.deeds.has_file(one))
+        if shown:
+            found.append(f"Older archives hold what was there before the files changed, and stay: {shown}.")
+        return found
 
     def _over(self, over: HandOver) -> Step:
         key = f"{over.project}/{over.to}/{over.name}"
@@ -310,8 +340,8 @@ def reconcile(deeds: Deeds, asked: Request, *, check: bool, now: float) -> list[
     record = deeds.load(uid) or Record(asked.user, uid)
     work = _Work(deeds, asked, record, now)
     results = carry_out(work.steps(), lambda step: work.note(doing=step), f"{asked.user} leaves", check=check)
-    if results and work.record.purging and not asked.purge:
-        results[0].facts["notes"] = ["The purge was begun and not ended. Run it with purge to go on."]
+    if results and (notes := work.notes()):
+        results[0].facts["notes"] = notes
     return results or [ItemResult("purge")]
 
 
