@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -565,7 +566,7 @@ def test_gpus_are_handed_over_to_who_reserved_them_and_back(
     had = containers.launch(engine, policy, alice, "train", own=ALL).facts
     inside(alice, "train", "echo work > /tmp/mine")
     wanted = gpurequests.parse("2")
-    length, inventory = 3 * 3600.0, lambda: gpuleases.inventory(policy)
+    length, inventory = 3 * 3600.0, partial(gpuleases.inventory, policy)
     with pytest.raises(Refused, match="told 1 h before"):
         gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3600, length, inventory)
     gpureserve.reserve(engine, policy, bob, wanted, clock.now[0] + 3 * 3600, length, inventory)

@@ -173,7 +173,7 @@ def _most(seen: Mapping[str, Any]) -> list[str]:
     words = (("homes", "of /home: {}"), ("docker", "of Docker's disk: {}; images with what they share"))
     shown = {
         what: ", ".join(f"{name} {format_size(size)}" for name, size in found[what][:_MOST])
-        for what, _ in words
+        for what, _text in words
     }
     return [text.format(shown[what]) for what, text in words if shown[what]]
 
