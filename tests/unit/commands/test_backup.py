@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -523,7 +523,20 @@ def test_one_that_failed_ends_with_1(admin: Run, monkeypatch: pytest.MonkeyPatch
     assert (code, out) == (0, "alice: 3 files are as they were, 0 changed since\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def endable() -> Iterator[None]:
+    """Let signals end this process as they do by default, also where nohup(1) started it."""
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in ENDING]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("endable")
+@pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("verb", ["drill", "restore"])
 def test_what_was_restored_is_removed_when_the_work_is_ended(
     admin: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str, number: signal.Signals
@@ -545,10 +558,9 @@ def test_what_was_restored_is_removed_when_the_work_is_ended(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(backup, "extract", extract)
-    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
     words = {"drill": ("drill", "alice"), "restore": ("restore", "alice", "x", "--to", f"{tmp_path}/to/x")}
     assert admin("lab", *words[verb])[0] == 128 + number
     assert found == [([], True)]
     assert list((tmp_path / "to").iterdir()) == []
     assert (tmp_path / "drill-2001").exists() == (verb == "restore")
-    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == handlers
+    assert [signal.getsignal(one) for one in ENDING] == [signal.SIG_DFL] * 2
