@@ -316,7 +316,7 @@ def test_labels_are_names_in_archives_and_no_two_the_same() -> None:
 
 def test_the_name_of_a_kept_folder_is_read_as_it_was_made() -> None:
     made, _keys = policies.from_inventory({"lab_groups": []})
-    user = policies.User("alice", 2001, "", (), "", None, None)  # type: ignore[arg-type]
+    user = policies.User("alice", 2001, "", (), "", None, None)  # type: ignore[arg-type]  # no limits are asked for
     source = Path(made.kept_source(user, "thesis", "/opt/R_4.x/lib"))
     assert policies.kept_name(source.name) == ("thesis", "/opt/R_4.x/lib")
     with pytest.raises(InvalidInput):

@@ -134,8 +134,12 @@ def _drill(policy: Policy, user: User) -> dict[str, Any]:
         return {"compared": 0, "changed": 0}
     scratch = posixpath.join(STATE_DIRECTORY, f"drill-{user.uid}")
     # One place under one lock: what a drill left that was killed is removed by the next.
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.makedirs(scratch, mode=0o700)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(scratch)
+        os.makedirs(scratch, mode=0o700)
+    except OSError as error:
+        raise HostError(f"{scratch} cannot be made anew: {error.strerror}.", "Look into it.") from error
     try:
         backup.extract(place, newest, [one.path for one in chosen], scratch, owned=True)
         restored = {one.path: _digest_of(scratch + one.path) for one in chosen}
