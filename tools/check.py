@@ -32,6 +32,8 @@ HEARTBEAT = 60
 """Seconds between two lines of progress of a step."""
 BRIEF = "-m 'not thorough'"
 """The options of pytest that leave out what tells less in a minute than the rest."""
+THOROUGH = {"LAB_TEST_LEASE_ROUNDS": "1000", "LAB_TEST_JUPYTERLAB": "1"}
+"""What asks for tests that only ``test-all`` has the time for."""
 TAIL = 80
 """Lines of the log that are shown of a step that failed."""
 WHY = 200
@@ -131,18 +133,20 @@ def integration(*, limit: float = 2400) -> list[Step]:
     for name, options in (("integration debian-13", ("--engine", "debian-13")), ("integration", sdk)):
         command = python("engine.py", *options, "run", *pytest)
         if os.geteuid() != 0:
-            kept = "PATH,PYTHONPATH,PYTEST_ADDOPTS,ANSIBLE_HOME,ANSIBLE_CONFIG"
+            kept = ",".join(
+                ("PATH", "PYTHONPATH", "PYTEST_ADDOPTS", "ANSIBLE_HOME", "ANSIBLE_CONFIG", *THOROUGH)
+            )
             command = as_root(f"--preserve-env={kept}", *command)
         steps.append(Step(name, command, {"PYTHONPATH": ".ansible/collections"}, junit=True, limit=limit))
     return steps
 
 
 def molecule(
-    distro: str, scenario: str = "default", *, limit: float = 4900, cuts: bool = False
+    distro: str, scenario: str = "default", *, limit: float = 4900, more: Mapping[str, str] | None = None
 ) -> list[Step]:
     """Return the step of a scenario on a virtual machine of ``distro``, ended after ``limit`` seconds.
 
-    ``cuts`` adds the tests that cut the power, which take a quarter of an hour.
+    ``more`` are variables that ask for tests which take a quarter of an hour each.
     """
     return [
         Step(
@@ -151,7 +155,7 @@ def molecule(
             {
                 "DISTRO": distro,
                 "LAB_VM_NAME": f"molecule-{distro}",
-                **({"LAB_TEST_POWER_CUTS": "1"} if cuts else {}),
+                **(more or {}),
             },
             junit=True,
             molecule=True,
@@ -342,11 +346,16 @@ def main() -> int:
         # One scenario after the other: with its twin, each takes two processors for its tests.
         "test-all": [
             [*quick, installed],
-            [*molecule("debian-12", limit=6000), *molecule("debian-13", limit=6000, cuts=True)],
+            [
+                *molecule("debian-12", limit=6000, more={"LAB_TEST_HOSTILE_ROUNDS": "12"}),
+                *molecule("debian-13", limit=6000, more={"LAB_TEST_POWER_CUTS": "1"}),
+            ],
         ],
     }
     if arguments.part == "test":
         os.environ["PYTEST_ADDOPTS"] = f"{os.environ.get('PYTEST_ADDOPTS', '')} {BRIEF}"
+    if arguments.part == "test-all":
+        os.environ.update(THOROUGH)
     total = run_lanes(lanes[arguments.part], stream=len(lanes[arguments.part]) == 1)
     if total.skipped:
         print(f"{total.skipped} tests were skipped; their reasons are in {LOGS.relative_to(ROOT)}")
