@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Throw-away virtual machines that look like real lab servers: own kernel, systemd, and three further disks.
+"""Throw-away virtual machines that look like real lab servers: own kernel, systemd, and further disks.
 
     vm.py up NAME [--distro debian-12|debian-13] [--memory MIB] [--without home|data|docker]
     vm.py ssh NAME [--user USER] [-- COMMAND...]
@@ -33,8 +33,9 @@ from cache import Entry, ToolError, as_root, folder, locked, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = {"debian-12": "bookworm", "debian-13": "trixie"}
-DISKS = {"home": 4, "data": 4, "docker": 16}
-"""The further disks and their sizes in GiB, sparse; in the machine /dev/disk/by-id/virtio-lab-<role>."""
+DISKS = {"home": 4, "data": 4, "docker": 16, "spare": 4}
+"""The further disks and their sizes in GiB, sparse; in the machine /dev/disk/by-id/virtio-lab-<role>. The one
+that is spare has no use until the shared data move to it."""
 
 PACKAGES = [
     *("systemd", "systemd-sysv", "systemd-resolved", "dbus", "udev", "kmod", "iproute2", "openssh-server"),
@@ -307,7 +308,9 @@ class Machine:
             *_disk("root", self.folder / "root.qcow2", "qcow2"),
         ]
         for role in DISKS:
-            if role not in without:
+            if (
+                role not in without and (self.folder / f"{role}.img").exists()
+            ):  # an older machine may lack one
                 command += _disk(role, self.folder / f"{role}.img", "raw")
         self.pidfile.unlink(missing_ok=True)
         self.console.write_bytes(b"")

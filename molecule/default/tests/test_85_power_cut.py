@@ -1,7 +1,8 @@
 """The power goes while something is done: no file is lost, and the same once more does it (D4, E6, H3).
 
 A boot takes an emulated machine a minute and more, so these tests are for ``make test-all``, which sets
-LAB_TEST_POWER_CUTS. They have a user of their own, frank, who has left at their end.
+LAB_TEST_POWER_CUTS. They have a user of their own, frank, who has left at their end, and the shared data move
+to the machine's spare disk and back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import INVENTORY, ROOT, PlayOutcome, Server
+from conftest import ALICE, INVENTORY, ROOT, PlayOutcome, Server
 from test_60_desired_state import variables
 from test_80_reboot import reachable
 
@@ -32,6 +33,12 @@ FRANK = 2006
 WORKSPACE = "/home/.workspaces/frank"
 SUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
 DIRECTORY = "/home/.offboarded"
+MOVE = "/var/lib/lab-server/data-move"
+FLOWERS = "/home/carol/workspace/flowers"
+DATASET = "/srv/data/datasets/flowers"
+PUBLISH = (
+    f"lab share publish datasets flowers --from {FLOWERS} --source doi:10.5072/example --licence CC0-1.0"
+)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +179,106 @@ def test_while_a_user_is_backed_up(server: Server, machine: Callable[..., None],
     restored = server.root(f"cd $(dirname $(find /root/restored -name Dockerfile)) && {SUMS}").out
     assert restored == files
     server.root("rm -rf /root/restored")
+
+
+@pytest.fixture
+def flowers(server: Server) -> Iterator[None]:
+    """Let carol have published a small version of a dataset, and a large one be ready."""
+    server.user("carol", f"mkdir -p {FLOWERS} && cd {FLOWERS} && echo 1,2 > few && {PUBLISH} --version 1.0")
+    server.user("carol", f"cd {FLOWERS} && head -c 60000000 /dev/urandom | split -b 50000 - part- && sync")
+    yield
+    server.root(
+        f"rm -rf {DATASET} /srv/data/datasets/CATALOGUE.md /srv/data/datasets/.publish.lock; "
+        f"runuser -u carol -- rm -rf {FLOWERS}"
+    )
+
+
+def test_while_a_dataset_is_published(server: Server, machine: Callable[..., None], flowers: None) -> None:
+    source = server.root(f"cd {FLOWERS} && {SUMS}").out
+    whole = f"cd {DATASET}/current && sha256sum --check --quiet MANIFEST.sha256 && readlink {DATASET}/current"
+    command = f"runuser -l carol -c '{PUBLISH} --version 2.0'"
+    server.root(f"systemd-run --quiet --unit=cut-publish bash -c {shlex.quote(command)}")
+    cut(
+        server,
+        machine,
+        lambda: there(server, DATASET, "-path '*/.incoming-*'", "-name 'part-*'"),
+        "publishing",
+    )
+    assert server.root(f"cd {FLOWERS} && {SUMS}").out == source
+    # The version that was there is there, whole, and nothing of the new one has a name.
+    assert server.user("alice", whole).out == "1.0"
+    assert server.root(f"ls {DATASET}").out.split() == ["1.0", "current"]
+    done = server.user("carol", f"{PUBLISH} --version 2.0 && lab share verify datasets flowers")
+    assert "flowers 2.0 is as it was published." in done.out
+    assert server.user("alice", whole).out == "2.0"
+    assert server.root(f"ls -A {DATASET}").out.split() == ["1.0", "2.0", "current"]
+
+
+def data(server: Server) -> str:
+    """Return the checksum of the checksums, owners and modes of the shared data, and of their ACLs."""
+    return server.root(
+        "cd /srv/data && { find . -path ./lost+found -prune -o -printf '%p %U %G %m %y %l\\n' | sort; "
+        "find . -type f -print0 | sort -z | xargs -0 -r sha256sum; getfacl -R -n . 2>/dev/null; } | sha256sum"
+    ).out
+
+
+def disk(server: Server, path: str) -> str:
+    """Return the disk that is mounted at a path, by the name that the inventory has for it."""
+    source = server.root(f"findmnt -n -o SOURCE {path}").out
+    return server.root(f"find /dev/disk/by-id -lname '*/{Path(source).name}' -name 'virtio-lab-*'").out
+
+
+def running(server: Server, name: str) -> bool:
+    """Tell whether a container runs."""
+    return server.root(f"docker ps -q --filter name=^{name}$", check=False).out != ""
+
+
+def test_while_the_shared_data_move(server: Server, play: Play, machine: Callable[..., None]) -> None:
+    server.root(
+        "mkdir -p /srv/data/datasets/cut/deep && cd /srv/data/datasets/cut && chown :students deep && "
+        "chmod 2770 deep && head -c 90000000 /dev/urandom | split -b 900000 - deep/part- && "
+        "ln deep/part-aa again && ln -s deep/part-ab link && setfattr -n user.note -v kept again && sync"
+    )
+    before = data(server)
+    server.user("alice", "project launch my-thesis --detach")
+    container = f"my-thesis._.{ALICE}"
+    filesystems = variables()["lab_filesystems"]
+    old = filesystems["data"]["device"]
+    new = "/dev/disk/by-id/virtio-lab-spare"
+    declared = {**filesystems, "data": {"device": new, "fstype": "ext4", "create": True}}
+    arguments = ("-e", json.dumps({"lab_filesystems": declared}))
+    move = "lab.server.move_data"
+
+    # Everybody works on while all is copied, so the old disk is in use after the cut.
+    with playing(*arguments, playbook=move):
+        cut(server, machine, lambda: there(server, f"{MOVE}/new", "-size +500k"), "a copy of the data")
+    server.wait(lambda: running(server, container), "alice's container runs", 300)
+    assert disk(server, "/srv/data") == old and data(server) == before
+
+    # The old file system is read-only from the pause on; so the power goes there, or a moment later.
+    with playing(*arguments, playbook=move):
+        paused = "findmnt -n -o OPTIONS /srv/data | grep -q ^ro"
+        cut(server, machine, lambda: server.root(paused, check=False).rc == 0, "the pause of a move")
+    assert disk(server, "/srv/data") in (old, new) and data(server) == before
+
+    done = play(*arguments, playbook=move)
+    assert done.rc == 0, done.text[-3000:]
+    assert disk(server, "/srv/data") == new and data(server) == before
+    assert disk(server, f"{MOVE}/old") == old
+    server.wait(lambda: running(server, container), "alice's container runs", 300)
+    assert server.inside("my-thesis", ALICE, "ls /srv/data/datasets/cut").out
+    nothing_changes(play, arguments, move)
+
+    # And back: the one that was left is only brought up to date.
+    done = play(*arguments, "-e", "data_move_release=true", playbook=move)
+    assert done.rc == 0, done.text[-3000:]
+    done = play(playbook=move)
+    assert done.rc == 0, done.text[-3000:]
+    assert disk(server, "/srv/data") == old and data(server) == before
+    done = play("-e", "data_move_release=true", playbook=move)
+    assert done.rc == 0, done.text[-3000:]
+    assert server.root(f"findmnt {MOVE}/old", check=False).rc != 0
+    server.root("rm -r /srv/data/datasets/cut")
 
 
 def test_while_a_leaving_users_files_are_archived(
