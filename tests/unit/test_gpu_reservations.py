@@ -348,6 +348,18 @@ def test_of_those_who_share_the_last_one_gives_way(server: Reserving) -> None:
     assert server.launch(server.user(3), "c", "shared").live
 
 
+def test_who_reserved_one_part_of_a_shared_gpu_and_has_two_gives_one_way(server: Reserving) -> None:
+    server.devices[:] = CARDS[:1]
+    server.reserve(0, "shared", 0, 12)
+    first = server.launch(server.user(0), "a", "shared")
+    server.now += 60
+    second = server.launch(server.user(0), "b", "shared")
+    server.reserve(3, "shared", 6, 1)
+    server.until(6)
+    assert first.live and not second.live
+    assert server.launch(server.user(3), "c", "shared").live
+
+
 def test_nothing_of_it_used_for_the_grace_it_lapses(server: Reserving) -> None:
     number = server.reserve(1, "2", 3, 4)
     server.until(3.9)

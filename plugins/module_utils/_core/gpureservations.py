@@ -393,9 +393,15 @@ def _in_the_way(
         for other in found
         if other.shared and other.uuids == one.uuids and stands(other, now, rules) and other.overlaps(one)
     )
-    others = [index for index in sharers if leases[index][0].uid not in owners]
-    others.sort(key=lambda index: leases[index][1])
-    yield from others[max(0, shared_by - sum(owners.values())) :]
+    room = max(0, shared_by - sum(owners.values()))
+    others = []
+    for index in sorted(sharers, key=lambda index: leases[index][1]):
+        uid = leases[index][0].uid
+        if owners[uid]:  # one for each part that was reserved; what an owner has beyond is like anybody's
+            owners[uid] -= 1
+        else:
+            others.append(index)
+    yield from others[room:]
 
 
 def look(
