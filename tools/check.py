@@ -115,9 +115,10 @@ def lint() -> list[Step]:
     ]
 
 
-def unit() -> list[Step]:
-    """Return the step of the unit tests."""
-    return [Step("unit", tool("pytest", "tests/unit"), {"PYTHONPATH": ".ansible/collections"}, junit=True)]
+def unit(*, limit: float = 1200) -> list[Step]:
+    """Return the step of the unit tests, ended after ``limit`` seconds."""
+    command = tool("pytest", "tests/unit")
+    return [Step("unit", command, {"PYTHONPATH": ".ansible/collections"}, junit=True, limit=limit)]
 
 
 def integration(*, limit: float = 2400) -> list[Step]:
@@ -334,8 +335,9 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    newest, installed = integration(limit=5400 if arguments.part == "test-all" else 2400)
-    quick = [*lint(), *unit(), newest]
+    longest = {"limit": 5400.0} if arguments.part == "test-all" else {}
+    newest, installed = integration(**longest)
+    quick = [*lint(), *unit(**longest), newest]
     lanes: dict[str, list[list[Step]]] = {
         "lint": [lint()],
         "unit": [unit()],
