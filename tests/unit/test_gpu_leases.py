@@ -193,6 +193,28 @@ def test_one_that_comes_back_is_within_the_limits_again(server: Server) -> None:
         server.again(row, user=server.user(1))
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"devices": 2}, "you hold 2 of 2 devices"),
+        ({"whole": False}, "not whole ones"),
+        ({"container": 1}, "you may have 1 in one container, not 2"),
+    ],
+)
+def test_one_that_comes_back_is_within_the_rules_for_gpus_again(
+    server: Server, rule: dict[str, Any], said: str
+) -> None:
+    row = retired(server, 0, "a", "2")
+    server.launch(server.user(0), "b", "2")
+    groups = dict(server.policy.gpu.groups)
+    groups["research"] = replace(groups["research"], **rule)
+    gpu = replace(server.policy.gpu, groups=tuple(groups.items()))
+    server.policy = replace(server.policy, gpu=gpu)
+    with pytest.raises(Refused, match=said):
+        server.again(row, user=server.user(0))
+    assert [holder for holder, _uuids in server.held()] == ["b._.2001"]
+
+
 def test_one_that_comes_back_passes_nobody_who_waits(server: Server) -> None:
     row = retired(server, 0, "a", "1")
     server.launch(server.user(3), "b", "3")

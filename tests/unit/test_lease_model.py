@@ -45,6 +45,7 @@ LIMITS = {"containers": 50, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m"
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 USERS = 6
 SHARED_BY = 2
+MOST = 3  # devices that a user of the group students has at once
 STEP, LENGTH = 120.0, 7200.0  # seconds between two looks, and of a reservation
 ENGINE = specs.EngineFacts("systemd", 8, cdi=True)
 IMAGE = "sha256:" + "c" * 64
@@ -63,7 +64,7 @@ def policy() -> Policy:
             ],
             "lab_gpu": {
                 "shared_by": SHARED_BY,
-                "groups": {"students": {"container": 2}, "research": {"weight": 2}},
+                "groups": {"students": {"container": 2, "devices": MOST}, "research": {"weight": 2}},
                 "reserve": {"gpus": 8, "ahead_days": 7, "hours": 12, "notice_hours": 1, "grace_minutes": 60},
             },
         }
@@ -585,10 +586,14 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def nobody_is_above_the_policy(self) -> None:
         held: dict[int, Fraction] = {}
+        devices: Counter[int] = Counter()
         for uid, lease in self.in_use():
             held[uid] = held.get(uid, Fraction(0)) + lease.cost
+            devices[uid] += len(lease.devices)
         for uid, cost in held.items():
-            assert cost <= self.policy.user_by_uid(uid).limits.gpus
+            user = self.policy.user_by_uid(uid)
+            assert cost <= user.limits.gpus
+            assert user.group != "students" or devices[uid] <= MOST
 
     @invariant()
     def nothing_is_reserved_twice(self) -> None:

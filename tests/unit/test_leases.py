@@ -10,8 +10,14 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import gpuqueue, gpurequests, leases
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
-from ansible_collections.lab.server.plugins.module_utils._core.leases import Bounds, Busy, Lease, OverLimit
-from ansible_collections.lab.server.plugins.module_utils._core.policy import from_inventory
+from ansible_collections.lab.server.plugins.module_utils._core.leases import (
+    Bounds,
+    Busy,
+    Given,
+    Lease,
+    OverLimit,
+)
+from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -204,7 +210,8 @@ def test_who_waits_for_all_is_served_when_the_last_lease_that_was_there_ends(kee
     assert (came < served <= came + lasts) if keeps else not served
 
 
-def test_who_waited_for_a_day_comes_first_and_not_a_second_earlier() -> None:
+def two_groups(**gpu: Any) -> Policy:
+    """Return a policy with alice of the group greedy, and bob of the group modest."""
     limits = {"containers": 9, "cpus": 1, "memory": "1g", "pids": 64, "shm": "1m", "gpus": 8}
     quota = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
     made, _keys = from_inventory(
@@ -217,14 +224,40 @@ def test_who_waited_for_a_day_comes_first_and_not_a_second_earlier() -> None:
                 {"name": "alice", "uid": 2001, "group": "greedy"},
                 {"name": "bob", "uid": 2002, "group": "modest"},
             ],
+            **({"lab_gpu": gpu} if gpu else {}),
         }
     )
+    return made
+
+
+def test_who_waited_for_a_day_comes_first_and_not_a_second_earlier() -> None:
+    made = two_groups()
     usage = gpuqueue.Usage(1.0, ((2001, 1e9),))
     greedy = gpuqueue.Waiting("a._.2001", 2001, "a", "8", 1000.0, "")
     others = [gpuqueue.Waiting(f"p{n}._.2002", 2002, f"p{n}", "1", 1001.0 + n, "") for n in range(50)]
     for waited, place in ((gpuqueue.PATIENCE - 1, 50), (gpuqueue.PATIENCE, 0)):
         ordered = gpuqueue.order([*others, greedy], made, usage, greedy.since + waited)
         assert ordered.index(greedy) == place
+
+
+def test_a_group_of_three_times_the_weight_may_have_had_three_times_as_much() -> None:
+    alice = gpuqueue.Waiting("a._.2001", 2001, "a", "1", 1000.0, "")
+    bob = gpuqueue.Waiting("b._.2002", 2002, "b", "1", 1001.0, "")
+    for weight, had, first in ((1, 101.0, bob), (3, 299.0, alice), (3, 301.0, bob)):
+        made = two_groups(groups={"greedy": {"weight": weight}})
+        usage = gpuqueue.Usage(1.0, ((2001, had), (2002, 100.0)))
+        assert gpuqueue.order([alice, bob], made, usage, 1002.0)[0] == first
+
+
+def test_the_estimate_is_the_next_end_of_a_lease_and_rounds_of_leases_beyond() -> None:
+    held = [Lease(f"p{n}._.2001", 2001, (Given(uuid(n), uuid(n)),)) for n in range(2)]
+    since = {"p0._.2001": 400.0, "p1._.2001": 900.0}
+    usage = gpuqueue.Usage(1000.0, (), 1000.0)  # a lease lasts a thousand seconds
+    told = [gpuqueue.estimate(place, held, usage, since, 1000.0) for place in range(1, 6)]
+    assert told == [400, 900, 1400, 1900, 2400]
+    assert gpuqueue.estimate(1, held, usage, since, 2000.0) == 0  # it is overdue
+    assert gpuqueue.estimate(1, [], usage, since, 1000.0) == -1
+    assert gpuqueue.estimate(1, held, gpuqueue.Usage(1000.0), since, 1000.0) == -1
 
 
 def test_a_container_starts_again_only_with_what_it_was_made_with() -> None:

@@ -2,8 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What was promised against the disk that there is, for each file system. Pure functions; sizes are bytes.
 
-``disks`` puts together the promises of a policy, ``judge`` compares those of one disk with its size, and
-``page`` shows all of them to people.
+``disks`` puts together the promises of a policy, and ``judge`` compares those of one disk with its size.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 from . import gpuqueue, gpurequests, gpureservations, gpus, leases, locks, names, state
@@ -368,8 +367,10 @@ def _check_again(
 ) -> None:
     others = leases.without(seen.leases, lease.holder)
     if user is not None:
-        limits = leases.bounds(policy, user)
-        held = sum((one.cost for one in others if one.uid == lease.uid), Fraction(0)) + lease.cost
+        limits, request = leases.bounds(policy, user), leases.request_of(lease)
+        leases.check_possible(request, limits)
+        left = leases.left_to(lease.uid, lease.holder, others, limits, request)
+        held = limits.equivalents - left + lease.cost
         if held > limits.equivalents:
             raise OverLimit(
                 f"gpus: with it you would hold {leases.shown(held)} of {limits.equivalents} GPUs "

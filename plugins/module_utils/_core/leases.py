@@ -103,6 +103,13 @@ class Bounds:
     shared_by: int = 1
 
 
+def request_of(lease: Lease) -> GpuRequest:
+    """Return the request for just what a lease gives, to hold it to the bounds again."""
+    if lease.shared:
+        return GpuRequest(SHARED, len(lease.devices))
+    return GpuRequest(NAMED, len(lease.devices), uuids=lease.uuids)
+
+
 def bounds(policy: Policy, user: User) -> Bounds:
     """Return what the policy lets a user have."""
     rule = policy.gpu.rule(user.name, user.group)

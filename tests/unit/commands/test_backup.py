@@ -488,6 +488,12 @@ def test_status_and_metrics_tell_of_backups() -> None:
     lines = metrics._backups(seen)
     assert f'lab_server_backup_seconds{{user="alice"}} {NOW - HOUR!r}' in lines
     assert 'lab_server_backup_failed{user="bob"} 0' in lines
+    failed = metrics._backups(
+        {"users": [asdict(replace(GOOD, problem="no disk", drill_problem="/a differs"))]}
+    )
+    for name in ("backup_failed", "drill_failed"):
+        assert f'lab_server_{name}{{user="alice"}} 0' in lines
+        assert f'lab_server_{name}{{user="alice"}} 1' in failed
     assert metrics._backups(None) == []
 
 
