@@ -219,6 +219,12 @@ BAD_INPUT = [
     ),
     ("lab_backup", {}, r"^lab_backup\.repository is missing"),
     ("lab_backup", {"repository": "b2:x"}, r"^lab_backup\.repository: 'b2:x' is no repository that is supp"),
+    ("lab_backup", {"repository": "s3:s3.example.org"}, r"^lab_backup\.repository: .* is no repository"),
+    (
+        "lab_backup",
+        {"repository": "sftp:lab@x:22/b"},
+        r"^lab_backup\.repository: .* Use .*sftp://USER@HOST:PORT",
+    ),
     ("lab_backup", {"repository": "/a/../b"}, r"^lab_backup\.repository: '/a/\.\./b' is no repository"),
     ("lab_backup", {"repository": "rest:https://u:p@x/"}, r"^lab_backup\.repository holds a password"),
     ("lab_backup", {"repository": "/b", "exclude": ["a\nb"]}, r"^lab_backup\.exclude\[0\] is no pattern"),

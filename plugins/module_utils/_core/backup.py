@@ -44,6 +44,8 @@ _SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
 # What can be made anew. Folders with a CACHEDIR.TAG are left out by restic itself.
 _CACHES = ("__pycache__", ".cache/pip", ".cache/uv")
+# Seconds in which a repository answers, wherever it is; restic itself goes on trying for 15 minutes.
+_PATIENCE = 60.0
 # So many files that were left out are named.
 _NAMED = 20
 
@@ -257,23 +259,22 @@ def _check_place(rules: BackupRules) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
         raise HostError(
             f"{rules.path} for the backups is no folder that only root writes.",
-            f"Run: chmod 700 {rules.path}",
+            f"Run: chown root {rules.path}; chmod 700 {rules.path}",
         )
+
+
+def _probe(place: Repository) -> None:
+    """Raise restic.Missing where there is no repository, HostError where it is not reached in time."""
+    restic.run(place, ["cat", "config", "--no-lock"], timeout=_PATIENCE)
 
 
 def _there(place: Repository) -> bool:
     """Say whether the repository is there and its password right; raise HostError where that is not told."""
     try:
-        restic.run(place, ["cat", "config", "--no-lock"], timeout=300)
-    except HostError as error:
-        if _is_missing(error):
-            return False
-        raise
+        _probe(place)
+    except restic.Missing:
+        return False
     return True
-
-
-def _is_missing(error: HostError) -> bool:
-    return "unable to open config file" in error.message or "Is there a repository" in error.message
 
 
 @contextlib.contextmanager
@@ -281,9 +282,7 @@ def _read(rules: BackupRules, place: Repository, user: User) -> Iterator[None]:
     """Raise NotFound, with what to do, where a repository that is read is not there."""
     try:
         yield
-    except HostError as error:
-        if not _is_missing(error):
-            raise
+    except restic.Missing as error:
         raise NotFound(f"There is no backup of {user.name} at {place.url}.", _others(rules, user)) from error
 
 
@@ -438,7 +437,7 @@ def snapshots(policy: Policy, user: User, server: str = "") -> list[dict[str, An
     """
     place = repository(policy, user, server)
     with _read(rules_of(policy), place, user):
-        done = restic.run(place, ["snapshots", "--json", "--no-lock"], timeout=600)
+        done = restic.run(place, ["snapshots", "--json", "--no-lock"], timeout=_PATIENCE)
     found = json.loads(done.stdout) or []
     return [
         {"id": str(one["short_id"]), "time": str(one["time"])[:19], "paths": one["paths"]} for one in found
@@ -465,6 +464,7 @@ def restore(
     scratch = tempfile.mkdtemp(prefix=".lab-restore-", dir=os.path.dirname(target))
     try:
         with _read(rules_of(policy), place, user):
+            _probe(place)
             extract(place, snapshot, [wanted], scratch, owned=True)
         found = scratch + wanted
         if not os.path.lexists(found):
@@ -480,12 +480,20 @@ def restore(
     return final
 
 
-def extract(place: Repository, snapshot: str, paths: Sequence[str], target: str, *, owned: bool) -> None:
+def extract(
+    place: Repository,
+    snapshot: str,
+    paths: Sequence[str],
+    target: str,
+    *,
+    owned: bool,
+    timeout: float = 86400.0,
+) -> None:
     """Restore paths into a folder of root's; ``owned``: with their owners, which needs capabilities."""
     included = [f"--include={literal(path)}" for path in paths]
     words = ["restore", f"--target={target}", *restic.sparse(place), *included, "--", snapshot]
     needed = (restic.CHOWN, restic.DAC_OVERRIDE, restic.FOWNER)
-    restic.run(place, words, capabilities=needed if owned else (), timeout=86400)
+    restic.run(place, words, capabilities=needed if owned else (), timeout=timeout)
 
 
 def _check_target(target: str) -> None:

@@ -16,7 +16,13 @@ from .errors import InvalidInput
 from .names import printable
 
 # restic(1), "Preparing a new repository". Others run further programs or were never looked at.
-_REMOTE = re.compile(r"(?:sftp|s3|rest):[^\s]+")
+_REMOTE = re.compile(r"s3:(?:https?://|//)?[^\s/]+/[^\s/]\S*|rest:https?://[^\s/]\S*")
+_HOST = r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*)"
+# Without a port in the second form: what follows the colon is the path already.
+_SFTP = (
+    re.compile(rf"sftp://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?/+[^\s/]\S*", re.ASCII),
+    re.compile(rf"sftp:(?!//){_HOST}:(?![0-9]+/)/*[^\s/]\S*", re.ASCII),
+)
 _USER_AND_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _LONGEST = 500
 _DEFAULTS: dict[str, object] = {
@@ -55,6 +61,25 @@ class BackupRules:
         return self.repository if self.repository.startswith("/") else ""
 
 
+@dataclass(frozen=True)
+class SftpServer:
+    """A server as ssh(1) is told of it; ``user`` and ``port`` are empty where its settings decide."""
+
+    host: str
+    user: str = ""
+    port: str = ""
+
+
+def sftp_server(repository: str) -> SftpServer | None:
+    """Return the server of a repository as restic reads it; None where it is reached in another way."""
+    for pattern in _SFTP:
+        found = pattern.fullmatch(repository)
+        if found:
+            parts = found.groupdict(default="")
+            return SftpServer(parts["host"].strip("[]"), parts["user"], parts.get("port", ""))
+    return None
+
+
 def read(root: Any, prefix: str) -> BackupRules | None:
     """Return what the tables of policy.py say, None without the variable; raise InvalidInput."""
     value = root.take(prefix + "backup")
@@ -84,10 +109,10 @@ def _repository(table: Any) -> str:
         raise InvalidInput(f"{where} holds a password.", "Put credentials into backup_environment.")
     plain = value.startswith("/") and posixpath.normpath(value) == value != "/"
     usable = value.isprintable() and " " not in value and len(value) <= _LONGEST
-    if not usable or not (plain or _REMOTE.fullmatch(value)):
+    if not usable or not (plain or _REMOTE.fullmatch(value) or sftp_server(value)):
         raise InvalidInput(
             f"{where}: {printable(value)[:60]!r} is no repository that is supported.",
-            "Use an absolute path, sftp:..., s3:... or rest:..., as restic writes it.",
+            "Use an absolute path, sftp://USER@HOST:PORT//FOLDER, s3:https://HOST/BUCKET/FOLDER or rest:https://...",
         )
     return value
 

@@ -129,7 +129,10 @@ def _drill(policy: Policy, user: User) -> dict[str, Any]:
         raise HostError("There is no snapshot.", f"Run: lab backup {user.name}")
     newest = max(taken, key=lambda one: str(one["time"]))["id"]
     chance = random.SystemRandom()
-    chosen = sample(restic.lines(place, ["ls", "--json", "--no-lock", newest]), rules.drill_files, chance)
+    # As long as a backup may take, so that a server that falls silent keeps no drill for ever.
+    longest = float(rules.user_hours * backup.HOUR)
+    listed = restic.lines(place, ["ls", "--json", "--no-lock", newest], longest)
+    chosen = sample(listed, rules.drill_files, chance)
     if not chosen:
         return {"compared": 0, "changed": 0}
     scratch = posixpath.join(STATE_DIRECTORY, f"drill-{user.uid}")
@@ -141,7 +144,7 @@ def _drill(policy: Policy, user: User) -> dict[str, Any]:
     except OSError as error:
         raise HostError(f"{scratch} cannot be made anew: {error.strerror}.", "Look into it.") from error
     try:
-        backup.extract(place, newest, [one.path for one in chosen], scratch, owned=True)
+        backup.extract(place, newest, [one.path for one in chosen], scratch, owned=True, timeout=longest)
         restored = {one.path: _digest_of(scratch + one.path) for one in chosen}
     finally:
         # What cannot be removed is root's alone; the error that led here is the one to tell.

@@ -303,7 +303,7 @@ def stored(backed_up: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def run(place: restic.Repository, words: list[str], **_more: object) -> SimpleNamespace:
         if not os.path.exists(f"{place.url}/config"):
-            raise HostError(f"restic {words[0]} failed: Fatal: unable to open config file: stat {place.url}")
+            raise restic.Missing(f"restic {words[0]} failed: unable to open config file: stat {place.url}")
         one = {"short_id": "0a1b2c3d", "time": "2026-11-26T01:00:00Z", "paths": []}
         return SimpleNamespace(stdout=json.dumps([one]))
 
@@ -385,6 +385,143 @@ def test_holes_are_restored_where_restic_can(
     monkeypatch.setattr(restic, "run", run)
     backup.extract(restic.Repository("/backup", "x"), "latest", ["/a"], "/x", owned=False)
     assert ran[1] == ["restore", "--target=/x", *words, "--include=/a", "--", "latest"]
+
+
+# ---- elsewhere -------------------------------------------------------------------------------------------
+
+FAR = restic.Repository(
+    "s3:https://s3.example.org/backups/one/alice",
+    "secret-password",
+    (("AWS_ACCESS_KEY_ID", "AKIASECRET"), ("AWS_SECRET_ACCESS_KEY", "secret-key"), ("AWS_PROFILE", "x")),
+)
+_OPENED = "Fatal: unable to open config file: "
+_LOCATION = "\nIs there a repository at the following location?\n"
+
+
+@pytest.mark.parametrize(
+    ("repository", "server"),
+    [
+        ("sftp://lab@store.example.org:2222//backup", ("store.example.org", "lab", "2222")),
+        ("sftp://store.example.org/backup", ("store.example.org", "", "")),
+        ("sftp://lab@[2001:db8::1]:22//b", ("2001:db8::1", "lab", "22")),
+        ("sftp:lab@store:/backup/a", ("store", "lab", "")),
+        ("sftp:store:backup", ("store", "", "")),
+        # What follows the colon is a path already, and these would be options, or nothing at all.
+        ("sftp:lab@store:2222/backup", None),
+        ("sftp:-oProxyCommand=x:/b", None),
+        ("sftp://-oProxyCommand=x/b", None),
+        ("sftp:-lroot@store:/b", None),
+        ("sftp://store", None),
+        ("sftp://store//", None),
+        ("sftp:store:/", None),
+        ("s3:https://s3.example.org/b", None),
+        ("/backup", None),
+    ],
+)
+def test_a_server_of_sftp_is_read_as_restic_reads_it(
+    repository: str, server: tuple[str, str, str] | None
+) -> None:
+    found = backuprules.sftp_server(repository)
+    assert (found and (found.host, found.user, found.port)) == server
+
+
+def test_ssh_asks_nobody_and_takes_the_keys_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def command(url: str) -> list[str]:
+        words, _options = restic._prepared(restic.Repository(url, "x"), ["snapshots"], (), (), "/tmp/log")
+        assert words[0] == "restic" and words[-1] == "snapshots"
+        assert not words[1:-1] or (words[1] == "-o" and words[2].startswith("sftp.command=ssh -o "))
+        return words[2].partition("=")[2].split() if words[1:-1] else []
+
+    monkeypatch.setattr(restic, "SSH_KEY", str(tmp_path / "key"))
+    monkeypatch.setattr(restic, "KNOWN_HOSTS", str(tmp_path / "hosts"))
+    url = "sftp://lab@store.example.org:2222//backup/one/alice"
+    plain = command(url)
+    assert "BatchMode=yes" in plain and "ConnectTimeout=20" in plain
+    assert plain[-9:] == ["-E", "/tmp/log", "-p", "2222", "-l", "lab", "store.example.org", "-s", "sftp"]
+    assert not [word for word in plain if word.startswith(("IdentityFile", "UserKnownHostsFile"))]
+    assert command("sftp:store:backup")[-3:] == ["store", "-s", "sftp"]
+    for name in ("key", "hosts"):
+        (tmp_path / name).touch()
+    given = command(url)
+    for word in (
+        f"IdentityFile={tmp_path}/key",
+        "IdentitiesOnly=yes",
+        f"UserKnownHostsFile={tmp_path}/hosts",
+    ):
+        assert given[given.index(word) - 1] == "-o"
+    assert "StrictHostKeyChecking=yes" in given
+    assert command("/backup") == command("s3:https://s3.example.org/b") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        # restic 0.14, of a folder, S3, sftp and its own protocol; 0.18.
+        (1, f"{_OPENED}stat /backup/one/alice/config: no such file or directory{_LOCATION}/backup"),
+        (1, f"{_OPENED}Stat: The specified key does not exist.{_LOCATION}s3:..."),
+        (1, f"{_OPENED}Lstat: file does not exist{_LOCATION}sftp:..."),
+        (1, f"{_OPENED}<config/> does not exist{_LOCATION}rest:..."),
+        (10, "Fatal: repository does not exist: unable to open config file: anything"),
+    ],
+)
+def test_a_repository_is_missing_only_where_the_place_says_so(code: int, said: str) -> None:
+    assert isinstance(restic._failed(FAR, "cat", code, said, ""), restic.Missing)
+
+
+@pytest.mark.parametrize(
+    ("said", "of_ssh", "words"),
+    [
+        (f"{_OPENED}Stat: Access Denied.{_LOCATION}s3:...", "", "does not accept the credentials"),
+        ("Fatal: unable to open repository at s3:x: no credentials found", "", "does not accept the creden"),
+        (f"{_OPENED}Stat: Head x: dial tcp: lookup x: no such host{_LOCATION}", "", "cannot be reached"),
+        (f"{_OPENED}Head x: dial tcp 10.0.0.1:443: connect: connection refused", "", "cannot be reached"),
+        (f"{_OPENED}Head x: x509: certificate signed by unknown authority", "", "lab_ca_certificates"),
+        ("Fatal: error: EOF", "lab@store: Permission denied (publickey).", "does not accept the key of"),
+        (
+            "Fatal: error: EOF",
+            "No ED25519 host key is known for store\nHost key verification failed.",
+            "host",
+        ),
+        ("Fatal: error: EOF", "ssh: Could not resolve hostname store: Name or service", "cannot be reached"),
+        ("Fatal: wrong password or no key found", "", "restic cat failed: wrong password or no key found"),
+        ("Fatal: the key secret-key of AKIASECRET and secret-password", "", "the key *** of *** and ***"),
+        ("", "", "restic cat failed: status 1"),
+    ],
+)
+def test_what_keeps_a_repository_from_being_reached_is_no_missing_one(
+    tmp_path: Path, said: str, of_ssh: str, words: str
+) -> None:
+    (tmp_path / "log").write_text(of_ssh)
+    error = restic._failed(FAR, "cat", 1, said, str(tmp_path / "log"))
+    assert type(error) is HostError and words in str(error)
+    assert "secret-" not in str(error)
+
+
+def test_a_name_in_what_is_said_of_a_folder_is_no_cause() -> None:
+    said = "Fatal: unable to save /home/alice/connection refused: no space left on device"
+    error = restic._failed(restic.Repository("/backup/one/alice", "x"), "backup", 1, said, "")
+    assert str(error).startswith("restic backup failed: unable to save /home/alice/connection refused")
+
+
+def test_who_goes_on_trying_until_the_end_tells_why(tmp_path: Path) -> None:
+    said = 'Stat(<config/>) returned error, retrying after 6.8s: Stat: Head "x": dial tcp: connection refused'
+    error = restic._too_long(FAR, "cat", 60.0, said, "")
+    assert "cannot be reached" in str(error) and "connection refused" in str(error)
+    assert "longer than 60 s" in str(restic._too_long(FAR, "cat", 60.0, "", str(tmp_path / "none")))
+
+
+def test_what_writes_lines_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "restic"
+    program.write_text("#!/bin/sh\necho one\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(restic, "PROGRAM", str(program))
+    monkeypatch.setattr(restic, "_confinement", lambda _capabilities, _trees: None)
+    met = []
+    with pytest.raises(HostError, match="restic ls took longer than 1 s and was ended"):
+        met.extend(restic.lines(restic.Repository("/backup", "x"), ["ls"], 0.6))
+    assert met == ["one\n"]
 
 
 # ---- the drill -------------------------------------------------------------------------------------------
@@ -551,6 +688,7 @@ def test_what_was_restored_is_removed_when_the_work_is_ended(
     monkeypatch.setattr(backup, "repository", lambda *_all: None)
     monkeypatch.setattr(backup, "snapshots", lambda *_all: [{"id": "abc", "time": "2026-01-01T00:00:00"}])
     monkeypatch.setattr(restic, "lines", lambda *_all: [_line("/home/alice/secret")])
+    monkeypatch.setattr(restic, "run", lambda *_all, **_more: None)
     monkeypatch.setattr(drill, "STATE_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(drill.locks, "RUN_DIRECTORY", str(tmp_path / "run"))
     # What a drill left that was killed.
@@ -558,7 +696,9 @@ def test_what_was_restored_is_removed_when_the_work_is_ended(
     (tmp_path / "to").mkdir()
     found = []
 
-    def extract(_place: object, _snapshot: str, _paths: object, target: str, *, owned: bool) -> None:
+    def extract(
+        _place: object, _snapshot: str, _paths: object, target: str, *, owned: bool, **_more: object
+    ) -> None:
         found.append((os.listdir(target), owned))
         (Path(target) / "secret").write_text("of alice")
         os.kill(os.getpid(), number)
