@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NAMES = sorted(path.name for path in ROLES.iterdir() if path.is_dir())
@@ -162,3 +164,33 @@ def test_an_engine_that_cannot_say_who_has_a_gpu_is_not_taken_for_one_without(
     assert (done.returncode, done.stdout) == (1, b"")
     (folder / "docker").write_text("#!/bin/sh\nexit 1\n")
     assert subprocess.run(["/bin/sh", "-c", script], check=False).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "files"),
+    [
+        ({}, {"password": "secret\n", "environment": "", "ssh_key": "", "known_hosts": ""}),
+        (
+            {
+                "backup_environment": {"B": "two", "A": 1},
+                "backup_ssh_key": "begin\nend",
+                "backup_known_hosts": "one\ntwo\n\n",
+            },
+            {
+                "password": "secret\n",
+                "environment": "A=1\nB=two\n",
+                "ssh_key": "begin\nend\n",
+                "known_hosts": "one\ntwo\n",
+            },
+        ),
+    ],
+)
+def test_a_secret_of_the_backups_that_is_not_given_has_no_text(
+    given: dict[str, Any], files: dict[str, str]
+) -> None:
+    defaults = _load(ROLES / "backup/defaults/main.yml")
+    variables = {**defaults, "backup_password": "secret", **given}
+    written = _load(ROLES / "backup/vars/main.yml")["__backup_files"]
+    templar = Templar(loader=DataLoader(), variables=variables)
+    found = {one["name"]: templar.template(trust_as_template(one["text"])) for one in written}
+    assert found == files
