@@ -1,4 +1,7 @@
-"""Backups by the real restic into a folder, restored and compared; what users do to lead it astray."""
+"""Backups by the real restic, restored and compared; what users do to lead it astray.
+
+They go into a folder, to a server of S3 and to one of sftp, which are processes of the tests' own.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +31,25 @@ from ansible_collections.lab.server.plugins.module_utils._core import policy as 
 from ansible_collections.lab.server.plugins.module_utils._core.backuprules import BackupRules
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
+from private_root import PrivateRoot, call_in_child
+from storage_servers import (
+    QUESTIONS_OF_A_KEY,
+    SftpServer,
+    elsewhere,
+    free_port,
+    line,
+    s3_client,
+    s3_key,
+    s3_server,
+    self_signed,
+    sftp_server,
+    silent,
+    ssh_key,
+)
 
 SECRET = "correct horse battery staple"
+#: What docs/backup.md lets a key do.
+MAY = ("s3:ListBucket", "s3:GetBucketLocation", "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
 
 
 @pytest.fixture
@@ -43,6 +65,8 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(backup, "ENVIRONMENT_PATH", str(folder / "environment"))
     monkeypatch.setattr(locks, "RUN_DIRECTORY", str(folder / "run"))
     monkeypatch.setattr(restic, "CACHE", str(folder / "cache"))
+    monkeypatch.setattr(restic, "SSH_KEY", str(folder / "ssh_key"))
+    monkeypatch.setattr(restic, "KNOWN_HOSTS", str(folder / "known_hosts"))
     monkeypatch.setattr(state, "STATE_DIRECTORY", str(folder / "state"))
     monkeypatch.setattr(drill, "STATE_DIRECTORY", str(folder / "state"))
     monkeypatch.setattr(policies, "HOME_ROOT", str(folder / "home"))
@@ -344,3 +368,299 @@ def test_who_left_and_another_name_of_the_server_are_restored(server: Policy, pl
 def test_a_password_that_others_can_read_is_refused(server: Policy, place: Path) -> None:
     (place / "password").chmod(0o644)
     assert "can be read by others" in backup.back_up(server, server.user("alice")).problem
+
+
+# ---- elsewhere -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Elsewhere:
+    """A server of users whose backups go to another one, which is asked at ``port``."""
+
+    kind: str
+    server: Policy
+    place: Path
+    port: int
+    sftp: SftpServer
+    keys: tuple[str, ...]
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def at(self, port: int, host: str = "127.0.0.1") -> Policy:
+        """Return the policy with another way to the same folder."""
+        if self.kind == "s3":
+            return self.read(f"s3:http://{host}:{port}/backups/lab")
+        (self.place / "known_hosts").write_text(self.sftp.line(port))
+        return self.read(f"sftp://store@{host}:{port}/lab")
+
+    @property
+    def policy(self) -> Policy:
+        return self.at(self.port)
+
+    def read(self, repository: str) -> Policy:
+        """Return the policy with what IT may write as a repository."""
+        limits = {"containers": 1, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
+        quota = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
+        read, _keys = policies.from_inventory(
+            {
+                "lab_groups": [{"name": "students", "gid": 3101, "limits": limits, "quota": quota}],
+                "lab_users": [],
+                "lab_backup": {"repository": repository},
+            }
+        )
+        return replace(self.server, backup=read.backup)
+
+    def give(self, **variables: str) -> None:
+        """Have these variables of the environment, besides the others."""
+        self.variables |= variables
+        text = "".join(f"{name}={value}\n" for name, value in self.variables.items())
+        (self.place / "environment").write_text(text)
+        (self.place / "environment").chmod(0o600)
+
+    def spoil(self, how: str) -> None:
+        """Have credentials that the other server does not accept."""
+        if self.kind == "s3":
+            self.give(**{f"AWS_{how}": "wrong-wrong-wrong"})
+        elif how == "key":
+            (self.place / "ssh_key").unlink()
+            ssh_key(self.place / "ssh_key")
+        else:
+            other = ssh_key(self.place / "other").read_text().split()[1]
+            (self.place / "known_hosts").write_text(f"[127.0.0.1]:{self.port} ssh-ed25519 {other}\n")
+
+    def clear(self) -> None:
+        """Remove all repositories, as when the disk over there is not mounted."""
+        shutil.rmtree(self.sftp.folder / "home/lab", ignore_errors=True)
+        if self.kind == "s3":
+            client = s3_client("s3", self.port, *self.secrets[:2])
+            while there := client.list_objects_v2(Bucket="backups").get("Contents", []):
+                keys = [{"Key": one["Key"]} for one in there]
+                client.delete_objects(Bucket="backups", Delete={"Objects": keys})
+
+    def there(self) -> list[str]:
+        """Return whose repositories there are."""
+        if self.kind == "s3":
+            client = s3_client("s3", self.port, *self.secrets[:2])
+            names = [one["Key"] for one in client.list_objects_v2(Bucket="backups").get("Contents", [])]
+        else:
+            names = [str(path) for path in self.sftp.folder.glob("home/lab/*/*/config")]
+        return [name.split("/")[-2] for name in names if name.endswith("/config")]
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no message may hold: the key of S3, the password, and its master."""
+        derived = [backup.password(SECRET, user.name) for user in self.server.users]
+        return [*self.keys, SECRET, *derived]
+
+
+@dataclass
+class Servers:
+    """The processes that all tests share."""
+
+    s3: int
+    keys: dict[str, str]
+    sftp: SftpServer
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = Path(tempfile.mkdtemp(prefix="lab-sftp-test-", dir="/var/lib"))
+    folder.chmod(0o755)
+    try:
+        with ExitStack() as stack:
+            setup = QUESTIONS_OF_A_KEY + 1
+            port = stack.enter_context(s3_server(tmp_path_factory.mktemp("moto"), setup=setup))
+            keys = s3_key(port, "lab", "backups", may=MAY)
+            s3_client("s3", port).create_bucket(Bucket="backups")
+            yield Servers(port, keys, stack.enter_context(sftp_server(folder)))
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["s3", "sftp"])
+def far(request: pytest.FixtureRequest, servers: Servers, server: Policy, place: Path) -> Elsewhere:
+    port = servers.s3 if request.param == "s3" else servers.sftp.port
+    made = Elsewhere(request.param, server, place, port, servers.sftp, keys=tuple(servers.keys.values()))
+    if request.param == "s3":
+        access, secret = servers.keys["access_key"], servers.keys["secret_key"]
+        made.give(AWS_ACCESS_KEY_ID=access, AWS_SECRET_ACCESS_KEY=secret, AWS_DEFAULT_REGION="us-east-1")
+    else:
+        shutil.copy(servers.sftp.folder / "key", place / "ssh_key")
+    made.clear()
+    return made
+
+
+def _refused(far: Elsewhere, policy: Policy, words: str) -> None:
+    """See that each verb fails with these words, in records and in what an admin reads, without secrets."""
+    alice = policy.user("alice")
+    found = backup.back_up(policy, alice)
+    bad, _warn = backup.attention(backup.rules_of(policy), [found], found.tried)
+    assert found.problem and bad == [f"the backup of alice failed: {found.problem}"]
+    said = [found.problem, drill.drill(policy, alice).drill_problem]
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: backup.snapshots(policy, alice),
+        lambda: backup.restore(policy, alice, "note", str(far.place / "restored/never")),
+    )
+    for call in calls:
+        with pytest.raises(HostError) as caught:
+            call()
+        said.append(str(caught.value))
+    for one in said:
+        assert words in one and "gone" not in one
+        assert not any(secret in one for secret in far.secrets), one
+    assert list((far.place / "restored").iterdir()) == []
+
+
+def test_what_was_backed_up_elsewhere_comes_back_byte_by_byte(far: Elsewhere) -> None:
+    policy, place = far.policy, far.place
+    alice = policy.user("alice")
+    workspace = Path(policy.workspace(alice))
+    data = random.Random(1).randbytes(3 << 20)
+    _write(alice, workspace / "thesis/[a]*?\\ b", "odd")
+    _write(alice, workspace / "thesis/data", "").write_bytes(data)
+    for _turn in range(2):
+        assert backup.back_up(policy, alice).problem == ""
+    # All of one day: the last stays.
+    [snapshot] = backup.snapshots(policy, alice)
+    found = drill.drill(policy, alice)
+    assert (found.drill_problem, found.compared, found.changed) == ("", 4, 0)
+    assert backup.attention(backup.rules_of(policy), [found], found.done) == ([], [])
+
+    shutil.rmtree(workspace / "thesis")
+    final = Path(backup.restore(policy, alice, "thesis", str(place / "restored/a"), snapshot["id"]))
+    assert (final / "data").read_bytes() == data and (final / "data").stat().st_uid == alice.uid
+    assert (final / "[a]*?\\ b").read_text() == "odd"
+    assert [one["id"] for one in backup.snapshots(policy, alice, os.uname().nodename)] == [snapshot["id"]]
+    with pytest.raises(NotFound, match="There is no backup of bob at"):
+        backup.snapshots(policy, policy.user("bob"))
+
+
+@pytest.mark.parametrize(
+    ("far", "how", "words"),
+    [
+        ("s3", "SECRET_ACCESS_KEY", "does not accept the credentials"),
+        ("s3", "ACCESS_KEY_ID", "does not accept the credentials"),
+        ("sftp", "key", "does not accept the key of this server"),
+        ("sftp", "host", "host key of the backups' server is not the one that is known"),
+    ],
+    indirect=["far"],
+)
+def test_wrong_credentials_are_said_in_a_sentence_and_nothing_is_made(
+    far: Elsewhere, how: str, words: str
+) -> None:
+    policy = far.policy
+    first = backup.back_up(policy, policy.user("alice"))
+    assert first.problem == "" and far.there() == ["alice"]
+    far.spoil(how)
+    _refused(far, policy, words)
+    assert backup.record("alice").done == first.done
+    # There is none yet.
+    assert words in backup.back_up(policy, policy.user("bob")).problem
+    assert far.there() == ["alice"]
+
+
+@pytest.mark.thorough
+def test_a_repository_elsewhere_that_is_gone_is_not_made_anew(far: Elsewhere) -> None:
+    policy = far.policy
+    alice = policy.user("alice")
+    first = backup.back_up(policy, alice)
+    assert first.problem == "" and far.there() == ["alice"]
+    far.clear()
+    found = backup.back_up(policy, alice)
+    assert "was there and is gone" in found.problem and found.done == first.done
+    assert far.there() == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("far", "how", "patience"),
+    [
+        # restic 0.14 says nothing of S3 for 15 seconds.
+        ("s3", "refused", 20),
+        ("s3", "silent", 4),
+        *(("sftp", how, 20) for how in ("refused", "silent", "no such name")),
+    ],
+    indirect=["far"],
+)
+def test_a_server_that_is_away_is_said_within_a_bounded_time(
+    far: Elsewhere, monkeypatch: pytest.MonkeyPatch, how: str, patience: float
+) -> None:
+    alice = far.server.user("alice")
+    assert backup.back_up(far.policy, alice).problem == ""
+    monkeypatch.setattr(backup, "_PATIENCE", patience)
+    options = [one.replace("ConnectTimeout=20", "ConnectTimeout=3") for one in restic._SSH_OPTIONS]
+    assert options != list(restic._SSH_OPTIONS)
+    monkeypatch.setattr(restic, "_SSH_OPTIONS", options)
+    with silent() as port:
+        wanted = far.at(free_port() if how == "refused" else port)
+        if how == "no such name":
+            wanted = far.at(port, "backups.invalid")
+        # As on the day on which the server fails that was known.
+        known = replace(backup.record("alice"), made=backup.repository(wanted, alice).url)
+        backup.keep(known)
+        begun = time.monotonic()
+        words = "took longer than 4 s" if (far.kind, how) == ("s3", "silent") else "cannot be reached"
+        _refused(far, wanted, words)
+    # Four verbs.
+    assert time.monotonic() - begun < 4 * (patience + 3)
+    assert backup.record("alice").done == known.done
+    monkeypatch.setattr(backup, "_PATIENCE", 60.0)
+    assert backup.back_up(far.policy, alice).problem == ""
+
+
+@pytest.mark.thorough
+def test_a_server_that_falls_silent_meanwhile_is_given_up(
+    far: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = far.server.user("alice")
+    data = _write(alice, Path(far.server.workspace(alice)) / "data", "")
+    data.write_bytes(random.Random(1).randbytes(8 << 20))
+    # Two of these hours are ten seconds.
+    monkeypatch.setattr(backup, "HOUR", 5)
+    with line(far.port, most=2 << 20) as between:
+        begun = time.monotonic()
+        found = backup.back_up(far.at(between.port), alice)
+        assert between.passed > 2 << 20
+    assert found.problem.startswith("It took longer than lab_backup.user_hours, 2,")
+    assert 9 < time.monotonic() - begun < 25
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("far", ["s3"], indirect=True)
+def test_an_authority_of_the_universitys_own_is_trusted_where_the_server_trusts_it(
+    far: Elsewhere, tmp_path: Path
+) -> None:
+    self_signed(tmp_path)
+    options = ("-c", str(tmp_path / "cert"), "-k", str(tmp_path / "key"))
+    # Nobody's key is looked at for as long as this test asks.
+    with s3_server(tmp_path, *options, setup=100000) as port:
+        policy = far.read(f"s3:https://127.0.0.1:{port}/backups/lab")
+        alice = policy.user("alice")
+        problem = backup.back_up(policy, alice).problem
+        assert "does not trust the certificate" in problem and "lab_ca_certificates" in problem
+        # What update-ca-certificates(8) makes of the certificates that IT gives.
+        mounts = {"/etc/ssl/certs/ca-certificates.crt": str(tmp_path / "cert")}
+        call = elsewhere(lambda: backup.back_up(policy, alice).problem, mounts)
+        assert call_in_child(call) == ""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("far", ["sftp"], indirect=True)
+def test_without_a_key_of_its_own_it_goes_by_roots_settings_of_ssh(far: Elsewhere) -> None:
+    (far.place / "ssh_key").rename(far.place / "id")
+    policy = far.read("sftp:store-of-backups:lab")
+    (far.place / "known_hosts").unlink(missing_ok=True)
+    with (far.place / "hosts").open("w") as hosts:
+        hosts.write(far.sftp.line(far.port))
+    root = PrivateRoot()
+    try:
+        root.show(far.place)
+        folder = root.path / "root/.ssh"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "config").write_text(
+            f"Host store-of-backups\n HostName 127.0.0.1\n Port {far.port}\n User store\n"
+            f" IdentityFile {far.place}/id\n UserKnownHostsFile {far.place}/hosts\n"
+        )
+        assert root.call(lambda: backup.back_up(policy, policy.user("alice")).problem) == ""
+    finally:
+        root.close()
+    assert far.there() == ["alice"]

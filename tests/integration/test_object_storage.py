@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     calls,
@@ -36,16 +35,16 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
-from botocore.config import Config
 from private_root import call_in_child
+from storage_servers import QUESTIONS_OF_A_KEY, free_port, s3_client, s3_key, s3_server, self_signed
 
 #: What a command loads late, loaded now: who has become a user may not read the checkout.
 LOADED = (cli_storage_work,)
 LIMITS = {"containers": 1, "cpus": 1, "memory": "64m", "pids": 64, "shm": "1m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
 BUCKETS = ("lab-alice", "lab-bob")
-#: What the server answers without looking at a key: a user, a key and what it may do for each, and buckets.
-SETUP = 2 * 3 + len(BUCKETS)
+#: What the server answers without looking at a key: the keys of both, and the buckets.
+SETUP = 2 * QUESTIONS_OF_A_KEY + len(BUCKETS)
 
 
 @dataclass
@@ -56,65 +55,15 @@ class Server:
     keys: dict[str, dict[str, str]]
 
     def client(self, user: str) -> Any:
-        return _client("s3", self.port, self.keys[user]["access_key"], self.keys[user]["secret_key"])
-
-
-def _client(service: str, port: int, access: str, secret: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=f"http://127.0.0.1:{port}",
-        region_name="us-east-1",
-        aws_access_key_id=access,
-        aws_secret_access_key=secret,
-        config=Config(proxies={}, retries={"total_max_attempts": 1}),
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _serving(folder: Path, *options: str, setup: int = 0) -> Iterator[int]:
-    port = _free_port()
-    with (folder / "moto.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), *options],
-            # Without PYTHONPATH, which may bring the libraries of another release.
-            env={"PATH": "/usr/bin:/bin", "INITIAL_NO_AUTH_ACTION_COUNT": str(setup), "TMPDIR": str(folder)},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        until = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert process.poll() is None and time.monotonic() < until, (folder / "moto.log").read_text()
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+        return s3_client("s3", self.port, self.keys[user]["access_key"], self.keys[user]["secret_key"])
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Return a server with a bucket for each of two users, whose keys reach their own alone."""
-    with _serving(tmp_path_factory.mktemp("moto"), setup=SETUP) as port:
-        iam = _client("iam", port, "setup", "setup-setup")
-        keys = {}
-        for user in ("alice", "bob"):
-            iam.create_user(UserName=user)
-            key = iam.create_access_key(UserName=user)["AccessKey"]
-            keys[user] = {"access_key": key["AccessKeyId"], "secret_key": key["SecretAccessKey"]}
-            mine = [f"arn:aws:s3:::{name}{end}" for name in (f"lab-{user}", "lab-none") for end in ("", "/*")]
-            rule = {"Effect": "Allow", "Action": "s3:*", "Resource": mine}
-            document = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
-            iam.put_user_policy(UserName=user, PolicyName="own", PolicyDocument=document)
-        s3 = _client("s3", port, "setup", "setup-setup")
+    with s3_server(tmp_path_factory.mktemp("moto"), setup=SETUP) as port:
+        keys = {user: s3_key(port, user, f"lab-{user}", "lab-none") for user in ("alice", "bob")}
+        s3 = s3_client("s3", port)
         for name in BUCKETS:
             s3.create_bucket(Bucket=name)
         yield Server(port, keys)
@@ -563,32 +512,19 @@ def test_what_goes_wrong_is_said_in_a_sentence(lab: Lab, server: Server, tmp_pat
     assert code == 4 and "no such bucket" in err, err
     code, _out, err = lab.run("alice", "workspace", "pull", "lab-alice/nothing", "y")
     assert code == 4 and "has no files" in err
-    lab.use(_policy(url=f"http://127.0.0.1:{_free_port()}", insecure=True), server.keys)
+    lab.use(_policy(url=f"http://127.0.0.1:{free_port()}", insecure=True), server.keys)
     for words in (push, pull):
         code, _out, err = lab.run("alice", "workspace", *words)
         assert code == 1 and "cannot be reached now" in err, err
     lab.use(_policy(url=url, insecure=True), {"bob": server.keys["bob"]})
     code, _out, err = lab.run("alice", "workspace", *push)
     assert code == 3 and "You have no key" in err
-    _self_signed(tmp_path)
-    with _serving(tmp_path, "-c", str(tmp_path / "cert"), "-k", str(tmp_path / "key")) as port:
+    self_signed(tmp_path)
+    with s3_server(tmp_path, "-c", str(tmp_path / "cert"), "-k", str(tmp_path / "key")) as port:
         lab.use(_policy(url=f"https://127.0.0.1:{port}"), server.keys)
         code, _out, err = lab.run("alice", "workspace", *push)
         assert code == 1 and "does not trust the certificate" in err, err
     assert _there(server) == set() and not (lab.workspace("alice") / "y").exists()
-
-
-def _self_signed(folder: Path) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x"]
-    command += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        f"{folder}/key",
-        "-out",
-        f"{folder}/cert",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.mark.thorough
