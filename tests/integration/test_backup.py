@@ -48,8 +48,11 @@ from storage_servers import (
 )
 
 SECRET = "correct horse battery staple"
-#: What docs/backup.md lets a key do.
-MAY = ("s3:ListBucket", "s3:GetBucketLocation", "s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+#: What docs/backup.md lets a key do. HeadBucket is moto's alone: S3 itself lets who has ListBucket do it.
+MAY = (
+    *("s3:ListBucket", "s3:HeadBucket", "s3:GetBucketLocation"),
+    *("s3:GetObject", "s3:PutObject", "s3:DeleteObject"),
+)
 
 
 @pytest.fixture
@@ -331,8 +334,8 @@ def test_old_snapshots_go(server: Policy) -> None:
     alice = server.user("alice")
     for _turn in range(3):
         backup.back_up(server, alice)
-    # All of one day: the last stays.
-    assert len(backup.snapshots(server, alice)) == 1
+    # All of one day: the last stays, and with restic 0.18 the first, for want of older ones.
+    assert len(backup.snapshots(server, alice)) in (1, 2)
 
 
 @pytest.mark.thorough
@@ -517,19 +520,20 @@ def test_what_was_backed_up_elsewhere_comes_back_byte_by_byte(far: Elsewhere) ->
     data = random.Random(1).randbytes(3 << 20)
     _write(alice, workspace / "thesis/[a]*?\\ b", "odd")
     _write(alice, workspace / "thesis/data", "").write_bytes(data)
-    for _turn in range(2):
+    for _turn in range(3):
         assert backup.back_up(policy, alice).problem == ""
-    # All of one day: the last stays.
-    [snapshot] = backup.snapshots(policy, alice)
+    # As of a folder, see above.
+    taken = backup.snapshots(policy, alice)
+    assert len(taken) in (1, 2)
     found = drill.drill(policy, alice)
     assert (found.drill_problem, found.compared, found.changed) == ("", 4, 0)
     assert backup.attention(backup.rules_of(policy), [found], found.done) == ([], [])
 
     shutil.rmtree(workspace / "thesis")
-    final = Path(backup.restore(policy, alice, "thesis", str(place / "restored/a"), snapshot["id"]))
+    final = Path(backup.restore(policy, alice, "thesis", str(place / "restored/a"), taken[-1]["id"]))
     assert (final / "data").read_bytes() == data and (final / "data").stat().st_uid == alice.uid
     assert (final / "[a]*?\\ b").read_text() == "odd"
-    assert [one["id"] for one in backup.snapshots(policy, alice, os.uname().nodename)] == [snapshot["id"]]
+    assert backup.snapshots(policy, alice, os.uname().nodename) == taken
     with pytest.raises(NotFound, match="There is no backup of bob at"):
         backup.snapshots(policy, policy.user("bob"))
 
