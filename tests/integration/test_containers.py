@@ -97,6 +97,22 @@ def test_data_is_read_only_and_other_shares_closed(launched, policy, alice, insi
     assert "Permission denied" in inside(alice, "thesis", f"ls {data}/vision {data}/admin 2>&1 || true")
 
 
+def test_what_is_mounted_below_the_data_is_not_writable_in_containers(
+    engine, policy, alice, tiny, inside, project_of
+):
+    below = Path(policy.data_root) / "datasets/more"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", below], check=True)
+    try:
+        project_of(alice, "thesis").write("Dockerfile", f"FROM {tiny}\n")
+        containers.launch(engine, policy, alice, "thesis")
+        assert "Read-only" in inside(alice, "thesis", f"touch {below}/x 2>&1 || true")
+        assert list(below.iterdir()) == []
+    finally:
+        engine.remove(f"thesis._.{alice.uid}")
+        subprocess.run(["umount", below], check=True)
+
+
 def test_group_share_is_writable_for_members(engine, policy, bob, tiny, inside, root, project_of):
     project_of(bob, "net").write("Dockerfile", f"FROM {tiny}\n")
     result = containers.launch(engine, policy, bob, "net")
@@ -646,9 +662,10 @@ def test_a_half_made_container_is_healed(launched, engine, policy, alice, docker
     assert inside(alice, "thesis", "id -un").strip() == "alice"
 
 
-def test_two_launches_at_once(engine, url, policy, alice, thesis):
+@pytest.mark.parametrize("number", [2, pytest.param(50, marks=pytest.mark.thorough)])
+def test_launches_at_once_make_one_container(engine, url, policy, alice, thesis, number):
     children = []
-    for _number in range(2):
+    for _number in range(number):
         child = os.fork()
         if child == 0:
             code = 1
@@ -658,7 +675,7 @@ def test_two_launches_at_once(engine, url, policy, alice, thesis):
             finally:
                 os._exit(code)
         children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * number
     assert [info.running for info in containers.listing(engine, policy, alice)] == [True]
 
 

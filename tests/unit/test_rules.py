@@ -138,6 +138,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (mount(0, Source="/home/.workspaces/bob"), "/home/.workspaces/bob of the host"),
     (mount(0, Source="/"), "/ of the host"),
     (mount(1, ReadOnly=False), "/srv/data is writable"),
+    (mount(1, BindOptions={"Propagation": "rprivate"}), "below /srv/data may be writable"),
     (mount(2, BindOptions={"Propagation": "rshared"}), "reach it"),
     (lambda told: told.update(AppArmorProfile="unconfined"), "AppArmor"),
     (lambda told: told["NetworkSettings"]["Networks"].update(bridge={}), "network bridge"),

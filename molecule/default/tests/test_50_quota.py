@@ -37,10 +37,8 @@ def test_a_write_past_the_limit_fails_in_the_container(kept: Server) -> None:
 
 
 def test_a_changed_project_id_does_not_help(kept: Server) -> None:
-    kept.user(
-        "alice",
-        "cd ~/workspace/my-thesis && touch big; chattr -p 0 big; lsattr -p big",
-    )
+    changed = kept.user("alice", "cd ~/workspace/my-thesis && touch big && chattr -p 0 big && lsattr -p big")
+    assert changed.out.split()[0] == "0"
     failed = kept.user(
         "alice", "dd if=/dev/zero of=$HOME/workspace/my-thesis/big bs=1M count=2000", check=False
     )

@@ -138,8 +138,12 @@ def _files(subject: Subject) -> list[str]:
             found.append(f"{printable(source)} of the host is mounted in it")
         elif source not in writable and not mount.get("ReadOnly"):
             found.append(f"{source} is writable in it")
-        if (mount.get("BindOptions") or {}).get("Propagation") != "rprivate":
+        options = mount.get("BindOptions") or {}
+        if options.get("Propagation") != "rprivate":
             found.append(f"mounts below {printable(target)} reach it")
+        # Docker before 25 leaves what is mounted below a read-only source as writable as it is.
+        if mount.get("ReadOnly") and not options.get("NonRecursive"):
+            found.append(f"what is mounted below {printable(target)} may be writable in it")
     return found + _mounted(subject)
 
 
