@@ -257,7 +257,7 @@ def test_a_look_costs_about_what_nvml_does(simulate: Simulate, tmp_path: Path) -
     What is ours is the processor's time beyond theirs, which another program that runs does not lengthen.
     That nothing is asked twice is the test above.
     """
-    nvml: Any = pytest.importorskip("pynvml")
+    nvml: Any = pytest.importorskip("pynvml", reason="nvidia-ml-py is a package of tests alone")
     simulate(DRIVER, *[A100.replace("GPU-1", f"GPU-{number}") for number in range(4)])
 
     calls = 4 + 4 * 14

@@ -98,7 +98,7 @@ def test_each_column_is_a_key_of_lab_users() -> None:
         ("name,group,comment\na,students,{{ 1 }}\n", "s.csv:2.comment: '{{ 1 }}' looks like a template."),
         ("name,group,comment\na,students,{% x\n", "looks like a template."),
     ],
-)  # fmt: skip
+)  # fmt: skip  # read as a table, several to a line
 def test_a_mistake_is_a_sentence_with_its_line(data: str | bytes, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse(data)

@@ -17,7 +17,7 @@ def test_init_lays_out_the_documented_structure_once(server: Server) -> None:
     expected = {
         "Dockerfile", "requirements.txt", "pyproject.toml", "README.md", ".gitignore", "data", "data/raw",
         "data/processed", "notebooks", "src", "models", "results", "results/logs", "results/plots", "tests",
-    }  # fmt: skip
+    }  # fmt: skip  # read as a table, several to a line
     assert expected <= set(listed)
     server.user("bob", "echo mine > ~/workspace/essay/README.md")
     before = server.user("bob", "cd ~/workspace/essay && find . -type f -exec sha256sum {} + | sort").out

@@ -128,7 +128,7 @@ def test_the_doctor_finds_the_documented_troubles(server: Server) -> None:
     wanted = {
         "link": "ok", "quota": "ok", "mount": "ok", "dockerfile": "ok", "base image": "ok", "packages": "ok",
         "outside": "warn", "links": "warn", "secrets": "warn",
-    }  # fmt: skip
+    }  # fmt: skip  # read as a table, several to a line
     assert {check: found[check]["verdict"] for check in wanted} == wanted
     assert (
         "/home/alice/.aaa-forgotten" in found["outside"]["evidence"]

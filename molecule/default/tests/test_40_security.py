@@ -323,7 +323,7 @@ def test_a_session_on_the_host_is_limited_too(server: Server) -> None:
     shown = server.root("systemctl show user-2001.slice -p MemoryMax -p TasksMax -p MemorySwapMax").out
     assert set(shown.splitlines()) == {
         f"MemoryMax={limits['memory']}", f"TasksMax={limits['pids']}", "MemorySwapMax=0"
-    }  # fmt: skip
+    }  # fmt: skip  # read as a table, several to a line
 
 
 def test_limits_of_the_policy_are_held(server: Server) -> None:

@@ -104,7 +104,7 @@ def test_every_kind_of_place_on_the_server(shared: Policy, real: str, kind: str)
     mounted = table(
         "/home xfs", "/srv/data ext4", "/run tmpfs", "/dev devtmpfs", "/dev/shm tmpfs", "/proc proc",
         "/home/alice/sshfs fuse.sshfs",
-    )  # fmt: skip
+    )  # fmt: skip  # read as a table, several to a line
     assert where.judge(shared, shared.user("alice"), where.Place(real), mounted) == kind
 
 
