@@ -69,11 +69,15 @@ def _wrong(variables: Mapping[str, Any]) -> Iterator[InvalidInput]:
     for name, (role, option) in _options().items():
         if name not in variables:
             continue
+        # The validator takes the text of a list for one, but the role gets the text as it is.
+        if isinstance(variables[name], str) and option["type"] in ("dict", "list"):
+            yield InvalidInput(_expected(name, option), _hint(role, option))
+            continue
         checked = ArgumentSpecValidator({name: option}).validate({name: _copied(variables[name])})
         for error in checked.errors.errors:
             # Of an element that is no mapping it says the same a second time, without the variable's name.
             if not isinstance(error, NoLogError):
-                yield InvalidInput(_sentence(name, option, error), f"{_meant(option)} See the role {role}.")
+                yield InvalidInput(_sentence(name, option, error), _hint(role, option))
 
 
 def _copied(value: Any) -> Any:
@@ -87,15 +91,20 @@ def _sentence(name: str, option: Mapping[str, Any], error: Exception) -> str:
     """Return what is wrong; of a secret nothing is shown."""
     said = printable(str(error)).rstrip(".")
     if option.get("no_log") or (isinstance(error, ArgumentTypeError) and f"argument '{name}'" in said):
-        return f"{name}: expected {_KINDS.get(option['type'], 'text')}."
+        return _expected(name, option)
     return f"{name}: {said}."
 
 
-def _meant(option: Mapping[str, Any]) -> str:
-    """Return what an option is for, in plain text."""
+def _expected(name: str, option: Mapping[str, Any]) -> str:
+    return f"{name}: expected {_KINDS.get(option['type'], 'text')}."
+
+
+def _hint(role: str, option: Mapping[str, Any]) -> str:
+    """Return what an option is for, in plain text, and where to read on."""
     text = option["description"]
     first = text if isinstance(text, str) else text[0]
-    return _MARKUP.sub(r"\1", first)
+    plain = _MARKUP.sub(r"\1", first)
+    return f"{plain} See the role {role}."
 
 
 def _missing(

@@ -194,6 +194,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "types_of_role_variables": (
         {
             "docker_log_max_file": "many",
+            "docker_ca_certificates": "campus-ca.crt",
             "docker_address_pools": [{"base": "10.0.0.0/8"}],
             "nvidia_container_toolkit_apply": "perhaps",
             "package_cache_resolvers": {"first": "10.0.0.1"},
@@ -202,6 +203,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ROLES_VALID,
         (
             "docker_log_max_file: expected a whole number. How many logs of a container are kept.",
+            "docker_ca_certificates: expected a list",
             "docker_address_pools: missing required arguments: size",
             "nvidia_container_toolkit_apply must be one of: auto, always, never",
             "package_cache_resolvers: expected a list",
