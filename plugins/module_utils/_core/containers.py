@@ -15,9 +15,10 @@ import json
 import os
 import posixpath
 import stat
+import syslog
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
@@ -31,6 +32,7 @@ from . import (
     image_install,
     images,
     jobs,
+    journal,
     jupyter,
     locks,
     names,
@@ -64,7 +66,7 @@ from .plan import (
     plan,
     refuse_foreign,
 )
-from .policy import CONTAINER_HOME, REPLACE, WAIT, Policy, Project, User
+from .policy import CONTAINER_HOME, HOST_HOME, REPLACE, WAIT, Policy, Project, User
 from .sizes import format_size
 from .spec import NO_WISHES, ContainerSpec, ImageFacts, OwnWishes, Wishes
 
@@ -78,6 +80,7 @@ _LOOK_FORMAT = 1
 _AT_ONCE = 4
 _CREATION_SECONDS = 20
 _PASSWD_LIMIT = 64 << 10
+_TOLD = 800  # characters of an unexpected error's trace for the log, from its end
 # Of one user: what was seen of an image that is used no more is seen anew when it is.
 _LOOKS = 20
 _NO_ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\n"
@@ -225,16 +228,24 @@ def check_storage(policy: Policy) -> None:
         raise HostError("No container is started: " + " ".join(wrong))
 
 
-def _check_sources(spec: ContainerSpec) -> None:
-    """Raise when a folder to be mounted is missing. All their parents belong to root."""
-    kept = (source for _path, source in spec.kept)
-    for path in (spec.workspace, spec.data_root, *spec.shares, *kept, *filter(None, [spec.home_source])):
-        try:
-            there = stat.S_ISDIR(os.lstat(path).st_mode)
-        except OSError:
-            there = False
-        if not there:
+def _check_sources(spec: ContainerSpec, *, but: Collection[str] = ()) -> None:
+    """Raise when a folder to be mounted is missing, ``but`` for some. All their parents belong to root."""
+    for path in _sources(spec):
+        if path not in but and not _is_folder(path):
             raise HostError(f"The folder {path} is not there.", "Let IT run the playbook for this server.")
+
+
+def _sources(spec: ContainerSpec) -> list[str]:
+    """Return the folders that a container mounts."""
+    kept = (source for _path, source in spec.kept)
+    return [spec.workspace, spec.data_root, *spec.shares, *kept, *filter(None, [spec.home_source])]
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 # IT's list
@@ -258,23 +269,43 @@ def reconcile(
 ) -> list[ItemResult]:
     """Make the containers as wanted, several at once; return one result an item, in the order given.
 
-    One failure does not stop the others. With ``check`` nothing is done, and the results say what would be.
-    ``engine`` is None where Docker is not installed yet.
+    One failure does not stop the others, and the result of an item that failed holds what was done until
+    then. With ``check`` nothing is done, and the results say what would be, or why it would be refused: see
+    ``_foresee``. ``engine`` is None where Docker is not installed yet.
+    """
+    items = [_Item(one, ItemResult(f"{one.user}/{one.project}")) for one in wanted]
+    snapshot = observe(engine)
+    _plan_all(snapshot, policy, items)
+    if check:
+        _tell_losses(engine, policy, items)
+        _foresee(engine, policy, snapshot, _in_parts(items))
+    else:
+        for part in _in_parts(items):
+            _carry_out(engine, policy, part)
+    return [item.result for item in items]
+
+
+def differing(engine: Engine | None, policy: Policy, wanted: Sequence[Wanted]) -> list[ItemResult]:
+    """Return how the containers differ from what is wanted: the plan of ``reconcile`` alone, from one look.
+
+    Whether anything would be in the way of putting it right is not asked, which takes a while for each.
     """
     items = [_Item(one, ItemResult(f"{one.user}/{one.project}")) for one in wanted]
     _plan_all(observe(engine), policy, items)
-    if check:
-        _tell_losses(engine, policy, items)
-    else:
-        changing = [item for item in items if item.planned.actions and not item.result.failed]
-        # What goes makes room for what comes.
-        leaving = [item for item in changing if not {CREATE, RESTORE} & set(item.planned.actions)]
-        coming = [item for item in changing if {CREATE, RESTORE} & set(item.planned.actions)]
-        waiting = [item for item in coming if _waits(item, changing)]
-        for part in (leaving, [item for item in coming if item not in waiting], waiting):
-            if part:
-                _carry_out(engine, policy, part)
     return [item.result for item in items]
+
+
+def _in_parts(items: Sequence[_Item]) -> list[list[_Item]]:
+    """Return the items that change something in the parts in which they are carried out, none of them empty.
+
+    What goes makes room for what comes; last are those that need a port of another one that changes.
+    """
+    changing = [item for item in items if item.planned.actions and not item.result.failed]
+    leaving = [item for item in changing if not {CREATE, RESTORE} & set(item.planned.actions)]
+    coming = [item for item in changing if {CREATE, RESTORE} & set(item.planned.actions)]
+    waiting = [item for item in coming if _waits(item, changing)]
+    parts = (leaving, [item for item in coming if item not in waiting], waiting)
+    return [part for part in parts if part]
 
 
 def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[ItemResult]:
@@ -426,16 +457,23 @@ def _check_rooms(snapshot: Snapshot, items: Sequence[_Item]) -> None:
 
 def _carry_out(engine: Engine | None, policy: Policy, items: Sequence[_Item]) -> None:
     if engine is None:
-        raise EngineError(
-            "Docker is not installed on this server.", "Apply the role lab.server.docker first."
-        )
-    if any(START in item.planned.actions for item in items):
-        check_storage(policy)
-        engine.ensure_network()
+        for item in items:
+            with _failing(item.result):
+                raise EngineError(
+                    "Docker is not installed on this server.", "Apply the role lab.server.docker first."
+                )
+        return
+    starting = [item for item in items if START in item.planned.actions]
+    if starting:
+        with _failing(*(item.result for item in starting)), _telling_users(starting):
+            check_storage(policy)
+            engine.ensure_network()
+    gpus = gpuleases.Foresight(engine, policy)
     # Before there are threads: what is done in a user's tree is done by a child of this process.
     for item in items:
-        with _failing(item.result):
-            _prepare(engine, policy, item)
+        if not item.result.failed:
+            with _failing(item.result), _telling_users([item]):
+                _prepare(engine, policy, item, gpus)
     items = [item for item in items if not item.result.failed]
     if not items:
         return
@@ -443,19 +481,152 @@ def _carry_out(engine: Engine | None, policy: Policy, items: Sequence[_Item]) ->
 
     with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(items))) as pool:
         for item, future in [(item, pool.submit(_change, engine, policy, item)) for item in items]:
-            with _failing(item.result):
+            with _failing(item.result, midway=True):
                 future.result()
 
 
-def _prepare(engine: Engine, policy: Policy, item: _Item) -> None:
-    if item.user is None or item.spec is None or START not in item.planned.actions:
+def _prepare(engine: Engine, policy: Policy, item: _Item, gpus: gpuleases.Foresight) -> None:
+    """Raise why an item could not be brought up, before anything of it is made; make what it needs first."""
+    spec = _brought_up(item)
+    if item.user is None or spec is None:
         return
-    if RESTORE in item.planned.actions and item.kept is not None:
-        homes.prepare(policy, item.user, item.kept.spec or item.spec)
-        return
-    homes.prepare(policy, item.user, item.spec)
+    _check_sources(replace(spec, home_source=""))
+    homes.prepare(policy, item.user, spec, check=True)
+    _count_gpus(policy, item, gpus)
+    homes.prepare(policy, item.user, spec)
     if CREATE in item.planned.actions:
-        item.result.facts.update(_bring(engine, policy, item.user, item.spec.project))
+        item.result.facts.update(_bring(engine, policy, item.user, spec.project))
+
+
+def _brought_up(item: _Item) -> ContainerSpec | None:
+    """Return the spec of the container that an item starts, None where it starts none.
+
+    Raises Refused for one that is there and has files that its user no longer has.
+    """
+    if item.spec is None or START not in item.planned.actions:
+        return None
+    there = _started_again(item)
+    if there is None:
+        return item.spec
+    _check_given(there, item.spec)
+    return there.spec or item.spec
+
+
+def _started_again(item: _Item) -> Actual | None:
+    """Return the container that is there and is started by an item; None where it makes a new one."""
+    if CREATE in item.planned.actions:
+        return None
+    return item.kept if RESTORE in item.planned.actions else item.actual
+
+
+def _count_gpus(policy: Policy, item: _Item, gpus: gpuleases.Foresight) -> None:
+    """Raise why an item could not have its GPUs beside those before it; count what it would be given."""
+    if item.user is None or item.spec is None:
+        return
+    there = _started_again(item)
+    if there is not None:
+        gpus.gives_again(there, item.spec.name, item.user if RESTORE in item.planned.actions else None)
+    elif item.spec.gpus:
+        gpufiles.further_groups(policy, item.spec)
+        gpus.gives(item.user, item.spec)
+
+
+# What check mode foresees
+
+
+def _foresee(
+    engine: Engine | None, policy: Policy, snapshot: Snapshot, parts: Sequence[Sequence[_Item]]
+) -> None:
+    """Fail the items that would be refused, each beside what those before it would have by then.
+
+    The tasks before this one have done nothing in check mode. So what they may make is only noted where it is
+    missing: a mounted disk, and a folder that no container of this server has had and no image needed.
+    """
+    gpus = gpuleases.Foresight(engine, policy)
+    if not any(START in item.planned.actions for part in parts for item in part):
+        return
+    noted = _unmounted(policy) if engine is not None else []
+    had = _had(policy, snapshot)
+    told: set[tuple[int, str]] = set()
+    for part in parts:
+        for item in part:
+            if START not in item.planned.actions or item.result.failed:
+                continue
+            with _failing(item.result):
+                notes = [*noted, *_foreseen(policy, item, gpus, None if engine is None else had)]
+                if engine is not None and CREATE in item.planned.actions:
+                    item.result.facts.update(_would_bring(engine, policy, snapshot, item, told))
+                if notes:
+                    item.result.facts["notes"] = notes
+        for item in part:
+            if item.spec is not None and item.planned.actions in ((REMOVE,), (RETIRE,)):
+                gpus.frees(item.spec.name)
+
+
+def _unmounted(policy: Policy) -> list[str]:
+    try:
+        check_storage(policy)
+    except HostError as error:
+        return [f"As the server is now, it would be refused: {error.message}"]
+    return []
+
+
+def _had(policy: Policy, snapshot: Snapshot) -> frozenset[str]:
+    """Return the folders that were there once: of containers, and of users of whom there is an image."""
+    there = [*snapshot.containers.values(), *snapshot.kept.values()]
+    found = {path for one in there if one.ours and one.spec for path in _sources(one.spec)}
+    having = {uid for uid, _project in snapshot.images}
+    for user in policy.users:
+        if user.uid in having:
+            found |= {policy.workspace(user), user.home}
+    return frozenset(found)
+
+
+def _foreseen(
+    policy: Policy, item: _Item, gpus: gpuleases.Foresight, had: frozenset[str] | None
+) -> list[str]:
+    """Raise why an item could not be brought up; return notes on folders that are missing yet.
+
+    ``had``: the folders that must be there; None where nothing can be looked at yet.
+    """
+    spec = _brought_up(item)
+    if item.user is None or spec is None:
+        return []
+    if had is None:
+        _count_gpus(policy, item, gpus)
+        return []
+    needed = _sources(spec if spec.home_mode == HOST_HOME else replace(spec, home_source=""))
+    missing = [path for path in needed if path not in had and not _is_folder(path)]
+    _check_sources(replace(spec, home_source=""), but=missing)
+    if spec.home_source not in missing:
+        homes.prepare(policy, item.user, spec, check=True)
+    _count_gpus(policy, item, gpus)
+    return [f"It would be refused unless the folder {path} is made before." for path in missing]
+
+
+def _would_bring(
+    engine: Engine, policy: Policy, snapshot: Snapshot, item: _Item, told: set[tuple[int, str]]
+) -> dict[str, Any]:
+    """Return where the files would go that the environment brings; how many, only their image says.
+
+    ``told``: (uid, folder) of those before it in the list. An image that is still to be built brings what
+    nobody knows yet.
+    """
+    spec = item.spec
+    image = snapshot.images.get((spec.uid, spec.project)) if spec is not None else None
+    if spec is None or image is None:
+        return {}
+
+    def is_new(folder: str) -> bool:
+        return (spec.uid, folder) not in told and not states.was_brought(spec.uid, folder)
+
+    if not any(base.files and is_new(base.folder) for base in policy.base_images):
+        return {}
+    base = brought.base_of(engine, policy, image.id)
+    if base is None or not is_new(base.folder):
+        return {}
+    told.add((spec.uid, base.folder))
+    return {"brought": {"folder": f"/workspace/{base.folder}"}}
 
 
 def _bring(engine: Engine, policy: Policy, user: User, project: str) -> dict[str, Any]:
@@ -475,6 +646,7 @@ def _bring(engine: Engine, policy: Policy, user: User, project: str) -> dict[str
 
 def _change(engine: Engine, policy: Policy, item: _Item) -> None:
     """Plan one item again under its lock, and carry that out. Called in a thread."""
+    _nothing_yet(item.result)
     if item.spec is not None and item.user is not None:
         starting = START in item.planned.actions
         told = _telling(item.spec.name, events.IT) if starting else contextlib.nullcontext()
@@ -498,13 +670,59 @@ def _check_room(user: User, held: int) -> None:
 
 
 @contextlib.contextmanager
-def _failing(result: ItemResult) -> Iterator[None]:
-    """Turn an error into a failed item: what was not done is not called changed."""
+def _failing(*results: ItemResult, midway: bool = False) -> Iterator[None]:
+    """Turn an error into failed items: what was not done is not called changed.
+
+    ``midway``: what was done until then is in the results already, and stays there.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # one item that is a fault of ours hides no result of the others
+        message = _said(error)
+        for result in results:
+            result.failed, result.message = True, message
+            if not midway:
+                _nothing_yet(result)
+            elif "brought" in result.facts:
+                result.changed = True
+
+
+def _said(error: Exception) -> str:
+    """Return an error for people; of what is no LabError, a fault of ours, the system log says more."""
+    if isinstance(error, LabError):
+        return str(error)
+    import traceback  # what is rarely needed is not to be waited for
+
+    journal.record(syslog.LOG_WARNING, outcome="failed", detail=traceback.format_exc()[-_TOLD:])
+    return f"Unexpected {type(error).__name__}: {error}. The details are in the server's system log."
+
+
+def _nothing_yet(result: ItemResult) -> None:
+    """Begin to note what is done: so far, nothing."""
+    result.changed, result.actions, result.diff = False, [], {}
+
+
+def _did(result: ItemResult, action: str) -> None:
+    result.changed, result.actions = True, [*result.actions, action]
+
+
+def _took_back(result: ItemResult, action: str) -> None:
+    result.actions = [one for one in result.actions if one != action]
+    result.changed = bool(result.actions)
+
+
+@contextlib.contextmanager
+def _telling_users(items: Sequence[_Item]) -> Iterator[None]:
+    """Write down for their users why containers are not started at all."""
     try:
         yield
     except LabError as error:
-        result.failed, result.message = True, str(error)
-        result.changed, result.actions, result.diff = False, [], {}
+        for item in items:
+            if item.spec is not None and START in item.planned.actions:
+                with contextlib.suppress(LabError), _locked(item.spec.name, locks.BRIEF):
+                    why = str(error)
+                    events.record(item.spec.uid, item.spec.project, events.NOT_STARTED, events.IT, why)
+        raise
 
 
 def _fill(result: ItemResult, planned: Plan) -> None:
@@ -530,9 +748,12 @@ def _apply(
     """Look again, plan, and carry the plan out, for whom ``by`` says. The caller holds the lock.
 
     With ``wanted`` the spec is decided anew: its user may have made another one meanwhile, and asked for
-    something else.
+    something else. When it breaks off, ``result`` holds what was done until then.
     """
+    _nothing_yet(result)
     healed = _heal(engine, spec.name)
+    if healed:
+        _did(result, HEAL)
     # Retired ones have other names, which a look at this one alone does not show.
     snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
     actual = snapshot.containers.get(spec.name)
@@ -540,19 +761,7 @@ def _apply(
         spec = _decided(policy, user, wanted, actual)
     waits = wanted is not None and wanted.waits
     planned = _planned(snapshot, states.stopped_names(), spec, state, waits=waits)
-    if CREATE in planned.actions:
-        _check_sources(spec)
-        _create(engine, policy, user, spec, snapshot.images.get((spec.uid, spec.project)), actual)
-    elif RESTORE in planned.actions:
-        _restore(engine, policy, user, spec, snapshot.kept[spec.name])
-    elif RETIRE in planned.actions and actual is not None:
-        result.facts.update(retired.retire(engine, policy, actual))
-    elif actual is not None:
-        if START in planned.actions:
-            _ready_again(engine, policy, spec, actual)
-        deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
-        for action in planned.actions:
-            deeds.get(action, ignore)(actual.id)
+    _do(engine, policy, user, spec, snapshot, planned, result)
     if actual is not None and {RETIRE, REMOVE} & set(planned.actions) and CREATE not in planned.actions:
         gpuleases.end(actual)
     if state == STOPPED and actual is not None:
@@ -564,6 +773,38 @@ def _apply(
     _fill(result, planned)
     if healed:
         result.changed, result.actions = True, [HEAL, *planned.actions]
+
+
+def _do(
+    engine: Engine,
+    policy: Policy,
+    user: User,
+    spec: ContainerSpec,
+    snapshot: Snapshot,
+    planned: Plan,
+    result: ItemResult,
+) -> None:
+    """Do to one container what is planned, and note each deed in ``result`` when it is done."""
+    actual = snapshot.containers.get(spec.name)
+    if CREATE in planned.actions:
+        _check_sources(spec)
+        _create(engine, policy, user, spec, snapshot.images.get((spec.uid, spec.project)), actual, result)
+    elif RESTORE in planned.actions:
+        _restore(engine, policy, user, spec, snapshot.kept[spec.name], result)
+    elif RETIRE in planned.actions and actual is not None:
+        if actual.live:
+            engine.stop(actual.id)
+            _did(result, STOP)
+        result.facts.update(retired.retire(engine, policy, replace(actual, state="exited")))
+        _did(result, RETIRE)
+    elif actual is not None:
+        if START in planned.actions:
+            _ready_again(engine, policy, spec, actual)
+        deeds = {START: engine.start, STOP: engine.stop, REMOVE: engine.remove}
+        for action in planned.actions:
+            if action in deeds:
+                deeds[action](actual.id)
+                _did(result, action)
 
 
 def _note(spec: ContainerSpec, actual: Actual | None, planned: Plan, by: str, not_kept: str) -> None:
@@ -602,33 +843,51 @@ def _create(
     spec: ContainerSpec,
     image: ProjectImage | None,
     actual: Actual | None,
+    result: ItemResult,
 ) -> None:
     """Make and start the container. One with work in it is given up only when the new one runs."""
     if image is None:
         raise NotFound(f"There is no image of {spec.project} yet.", f"Build it: image-update {spec.project}.")
     if actual is not None and actual.unfinished:
         engine.remove(actual.id)
+        _did(result, REMOVE)
         actual = None
     if actual is not None:
-        _replace(engine, policy, spec, image, actual)
+        _replace(engine, policy, spec, image, actual, result)
         return
     # The count and the creation are one step for all of a user's projects.
     with locks.hold(f"user-{user.uid}"):
         _check_room(user, _held(engine, user.uid))
         made = _make(engine, policy, spec, image, spec.name)
-    with _without_lease(spec), _undone(lambda: engine.remove(made)):
+    _did(result, CREATE)
+
+    def give_up() -> None:
+        engine.remove(made)
+        _took_back(result, CREATE)
+
+    with _without_lease(spec), _undone(give_up):
         engine.start(made)
+    _did(result, START)
 
 
-def _restore(engine: Engine, policy: Policy, user: User, spec: ContainerSpec, kept: Actual) -> None:
+def _restore(
+    engine: Engine, policy: Policy, user: User, spec: ContainerSpec, kept: Actual, result: ItemResult
+) -> None:
     """Bring a retired container back and start it. The caller holds the container's lock."""
     # The clean-up takes this lock too: it removes nothing that is being brought back.
     with locks.hold(f"user-{user.uid}"):
         _ready_again(engine, policy, spec, kept, back_for=user)
         with _undone(lambda: gpuleases.give_back(spec.name)):
             back = retired.take_back(engine, spec.name, kept.id)
-    with _undone(lambda: gpuleases.give_back(spec.name)), _undone(lambda: retired.put_back(engine, back)):
+    _did(result, RESTORE)
+
+    def put_back() -> None:
+        retired.put_back(engine, back)
+        _took_back(result, RESTORE)
+
+    with _undone(lambda: gpuleases.give_back(spec.name)), _undone(put_back):
         engine.start(back.id)
+    _did(result, START)
 
 
 def _ready_again(
@@ -671,24 +930,37 @@ def _check_given(actual: Actual, spec: ContainerSpec) -> None:
         )
 
 
-def _replace(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, old: Actual) -> None:
+def _replace(
+    engine: Engine,
+    policy: Policy,
+    spec: ContainerSpec,
+    image: ProjectImage,
+    old: Actual,
+    result: ItemResult,
+) -> None:
     made = _make(engine, policy, spec, image, spec.name + _NEXT)
-    with _without_lease(spec), _undone(lambda: _bring_back(engine, made, spec.name, old)):
+    _did(result, CREATE)
+    with _without_lease(spec), _undone(lambda: _bring_back(engine, made, spec.name, old, result)):
         if old.live:
             engine.stop(old.id)
+            _did(result, STOP)
         engine.rename(old.id, spec.name + _PREVIOUS)
         engine.rename(made, spec.name)
         engine.start(made)
+    _did(result, START)
     engine.remove(old.id)
 
 
-def _bring_back(engine: Engine, made: str, name: str, old: Actual) -> None:
+def _bring_back(engine: Engine, made: str, name: str, old: Actual, result: ItemResult) -> None:
     engine.remove(made)
+    _took_back(result, CREATE)
     # It may have its name still: Docker refuses to give it the same once more.
     with contextlib.suppress(LabError):
         engine.rename(old.id, name)
     if old.live:
         engine.start(old.id)
+        if STOP in result.actions:
+            _did(result, START)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from . import gpuqueue, gpurequests, gpureservations, gpus, leases, locks, names, state
 from .engine import Engine, ignore
@@ -32,6 +32,8 @@ from .plan import Actual, actual_of
 from .policy import Policy, User
 from .processes import alive, of_this_boot, this_process
 from .spec import LABEL_GPUS, ContainerSpec, given_gpus
+
+T = TypeVar("T")
 
 _LOCK = "gpus"
 _LEASES, _QUEUE, _USAGE = "gpus/leases.json", "gpus/queue.json", "gpus/usage.json"
@@ -195,13 +197,98 @@ def check_now(
         request, limits = gpurequests.parse(spec.gpus), leases.bounds(policy, user)
         found = devices()
         seen = settled(survey(engine, policy), policy, found, write=False)
-        try:
-            _chosen(seen, policy, user, spec.name, request, found, limits, last=True)
-        except Busy:
-            left = _without_abandoned(seen)
-            if left == seen:
+        _foreseen(
+            seen,
+            lambda held: _chosen(held, policy, user, spec.name, request, found, limits, last=True),
+        )
+
+
+def _foreseen(seen: Survey, decide: Callable[[Survey], T]) -> T:
+    """Return what is decided on what is held, or else on what is left when the abandoned are removed."""
+    try:
+        return decide(seen)
+    except Busy:
+        left = _without_abandoned(seen)
+        if left == seen:
+            raise
+        return decide(left)
+
+
+class Foresight:
+    """What each container of a list would be given, one after the other; nothing is given by it.
+
+    ``engine`` is None where there is none yet: then only what the policy never gives is refused. What is held
+    is looked up once, when the first container has GPUs.
+    """
+
+    def __init__(
+        self, engine: Engine | None, policy: Policy, devices: Callable[[], list[Device]] | None = None
+    ) -> None:
+        self._engine, self._policy = engine, policy
+        self._devices = devices or (lambda: inventory(policy))
+        self._found: list[Device] = []
+        self._seen: Survey | None = None
+        self._problem: LabError | None = None
+        self._gone: set[str] = set()
+
+    def gives(self, user: User, spec: ContainerSpec) -> None:
+        """Count what a container that is made now would be given; raise as ``obtain``."""
+        if not spec.gpus:
+            return
+        request, limits = gpurequests.parse(spec.gpus), leases.bounds(self._policy, user)
+        leases.check_possible(request, limits)
+        if self._engine is None:
+            return
+
+        def decide(held: Survey) -> Lease:
+            return _chosen(held, self._policy, user, spec.name, request, self._found, limits, last=True)
+
+        self._count(_foreseen(self._look(self._engine), decide))
+
+    def gives_again(self, actual: Actual, holder: str, user: User | None = None) -> None:
+        """Count what a container would have that is started again or, with ``user``, brought back.
+
+        Raises as ``hold_again``.
+        """
+        if not actual.lease or self._engine is None:
+            return
+        uid = names.parse_container_name(holder)[1]
+        lease = leases.parse(actual.lease, holder, uid)
+        seen = self._look(self._engine)
+        if actual.id in _read_yielded() and not actual.live:
+            user = user or self._policy.user_by_uid(uid)
+        _foreseen(seen, lambda held: _check_again(held, self._policy, lease, self._found, user))
+        self._count(lease)
+
+    def frees(self, holder: str) -> None:
+        """Count a container as removed or retired."""
+        self._gone.add(holder)
+        if self._seen is not None:
+            self._hold([one for one in self._seen.held if one.lease.holder != holder])
+
+    def _look(self, engine: Engine) -> Survey:
+        if self._problem is not None:
+            raise self._problem
+        if self._seen is None:
+            try:
+                self._found = self._devices()
+            except LabError as error:
+                self._problem = error  # it takes a while to find out, and holds for all of them
                 raise
-            _chosen(left, policy, user, spec.name, request, found, limits, last=True)
+            self._seen = survey(engine, self._policy)
+            self._hold([one for one in self._seen.held if one.lease.holder not in self._gone])
+        return self._seen
+
+    def _count(self, lease: Lease) -> None:
+        if self._seen is not None and not any(
+            one.lease.holder == lease.holder and one.lease.same(lease) for one in self._seen.held
+        ):
+            self._hold([*self._seen.held, Held(leases_of(lease), "", time.time(), this_process())])
+
+    def _hold(self, held: Sequence[Held]) -> None:
+        if self._seen is not None:
+            seen = replace(self._seen, held=tuple(held))
+            self._seen = settled(seen, self._policy, self._found, write=False)
 
 
 def _give(

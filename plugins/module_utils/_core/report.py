@@ -3,7 +3,7 @@
 """Everything that a server holds, in one structure; nothing is changed.
 
 ``look`` asks the policy, the kernel, the workspaces and Docker; ``report`` puts together what they said.
-Whether a container has drifted is not judged here: it is what ``containers.reconcile`` would do to it.
+Whether a container has drifted is not judged here: it is what ``containers.differing`` says of it.
 Sizes are bytes, times seconds since 1970.
 """
 
@@ -155,7 +155,7 @@ def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
         snapshot = containers.observe(engine)
         stopped = states.stopped_names()
         wanted = list(wishes(policy, snapshot.containers.values(), stopped))
-        planned = containers.reconcile(engine, policy, wanted, check=True)
+        planned = containers.differing(engine, policy, wanted)
         kept = retired.kept(engine)
         ours = [one.id for one in snapshot.containers.values() if one.ours] + [one.actual.id for one in kept]
         pictures = engine.images()
