@@ -15,7 +15,12 @@ description:
   - Makes, starts, stops, retires, restores and removes the containers of projects, all in one call.
   - A container is made anew only when what the policy makes of it changed, or when its image did. Its
     workspace stays.
-  - The limits of the policy are checked before anything is made.
+  - The limits of the policy are checked before anything of an item is made, and so is whether the GPUs that
+    it asks for can be given. Items come in their order, but first those that only make room.
+  - One item that fails does not stop the others. The task then fails, and C(results) holds what was done.
+  - Check mode refuses what the deed would refuse as the server is. What an earlier task of the play may make,
+    which in check mode it does not, is only noted in C(notes), such as a disk that is not mounted yet, or a
+    folder that no container has had.
   - The image is not built here; see M(lab.server.project_images).
 options:
   withdraw:
@@ -74,11 +79,13 @@ results:
       type: str
       returned: always
     changed:
-      description: Whether the item differed.
+      description: Whether anything was done; of an item that failed, whether anything was done before.
       type: bool
       returned: always
     actions:
-      description: What was done, in order.
+      description:
+        - What was done, in order. Of an item that failed, what was done until then, such as C(stop) and
+          C(start) of a container that was to be replaced and was brought back.
       type: list
       elements: str
       returned: always
@@ -108,9 +115,9 @@ results:
     brought:
       description:
         - The files that the environment brought - C(folder) (in the container), C(files) that were copied,
-          and those that were C(skipped).
+          and those that were C(skipped). In check mode C(folder) alone.
       type: dict
-      returned: when files were copied
+      returned: when files were copied, or in check mode would be
     notes:
       description: What else a person should know.
       type: list

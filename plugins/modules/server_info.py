@@ -197,11 +197,14 @@ server:
           type: str
           returned: always
         drift:
-          description: Whether M(lab.server.project_containers) would change or fail it, if it is declared.
+          description: >-
+            Whether it differs from what M(lab.server.project_containers) would make of it, or is more than
+            the policy allows, if it is declared. What would be in the way then, such as GPUs that are taken,
+            is told by that module in check mode.
           type: bool
           returned: always
         reason:
-          description: Why it would; empty if not.
+          description: How it differs, or what is not allowed; empty if nothing.
           type: str
           returned: always
     images:

@@ -7,17 +7,20 @@ be what its documentation says.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.lab.server.plugins.module_utils._core import gpuleases
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
+from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, User
 from private_root import MODULES, PACKAGE, PrivateRoot, call_in_child, next_second, run_module, tree
 
@@ -433,6 +436,64 @@ def test_project_containers(look: Any, given: dict[str, Any], thesis: Any, alice
         # Nobody has written anything into this one.
         Step(task(state="retired")),
         Step(task(state="restored"), changes=False, fails=True),
+    ]
+    keep_promises("project_containers", steps, look)
+
+
+def test_project_containers_that_are_refused(
+    look: Any,
+    given: dict[str, Any],
+    thesis: Any,
+    policy: Policy,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the deed refuses, the promise refuses in the same words, and nothing was made for it."""
+    monkeypatch.setattr(policies, "HOMES_ROOT", str(root / "home/.homes"))
+    (root / "home/.homes/alice").mkdir(parents=True)
+    (root / "home/.homes/alice/thesis").touch()
+
+    def step(**project: Any) -> Step:
+        task = {**given, "projects": [{"user": "alice", "name": "thesis", **project}]}
+        return Step(task, changes=False, fails=True)
+
+    run_module("project_images", step().arguments, check=False)
+    keep_promises("project_containers", [step(home="persistent"), step(gpus="1")], look)
+    Path(policy.workspace(policy.user("alice"))).rename(root / "away")
+    keep_promises("project_containers", [step()], look)
+
+
+def test_project_containers_whose_gpus_are_taken(
+    look: Any,
+    engine: Engine,
+    given: dict[str, Any],
+    policy: Policy,
+    project_of: Any,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a list each is promised what those before it leave, of the server and of what its user may have."""
+    folders = engine.info().get("CDISpecDirs")
+    if not folders:
+        pytest.skip("this engine does not know CDI, and no other way gives simulated GPUs (Docker 25 does)")
+    told = json.loads((Path(folders[0]) / "simulated.json").read_text())["devices"][:3]
+    cards = [Device(one["name"], "GPU (simulated)", 80 << 30, index=str(n)) for n, one in enumerate(told)]
+    monkeypatch.setattr(gpuleases, "inventory", lambda _policy: list(cards))
+    users = tuple(replace(user, limits=replace(user.limits, gpus=2)) for user in policy.users)
+    shared = {**given, "policy": policies.dump(replace(policy, users=users))}
+
+    def task(*projects: tuple[str, str, str]) -> dict[str, Any]:
+        return {**shared, "projects": [{"user": u, "name": p, "gpus": gpus} for u, p, gpus in projects]}
+
+    every = [("alice", "a"), ("alice", "b"), ("bob", "a"), ("bob", "b")]
+    for user, project in every:
+        project_of(policy.user(user), project).write("Dockerfile", f"FROM {tiny}\n")
+    run_module("project_images", task(*((user, project, "") for user, project in every)), check=False)
+    steps = [
+        Step(task(("alice", "a", "3")), changes=False, fails=True),
+        Step(task(("alice", "a", "2"), ("alice", "b", "1"), ("bob", "a", "2"), ("bob", "b", "")), fails=True),
+        Step(task(("bob", "a", "2")), changes=False, fails=True),
+        Step(task(("bob", "a", "1"))),
     ]
     keep_promises("project_containers", steps, look)
 
