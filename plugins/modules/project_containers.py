@@ -18,6 +18,8 @@ description:
   - The limits of the policy are checked before anything of an item is made, and so is whether the GPUs that
     it asks for can be given. Items come in their order, but first those that only make room.
   - One item that fails does not stop the others. The task then fails, and C(results) holds what was done.
+    Of the item that failed that is what was done until then, such as C(stop) and C(start) of a container that
+    was to be replaced and was brought back; C(changed) says whether it was anything.
   - Check mode refuses what the deed would refuse as the server is. What an earlier task of the play may make,
     which in check mode it does not, is only noted in C(notes), such as a disk that is not mounted yet, or a
     folder that no container has had.
@@ -79,13 +81,11 @@ results:
       type: str
       returned: always
     changed:
-      description: Whether anything was done; of an item that failed, whether anything was done before.
+      description: Whether the item differed.
       type: bool
       returned: always
     actions:
-      description:
-        - What was done, in order. Of an item that failed, what was done until then, such as C(stop) and
-          C(start) of a container that was to be replaced and was brought back.
+      description: What was done, in order.
       type: list
       elements: str
       returned: always
