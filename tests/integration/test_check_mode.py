@@ -91,8 +91,15 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _effects(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """Return the differences without notes of what was looked at, which only save the next run time."""
-    return {key: pair for key, pair in _differences(new, old).items() if not key.endswith(".look.json")}
+    """Return the differences without notes of what was looked at, which only save the next run time.
+
+    Nor do those count that tell users why a container of theirs was not started (``container why``).
+    """
+    return {
+        key: pair
+        for key, pair in _differences(new, old).items()
+        if not key.endswith(".look.json") and "/state/events" not in key
+    }
 
 
 # What is handed back is what is documented
