@@ -112,7 +112,8 @@ options:
         description:
           - What becomes of a container that runs when the image is newer than it. What else is declared of it
             counts at once in either case.
-          - V(replace), it is made anew; what runs in it ends, and what is only in it is lost.
+          - V(replace), it is made anew; what runs in it ends, and what is only in it is kept for a while, as
+            of one that is retired.
           - V(wait), it is left as it is. The newer image is taken once it does not run, or is retired.
         type: str
         choices: [replace, wait]

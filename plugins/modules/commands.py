@@ -212,6 +212,7 @@ def _carried() -> None:
         quotable,
         quotaset,
         rclone,
+        replacing,
         report,
         restic,
         resuming,

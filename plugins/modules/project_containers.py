@@ -14,7 +14,7 @@ author: lab.server contributors (@lab-server)
 description:
   - Makes, starts, stops, retires, restores and removes the containers of projects, all in one call.
   - A container is made anew only when what the policy makes of it changed, or when its image did. Its
-    workspace stays.
+    workspace stays, and the old one is retired, so that it can be restored for a while.
   - The limits of the policy are checked before anything of an item is made, and so is whether the GPUs that
     it asks for can be given. Items come in their order, but first those that only make room.
   - One item that fails does not stop the others. The task then fails, and C(results) holds what was done.
@@ -99,19 +99,19 @@ results:
       returned: always
     lost:
       description:
-        - What was in a retired container and nowhere else, as Docker tells it - C(packages) (Python packages
-          that the image lacks), C(files) (their number), C(bytes), C(paths) (some of them), C(volumes) (of
-          the image, whose files go too), and whether all could be looked at (C(complete)).
+        - What was in a retired or replaced container and nowhere else, as Docker tells it - C(packages)
+          (Python packages that the image lacks), C(files) (their number), C(bytes), C(paths) (some of them),
+          C(volumes) (of the image, whose files go too), and whether all could be looked at (C(complete)).
       type: dict
-      returned: when the container was, or in check mode would be, retired
+      returned: when the container was, or in check mode would be, retired or made anew
     undo_until:
       description: Until when a retired container can be restored, in seconds since 1970, if it is kept.
       type: int
-      returned: when the container was, or in check mode would be, retired
+      returned: when the container was, or in check mode would be, retired or made anew
     not_kept:
       description: Why a retired container is not kept; empty if it is.
       type: str
-      returned: when the container was, or in check mode would be, retired
+      returned: when the container was, or in check mode would be, retired or made anew
     brought:
       description:
         - The files that the environment brought - C(folder) (in the container), C(files) that were copied,

@@ -19,9 +19,11 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     brought,
     containers,
     context,
+    events,
     greeting,
     homes,
     images,
+    replacing,
     retired,
     state,
     where,
@@ -279,6 +281,19 @@ def test_what_is_kept_is_bounded(engine, policy, alice, thesis, inside):
     assert total <= 3 << 20
     containers.undo(engine, policy, alice, "thesis")
     assert inside(alice, "thesis", SHOWN).split() == ["2"]
+
+
+def test_nothing_is_gone_for_good_before_it_was_asked(launched, engine, policy, alice, inside):
+    none = replace(policy, retire_keep_days=0)
+    inside(alice, "thesis", "echo > /tmp/notes")
+    asked = containers.retire(engine, none, alice, "thesis", asks=True)
+    assert not asked.changed and asked.facts["asks"] and asked.facts["lost"]["files"] == 1
+    assert containers.listing(engine, policy, alice)[0].running
+    # Where it can be undone, or nothing is in it, nobody is asked.
+    assert containers.retire(engine, policy, alice, "thesis", asks=True).facts["undo_until"]
+    containers.launch(engine, policy, alice, "thesis")
+    assert containers.retire(engine, none, alice, "thesis", asks=True).changed
+    assert containers.listing(engine, policy, alice) == []
 
 
 def test_a_server_that_keeps_nothing(launched, engine, policy, alice, inside):
@@ -748,6 +763,91 @@ def test_drift_recreates_and_keeps_files(built, engine, policy, alice, inside, t
     assert inside(alice, "thesis", "ls kept").strip() == "kept"
     assert [info.name for info in containers.listing_all(engine, policy)] == ["thesis._.2001"]
     assert len(engine.containers("thesis._.2001.next", "thesis._.2001.previous")) == 0
+
+
+def test_what_is_replaced_is_retired_with_what_was_in_it(built, engine, policy, alice, inside):
+    """By IT's run; its user is told, and has it back."""
+    first, other = Wanted("alice", "thesis"), Wanted("alice", "thesis", pids=32, ports=((80, 8123),))
+    containers.reconcile(engine, policy, [replace(first, ports=((80, 8123),))], check=False)
+    inside(alice, "thesis", "echo mine > /tmp/notes")
+    old = containers.listing(engine, policy, alice)[0].id
+    promise = containers.reconcile(engine, policy, [other], check=True)[0]
+    deed = containers.reconcile(engine, policy, [other], check=False)[0]
+    assert deed.facts["lost"] == promise.facts["lost"]
+    assert deed.facts["lost"]["paths"] == ["/tmp/notes"]
+    assert deed.facts["not_kept"] == promise.facts["not_kept"] == ""
+    assert 0 <= deed.facts["undo_until"] - promise.facts["undo_until"] < 60
+    assert [one.actual.id for one in retired.kept(engine)] == [old]
+    told = events.read(2001, "thesis")[-1]
+    assert (told.what, told.by) == (events.REPLACED, events.IT)
+    assert "is kept, with what was in it alone (1 file, " in told.reason
+    assert any(
+        "container why" in note for note in containers.launch(engine, policy, alice, "thesis").facts["notes"]
+    )
+    with pytest.raises(Refused, match="container retire thesis"):
+        containers.undo(engine, policy, alice, "thesis")
+    containers.retire(engine, policy, alice, "thesis")
+    containers.undo(engine, policy, alice, "thesis")
+    assert containers.listing(engine, policy, alice)[0].id == old
+    assert inside(alice, "thesis", "cat /tmp/notes").strip() == "mine"
+
+
+def test_of_two_that_are_kept_the_older_comes_back_too(built, engine, policy, alice, inside):
+    """The replacement has work of its own by now, and loses none."""
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
+    inside(alice, "thesis", "echo > /tmp/first")
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=32)], check=False)
+    inside(alice, "thesis", "echo > /tmp/second")
+    with pytest.raises(Refused, match="container retire thesis"):
+        containers.undo(engine, policy, alice, "thesis", back=2)
+    containers.retire(engine, policy, alice, "thesis")
+    with pytest.raises(NotFound, match="2 retired containers"):
+        containers.undo(engine, policy, alice, "thesis", back=3)
+    assert containers.undo(engine, policy, alice, "thesis", back=2, check=True).changed
+    containers.undo(engine, policy, alice, "thesis", back=2)
+    assert inside(alice, "thesis", SHOWN).split() == ["first"]
+    containers.retire(engine, policy, alice, "thesis")
+    containers.undo(engine, policy, alice, "thesis", back=2)
+    assert inside(alice, "thesis", SHOWN).split() == ["second"]
+
+
+def test_what_is_replaced_without_work_is_not_kept(built, engine, policy, alice):
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
+    facts = containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=32)], check=False)[0].facts
+    assert (facts["lost"]["files"], facts["undo_until"]) == (0, None)
+    assert names_of(engine) == ["thesis._.2001"]
+    assert events.read(2001, "thesis")[-1].reason == "the policy changed (pids)"
+
+
+def test_a_replaced_one_that_cannot_be_kept_is_told(built, engine, policy, alice, inside):
+    containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
+    inside(alice, "thesis", "echo > /tmp/notes")
+    small = replace(policy, retire_size=1)
+    wanted = [Wanted("alice", "thesis", pids=32)]
+    promise = containers.reconcile(engine, small, wanted, check=True)[0]
+    deed = containers.reconcile(engine, small, wanted, check=False)[0]
+    assert deed == promise
+    assert deed.facts["undo_until"] is None and "more than this server keeps" in deed.facts["not_kept"]
+    assert names_of(engine) == ["thesis._.2001"]
+    assert "gone for good" in events.read(2001, "thesis")[-1].reason
+
+
+def test_a_kept_one_leaves_room_for_its_successor(built, engine, policy, alice, inside, monkeypatch):
+    """The oldest goes first, and no more than must."""
+    for number in range(3):
+        containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=32 + number)], check=False)
+        inside(alice, "thesis", f"echo > /tmp/{number}")
+    assert len(retired.kept(engine)) == 2
+    full = iter([True, True, False])
+    monkeypatch.setattr(replacing, "_is_full", lambda _policy, _uid: next(full))
+    facts = containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=40)], check=False)[0].facts
+    assert facts["undo_until"]
+    assert len(retired.kept(engine)) == 1
+    inside(alice, "thesis", "echo > /tmp/last")
+    monkeypatch.setattr(replacing, "_is_full", lambda _policy, _uid: True)
+    facts = containers.reconcile(engine, policy, [Wanted("alice", "thesis", pids=41)], check=False)[0].facts
+    assert facts["undo_until"] is None and "layers_size" in facts["not_kept"]
+    assert names_of(engine) == ["thesis._.2001"]
 
 
 def test_replacement_that_fails_keeps_the_old(built, engine, policy, alice, inside, monkeypatch):

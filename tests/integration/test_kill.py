@@ -29,6 +29,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     containers,
     images,
     locks,
+    retired,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
@@ -297,18 +298,28 @@ def test_killed_while_it_is_retired_and_while_it_is_restored(
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01])
-def test_killed_while_it_is_replaced(engine, policy, launched, killed, settled, left, seconds):
+@pytest.mark.parametrize("worked", [False, True])
+def test_killed_while_it_is_replaced(
+    engine, policy, alice, launched, killed, settled, left, inside, seconds, worked
+):
+    """What was in the old one is kept, and where there was nothing, so is nothing."""
     before = left()
     for number in range(1, MOST):
+        if worked:
+            inside(alice, "thesis", f"echo {number} > /tmp/work")
         # Another wish each time: each begins where the one before ended.
         wanted = Wanted("alice", "thesis", pids=20 + number)
         what = f"replacement killed in call {number} after {seconds} s"
         more = killed.once(number, seconds, lambda engine: reconciled(engine, policy, wanted), what)  # noqa: B023 - called at once
-        settled(wanted, what)
+        settled(wanted, what, kept=min(number, retired.AT_MOST) if worked else 0)
         if not more:
             break
     assert left() == before
     assert killed.calls
+    if worked:
+        containers.retire(engine, policy, alice, "thesis")
+        containers.undo(engine, policy, alice, "thesis")
+        assert inside(alice, "thesis", "cat /tmp/work").strip() == str(number)
 
 
 @pytest.mark.thorough

@@ -57,7 +57,7 @@ def _call(method: Callable[..., Any]) -> Callable[..., Any]:
 class Model(Engine):
     """An engine that holds ``rows`` by id and ``pictures``, its images, as Docker lists them.
 
-    ``lost``: containers that were removed though work may be in them, and no newer one of that name ever ran.
+    ``lost``: containers that were removed though work may be in them; what is replaced is kept.
     ``power_until``: the calls that happen before the power is lost. ``refuses_at``: the call, counted from 1,
     that fails and does nothing; ``silent_at``: the one that is carried out, but whose answer is lost.
     """
@@ -138,11 +138,7 @@ class Model(Engine):
     def remove(self, container: str) -> None:
         row = self.rows.pop(container, None)
         if row is not None and row.worked:
-            # What is given up for another has a suffix, and the other has the plain name and runs or ran.
-            base = row.name.rpartition(".")[0] if row.name.count(".") > 2 else row.name
-            successor = self.named(base)
-            if successor is None or not successor.worked:
-                self.lost.append(row)
+            self.lost.append(row)
 
     @_call
     def rename(self, container: str, name: str) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     journal,
     locks,
     names,
+    quota,
+    replacing,
     retired,
     workspaces,
 )
@@ -29,7 +32,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import policy as 
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
 from ansible_collections.lab.server.plugins.module_utils._core import state as states
 from ansible_collections.lab.server.plugins.module_utils._core.containers import Wanted
-from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, NotFound, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.items import ItemResult
 from ansible_collections.lab.server.plugins.module_utils._core.leases import Lease
 from ansible_collections.lab.server.plugins.module_utils._core.lifecycle import (
@@ -41,7 +44,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.lifecycle import 
 from ansible_collections.lab.server.plugins.module_utils._core.liferules import HOUR
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
 from ansible_collections.lab.server.plugins.module_utils._core.spec import OwnWishes, Wishes
-from docker_model import Model, Row
+from docker_model import Model, PowerLoss, Row
 
 LIMITS = {"containers": 3, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
 QUOTA = {"soft": 0, "hard": 0, "inodes_soft": 0, "inodes_hard": 0}
@@ -132,6 +135,115 @@ def test_what_was_asked_for_outlives_a_replacement_that_was_broken_off(docker: M
     put(docker, lab, name=f"{NAME}.previous")
     containers.reconcile(docker, lab, [Wanted("alice", "thesis")], check=False)
     assert asked(docker, lab) == SMALL and docker.lost == []
+
+
+def replaced(model: Model, lab: Policy, **wanted: Any) -> dict[str, Any]:
+    """Let IT's run replace the container that is there; return the facts, which the promise has, too."""
+    one = replace(Wanted("alice", "thesis"), **wanted)
+    promise = containers.reconcile(model, lab, [one], check=True)[0]
+    deed = containers.reconcile(model, lab, [one], check=False)[0]
+    assert not deed.failed, deed.message
+    for key in ("lost", "not_kept"):
+        assert deed.facts[key] == promise.facts[key]
+    return deed.facts
+
+
+def test_what_is_replaced_is_retired_and_told(docker: Model, lab: Policy) -> None:
+    user = lab.user("alice")
+    put(docker, lab)
+    old = docker.named(NAME)
+    assert old is not None and replacing.note(2001, "thesis") == []
+    facts = replaced(docker, lab, pids=32)
+    assert facts["lost"]["paths"] == ["/opt/work"] and facts["undo_until"] and not facts["not_kept"]
+    assert (old.state, old.name) == ("exited", f"{NAME}.retired-{facts['undo_until'] - 7 * 86400}")
+    assert docker.lost == []
+    event = events.read(2001, "thesis")[-1]
+    assert (event.what, event.by) == ("replaced", "it")
+    assert "; the old one is kept, with what was in it alone (1 file, 1)" in event.reason
+    assert "container why thesis" in replacing.note(2001, "thesis")[0]
+    with pytest.raises(Refused, match=r"container retire thesis.*--back 2"):
+        containers.undo(docker, lab, user, "thesis")
+    with pytest.raises(Refused, match="in the way"):
+        containers.undo(docker, lab, user, "thesis", back=2)
+    containers.retire(docker, lab, user, "thesis")
+    # Its user gave it up: what IT did before is no news any more.
+    assert replacing.note(2001, "thesis") == []
+    with pytest.raises(NotFound, match="There are 2 retired containers"):
+        containers.undo(docker, lab, user, "thesis", back=3)
+    assert containers.undo(docker, lab, user, "thesis", back=2, check=True).actions == ["restore", "start"]
+    containers.undo(docker, lab, user, "thesis", back=2)
+    assert docker.named(NAME) is old and old.live and docker.lost == []
+
+
+@pytest.mark.parametrize("calls", range(40))
+def test_what_nobody_touched_is_not_kept_wherever_the_power_is_lost(
+    docker: Model, lab: Policy, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    monkeypatch.setattr(docker, "changes", lambda _container: ([], True))
+    reconcile(docker, lab)
+    docker.again(power_until=calls)
+    with contextlib.suppress(PowerLoss):
+        containers.reconcile(docker, lab, [Wanted("alice", "thesis", pids=32)], check=False)
+    docker.again()
+    assert not containers.reconcile(docker, lab, [Wanted("alice", "thesis", pids=32)], check=False)[0].failed
+    assert [row.name for row in docker.rows.values()] == [NAME]
+    assert all("kept" not in event.reason for event in events.read(2001, "thesis"))
+
+
+def test_a_replaced_one_that_cannot_be_kept_is_told(docker: Model, lab: Policy) -> None:
+    put(docker, lab)
+    facts = replaced(docker, replace(lab, retire_size=0), pids=32)
+    assert facts["undo_until"] is None and "more than this server keeps" in facts["not_kept"]
+    assert [row.name for row in docker.rows.values()] == [NAME]
+    assert "is gone for good, as it holds more" in events.read(2001, "thesis")[-1].reason
+
+
+def test_a_kept_one_leaves_room_for_its_successor(
+    docker: Model, lab: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest goes first, and no more than must."""
+    put(docker, lab)
+    for number in range(3):
+        replaced(docker, lab, pids=32 + number)
+    newest = next(one.actual.id for one in retired.kept(docker))
+    full = iter([True, True, False])
+    monkeypatch.setattr(replacing, "_is_full", lambda _policy, _uid: next(full))
+    assert replaced(docker, lab, pids=40)["undo_until"]
+    assert [one.actual.id for one in retired.kept(docker)][1:] == [newest]
+    monkeypatch.setattr(replacing, "_is_full", lambda _policy, _uid: True)
+    one = Wanted("alice", "thesis", pids=41)
+    facts = containers.reconcile(docker, lab, [one], check=False)[0].facts
+    assert facts["undo_until"] is None and "layers_size" in facts["not_kept"]
+    assert [row.name for row in docker.rows.values()] == [NAME]
+
+
+def test_room_is_what_the_quota_of_dockers_disk_says(lab: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = {lab.docker_root: "/dev/b", lab.home_root: "/dev/a"}
+    monkeypatch.setattr(quota, "device_of", devices.__getitem__)
+    monkeypatch.setattr(quota, "enforced", lambda _device: True)
+    limits = policies.Quota(soft=0, hard=100, inodes_soft=0, inodes_hard=50)
+    for used, inodes, full in ((90, 45, False), (91, 0, True), (0, 46, True)):
+        usage = quota.Usage(used, inodes, limits)
+        monkeypatch.setattr(quota, "read", lambda *_words, usage=usage: usage)
+        assert replacing._is_full(lab, 2001) is full
+    monkeypatch.setattr(quota, "read", lambda *_words: quota.Usage(10**9, 10**9, quota.NO_LIMIT))
+    assert not replacing._is_full(lab, 2001)
+    # Where Docker has no disk of its own, what is kept counts as it did.
+    devices[lab.docker_root] = "/dev/a"
+    assert not replacing._is_full(lab, 2001)
+
+
+def test_nothing_is_gone_for_good_before_it_was_asked(docker: Model, lab: Policy) -> None:
+    user, none = lab.user("alice"), replace(lab, retire_keep_days=0)
+    put(docker, lab)
+    asked_first = containers.retire(docker, none, user, "thesis", asks=True)
+    assert not asked_first.changed and asked_first.facts["asks"] and asked_first.facts["lost"]["files"] == 1
+    row = docker.named(NAME)
+    assert row is not None and row.live and happened() == []
+    # Where it can be undone, nobody is asked.
+    assert containers.retire(docker, lab, user, "thesis", asks=True).facts["undo_until"]
+    put(docker, lab)
+    assert containers.retire(docker, none, user, "thesis").changed
 
 
 def test_a_limit_that_was_lowered_is_drift_and_no_refusal(docker: Model, lab: Policy) -> None:

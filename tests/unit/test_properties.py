@@ -17,7 +17,13 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils import _core
-from ansible_collections.lab.server.plugins.module_utils._core import containers, locks, names
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    containers,
+    events,
+    locks,
+    names,
+    retired,
+)
 from ansible_collections.lab.server.plugins.module_utils._core import plan as plans
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core import spec as specs
@@ -425,14 +431,19 @@ def test_power_loss_while_it_is_replaced_loses_no_work(server):
 
 
 def test_a_new_container_that_ran_is_not_given_up_for_the_one_before(server):
-    """The process was killed before it removed the old one; the new one ran on, with work, until a reboot."""
+    """The process was killed before it retired the old one; the new one ran on, with work, until a reboot."""
     model = model_of()
     labels = specs.labels(specs.decide(server, server.user("alice"), "thesis"))
     model.add(NAME + ".previous", "exited", OLD, labels)
     new = model.add(NAME, "exited", CURRENT, labels)
     result = containers.reconcile(model, server, [Wanted("alice", "thesis")], check=False)[0]
     assert not result.failed
-    assert (model.lost, list(model.rows)) == ([], [new.id])
+    assert model.lost == []
+    assert model.named(NAME) is new
+    assert [one.container for one in retired.kept(model)] == [NAME]
+    last = events.read(UID, "thesis")[-2]
+    assert (last.what, last.by) == (events.REPLACED, events.IT)
+    assert "kept" in last.reason
 
 
 class StillMaking(Model):

@@ -36,6 +36,7 @@ from . import (
     jupyter,
     locks,
     names,
+    replacing,
     retired,
     storage,
     watermarks,
@@ -360,9 +361,11 @@ def _waits(item: _Item, changing: Sequence[_Item]) -> bool:
 
 
 def _tell_losses(engine: Engine | None, policy: Policy, items: Sequence[_Item]) -> None:
-    """Say of each container that would be retired what would be lost with it."""
+    """Say of each container that would be retired or replaced what would be lost with it."""
     for item in items:
-        if engine is not None and RETIRE in item.planned.actions and item.actual is not None:
+        actions = item.planned.actions
+        goes = RETIRE in actions or {REMOVE, CREATE} <= set(actions)
+        if engine is not None and goes and item.actual is not None and not item.actual.unfinished:
             with _failing(item.result):
                 item.result.facts = retired.promised(engine, policy, item.actual)
 
@@ -744,18 +747,19 @@ def _apply(
     result: ItemResult,
     by: str,
     wanted: Wanted | None = None,
+    back: int = 1,
 ) -> None:
     """Look again, plan, and carry the plan out, for whom ``by`` says. The caller holds the lock.
 
     With ``wanted`` the spec is decided anew: its user may have made another one meanwhile, and asked for
-    something else. When it breaks off, ``result`` holds what was done until then.
+    something else. ``back``: as of ``undo``. When it breaks off, ``result`` holds what was done until then.
     """
     _nothing_yet(result)
-    healed = _heal(engine, spec.name)
+    healed = _heal(engine, policy, spec.name)
     if healed:
         _did(result, HEAL)
     # Retired ones have other names, which a look at this one alone does not show.
-    snapshot = observe(engine, *([] if state == RESTORED else [spec.name]))
+    snapshot = _seen_back(engine, spec, back) if state == RESTORED else observe(engine, spec.name)
     actual = snapshot.containers.get(spec.name)
     if wanted is not None:
         spec = _decided(policy, user, wanted, actual)
@@ -768,7 +772,7 @@ def _apply(
         states.mark_stopped(spec.name)
     else:
         states.clear_stopped(spec.name)
-    _note(spec, actual, planned, by, str(result.facts.get("not_kept") or ""))
+    _note(spec, actual, planned, by, result.facts)
     # Somebody else may have done it in the meantime; then this call changed nothing.
     _fill(result, planned)
     if healed:
@@ -807,7 +811,9 @@ def _do(
                 _did(result, action)
 
 
-def _note(spec: ContainerSpec, actual: Actual | None, planned: Plan, by: str, not_kept: str) -> None:
+def _note(
+    spec: ContainerSpec, actual: Actual | None, planned: Plan, by: str, facts: Mapping[str, Any]
+) -> None:
     """Write down what was done to a container, for its user to ask (``container why``)."""
     deeds = {
         RESTORE: events.RESTORED,
@@ -816,11 +822,13 @@ def _note(spec: ContainerSpec, actual: Actual | None, planned: Plan, by: str, no
         STOP: events.STOPPED,
         START: events.STARTED,
     }
-    what, why = next((deeds[action] for action in planned.actions if action in deeds), ""), not_kept
+    what = next((deeds[action] for action in planned.actions if action in deeds), "")
+    why = str(facts.get("not_kept") or "")
     if CREATE in planned.actions:
         what = events.MADE
         if actual is not None and not actual.unfinished:
-            what, why = events.REPLACED, planned.reason
+            told = replacing.told(facts) if "lost" in facts else ""
+            what, why = events.REPLACED, "; ".join(filter(None, (planned.reason, told)))
     if what:
         events.record(spec.uid, spec.project, what, by, why)
 
@@ -845,7 +853,10 @@ def _create(
     actual: Actual | None,
     result: ItemResult,
 ) -> None:
-    """Make and start the container. One with work in it is given up only when the new one runs."""
+    """Make and start the container. One with work in it is given up only when the new one runs.
+
+    ``result`` gets the facts of ``retire`` for the one that was replaced.
+    """
     if image is None:
         raise NotFound(f"There is no image of {spec.project} yet.", f"Build it: image-update {spec.project}.")
     if actual is not None and actual.unfinished:
@@ -938,7 +949,8 @@ def _replace(
     old: Actual,
     result: ItemResult,
 ) -> None:
-    made = _make(engine, policy, spec, image, spec.name + _NEXT)
+    """Put a new container into the place of one, which is retired then; ``result`` gets its facts."""
+    made = _make(engine, policy, spec, image, spec.name + _NEXT, replaces=old.id)
     _did(result, CREATE)
     with _without_lease(spec), _undone(lambda: _bring_back(engine, made, spec.name, old, result)):
         if old.live:
@@ -948,7 +960,7 @@ def _replace(
         engine.rename(made, spec.name)
         engine.start(made)
     _did(result, START)
-    engine.remove(old.id)
+    result.facts.update(replacing.give_up(engine, policy, old))
 
 
 def _bring_back(engine: Engine, made: str, name: str, old: Actual, result: ItemResult) -> None:
@@ -974,8 +986,11 @@ def _undone(undo: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _heal(engine: Engine, name: str) -> bool:
-    """Finish or take back a replacement that was broken off; say whether there was one."""
+def _heal(engine: Engine, policy: Policy | None, name: str, wait: float = locks.PATIENCE) -> bool:
+    """Finish or take back a replacement that was broken off; say whether there was one.
+
+    Without a ``policy`` one that is to be retired waits for a later call. ``wait``: as of ``retired.retire``.
+    """
     listed = engine.containers(name, name + _NEXT, name + _PREVIOUS, name + _LOOK)
     for item in listed:
         if actual_of(item).name == name + _LOOK:
@@ -986,7 +1001,8 @@ def _heal(engine: Engine, name: str) -> bool:
         engine.remove(following.id)
     # One that ever ran may have work in it, even if it does not run now.
     if previous is not None and main is not None and not main.unfinished:
-        engine.remove(previous.id)
+        if policy is not None:
+            _retire_replaced(engine, policy, replace(previous, name=name), wait)
     elif previous is not None:
         # The new one never ran: the old one, with what is in it, takes its place again.
         if main is not None:
@@ -995,7 +1011,16 @@ def _heal(engine: Engine, name: str) -> bool:
     return following is not None or previous is not None
 
 
-def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, name: str) -> str:
+def _retire_replaced(engine: Engine, policy: Policy, old: Actual, wait: float) -> None:
+    """Retire a container whose successor runs or ran already, as what replaced it was broken off then."""
+    project, uid = names.parse_container_name(old.name)
+    told = replacing.told(replacing.give_up(engine, policy, old, wait=wait))
+    events.record(uid, project, events.REPLACED, events.IT, told)
+
+
+def _make(
+    engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectImage, name: str, *, replaces: str = ""
+) -> str:
     """Create the container under ``name`` with everything in it, not started; return its id."""
     inspected = engine.inspect_image(image.id)
     if inspected is None:
@@ -1013,7 +1038,8 @@ def _make(engine: Engine, policy: Policy, spec: ContainerSpec, image: ProjectIma
         made = _created(engine, spec, name, specs.create_config(spec, known, engine.facts, lease, gids))
         with _undone(lambda: engine.remove(made)):
             engine.put(made, archive)
-            states.mark_furnished(spec.name, made, engine.sizes([made]).get(made, 0))
+            size = engine.sizes([made]).get(made, 0)
+            states.mark_furnished(spec.name, made, size, replaces=replaces)
     return made
 
 
@@ -1228,7 +1254,7 @@ def launch(
     with _locked(spec.name):
         workspaces.check_project(policy, user, project)
         if not check:
-            _heal(engine, spec.name)
+            _heal(engine, policy, spec.name)
         actual = _mine(engine, spec.name)
         before = _launch_status(actual)
         if actual is None:
@@ -1265,6 +1291,7 @@ def launch(
         notes.append(
             f"The image is newer than this container. To use it: container retire {project}, then launch."
         )
+    notes += replacing.note(user.uid, project)
     notes += _unlike(project, now, own)
     notes += gpureserve.until(policy, user, gpuleases.devices_of(now))
     if now.digest != spec.digest():
@@ -1482,7 +1509,7 @@ def start(engine: Engine, policy: Policy, user: User, project: str, *, check: bo
     result = ItemResult(spec.name)
     with _locked(spec.name):
         if not check:
-            _heal(engine, spec.name)
+            _heal(engine, policy, spec.name)
         actual = _mine(engine, spec.name)
         if actual is None or actual.unfinished:
             raise NotFound(f"There is no container of {project}.", f"Make one: project launch {project}.")
@@ -1593,7 +1620,7 @@ def stop(
     result = ItemResult(name)
     with _locked_to_stop(name, by) as held:
         if held and not check:
-            _heal(engine, name)
+            _heal(engine, None, name)
         actual = _mine(engine, name)
         if actual is None:
             raise NotFound(f"There is no container of {project}.", f"Start one: project launch {project}.")
@@ -1617,11 +1644,13 @@ def retire(
     by: str = events.USER,
     why: str = "",
     check: bool = False,
+    asks: bool = False,
 ) -> ItemResult:
     """Give a user's container up; the workspace and the images stay. ``undo`` brings it back for a while.
 
-    ``by`` and ``why`` are for its user to read. With ``check`` it is only told what would be. A limit does
-    not wait for locks, as it comes again.
+    ``by`` and ``why`` are for its user to read. With ``check`` it is only told what would be. With ``asks``
+    nothing is done where something would be gone for good: ``facts`` have ``asks`` then. A limit does not
+    wait for locks, as it comes again.
 
     ``facts`` of the result, when there was one that ran: lost (packages, files, bytes, paths, complete),
     undo_until (seconds since 1970, None when it was not kept) and not_kept (why).
@@ -1631,7 +1660,7 @@ def retire(
     wait = locks.BRIEF if by == events.LIMIT else locks.PATIENCE
     with _locked(name, wait):
         if not check:
-            _heal(engine, name)
+            _heal(engine, policy, name, wait)
         actual = _mine(engine, name)
         if actual is not None and actual.unfinished:
             result.changed, result.actions, result.reason = True, [REMOVE], "it was made but never started"
@@ -1641,6 +1670,10 @@ def retire(
             if RETIRE in result.actions and actual is not None:
                 result.facts = retired.promised(engine, policy, actual)
             return result
+        if asks and RETIRE in result.actions and actual is not None:
+            promised = retired.promised(engine, policy, actual)
+            if retired.for_good(promised):
+                return ItemResult(name, facts={**promised, "asks": True})
         if actual is not None and actual.unfinished:
             engine.remove(actual.id)
         elif actual is not None:
@@ -1661,16 +1694,18 @@ def lost(engine: Engine, policy: Policy, user: User, project: str) -> dict[str, 
     return retired.promised(engine, policy, actual)
 
 
-def undo(engine: Engine, policy: Policy, user: User, project: str, *, check: bool = False) -> ItemResult:
+def undo(
+    engine: Engine, policy: Policy, user: User, project: str, *, back: int = 1, check: bool = False
+) -> ItemResult:
     """Bring the container back that was retired last, and start it; only plan it with ``check``.
 
-    Raises NotFound, Refused.
+    With ``back`` it is the one that was retired as the last but one (2), and so on. Raises NotFound, Refused.
     """
     spec = specs.decide(policy, user, project, _declared(policy, user, project))
     check_storage(policy)
     result = ItemResult(spec.name)
     with _locked(spec.name):
-        snapshot = observe(engine)
+        snapshot = _seen_back(engine, spec, back)
         actual = snapshot.containers.get(spec.name) or snapshot.kept.get(spec.name)
         if check:
             _fill(result, _planned(snapshot, states.stopped_names(), spec, RESTORED, waits=False))
@@ -1678,13 +1713,32 @@ def undo(engine: Engine, policy: Policy, user: User, project: str, *, check: boo
             homes.prepare(policy, user, actual.spec or spec, check=check)
         if not check:
             engine.ensure_network()
-            _apply(engine, policy, user, spec, RESTORED, result, events.USER)
+            _apply(engine, policy, user, spec, RESTORED, result, events.USER, back=back)
         elif actual is not None and START in result.actions:
             back_for = user if RESTORE in result.actions else None
             _ready_again(engine, policy, spec, actual, back_for=back_for, check=True)
         if actual is not None and START in result.actions:
             result.facts = {"gpus": gpuleases.devices_of(actual)}
     return result
+
+
+def _seen_back(engine: Engine, spec: ContainerSpec, back: int) -> Snapshot:
+    """Return what there is, with the retired container ``back`` of a project as the one that is kept."""
+    snapshot = observe(engine)
+    if back == 1:
+        return snapshot
+    if spec.name in snapshot.containers:
+        raise Refused(
+            f"There is a container of {spec.project}, which is in the way of the retired one.",
+            f"Retire it first: container retire {spec.project}.",
+        )
+    kept = retired.kept(engine, container=spec.name)
+    if len(kept) < back:
+        raise NotFound(
+            f"There are {len(kept)} retired containers of {spec.project}.",
+            f"Count from the newest, which is 1: container undo {spec.project} --back {max(1, len(kept))}.",
+        )
+    return replace(snapshot, kept={**snapshot.kept, spec.name: kept[back - 1].actual})
 
 
 def install(
@@ -1757,7 +1811,7 @@ def start_existing(
     user = policy.user_by_uid(info.uid)
     check_storage(policy)
     with _locked(info.name, wait):
-        _heal(engine, info.name)
+        _heal(engine, policy, info.name, wait)
         actual = _mine(engine, info.name)
         if actual is None or actual.live or actual.unfinished:
             return result

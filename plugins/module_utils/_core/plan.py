@@ -173,7 +173,8 @@ def _plan_restored(spec: ContainerSpec, actual: Actual | None, kept: Actual | No
     if kept is not None and not restored:
         raise Refused(
             f"There is a container of {spec.project}, which is in the way of the retired one.",
-            f"Retire it first: container retire {spec.project}.",
+            f"Retire it first: container retire {spec.project}. If there is work in it, it is kept, too, and "
+            f"the one before it comes back by: container undo {spec.project} --back 2.",
         )
     if actual.live or actual.unfinished or not restored:
         return Plan()

@@ -27,6 +27,9 @@ JOB_END = re.compile(r"--- exit code ([0-9]{1,3}) ---")
 _LONGEST_COMMAND = 4096  # characters
 _CORES = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?")
 
+#: Why a container is not kept in which there is nothing that anybody could want back.
+UNTOUCHED = "nothing in it differs from its image"
+
 #: Exit codes of the broker and of the commands, by kind of error.
 EXIT_CODES = {"failed": 1, "usage": 2, "refused": 3, "not-found": 4}
 

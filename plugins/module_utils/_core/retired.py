@@ -14,7 +14,7 @@ import json
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -23,6 +23,7 @@ from .engine import ADDED, DELETED, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .plan import Actual, actual_of
 from .policy import Policy
+from .protocol import UNTOUCHED
 from .spec import ContainerSpec
 
 _NAME = re.compile(r"(?P<base>.+)\.retired-(?P<seconds>[0-9]{1,12})")
@@ -187,7 +188,14 @@ def promised(engine: Engine, policy: Policy, actual: Actual) -> dict[str, Any]:
     }
 
 
+def for_good(facts: Mapping[str, Any]) -> bool:
+    """Say of the facts of ``promised`` whether there is something that nobody could bring back."""
+    return facts["undo_until"] is None and facts["not_kept"] != UNTOUCHED
+
+
 def _not_kept(policy: Policy, actual: Actual, lost: dict[str, Any]) -> str:
+    if not lost["volumes"] and _untouched(actual, lost):
+        return UNTOUCHED
     if not policy.retire_keep_days:
         return "this server keeps no retired containers"
     if lost["volumes"]:
@@ -195,8 +203,6 @@ def _not_kept(policy: Policy, actual: Actual, lost: dict[str, Any]) -> str:
         return f"its image has the VOLUME {lost['volumes'][0]}, of which Docker does not say the size"
     if lost["bytes"] > policy.retire_size:
         return "it holds more than this server keeps of one user"
-    if _untouched(actual, lost):
-        return "nothing in it differs from its image"
     return ""
 
 

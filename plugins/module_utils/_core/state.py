@@ -70,15 +70,22 @@ def is_restored(container: str, identifier: str) -> bool:
     return _read(_restored(container)) == identifier
 
 
-def mark_furnished(container: str, identifier: str, size: int) -> None:
-    """Remember how many bytes we put into a new container. Raises HostError."""
+def mark_furnished(container: str, identifier: str, size: int, *, replaces: str = "") -> None:
+    """Remember how many bytes we put into a new container; of the one that it ``replaces`` still, too.
+
+    Raises HostError.
+    """
     parse_container_name(container)
-    _write(posixpath.join(STATE_DIRECTORY, "furnished", container), f"{identifier} {size}")
+    path = posixpath.join(STATE_DIRECTORY, "furnished", container)
+    before = (_read(path) or "").splitlines() if replaces else []
+    lines = [line for line in before if line.startswith(f"{replaces} ")]
+    _write(path, "\n".join([*lines, f"{identifier} {size}"]))
 
 
 def is_furnished(container: str, identifier: str, size: int) -> bool:
     """Say whether this very container holds as many bytes as we put into it."""
-    return _read(posixpath.join(STATE_DIRECTORY, "furnished", container)) == f"{identifier} {size}"
+    record = _read(posixpath.join(STATE_DIRECTORY, "furnished", container)) or ""
+    return f"{identifier} {size}" in record.splitlines()
 
 
 def _brought(uid: int, folder: str) -> str:
