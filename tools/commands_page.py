@@ -22,7 +22,8 @@ hyphen between its words it is the same command: `project-launch my-thesis` is `
 
 - `NAME` is the name of a project: the folder `~/workspace/NAME`, and the container that is made for it.
 - `--json` answers with one JSON object, `--dry-run` says what would be done, `--yes` does not ask.
-- A command ends with 0 when it is done, 1 when it failed, 2 for a wrong command line, 3 when the rules of the
+- A command ends with 0 when it is done, 1 when it failed or you answered no, 2 for a wrong command line, or
+  where it asks and there is no terminal to answer on (`--yes` answers then), 3 when the rules of the
   server do not allow it, 4 when there is no such thing, and 130 when you stopped watching with Ctrl-C; what
   was begun goes on. `container exec` ends with the exit code of the command that it ran.
 - Losing the connection does not stop what was begun. A job of `project launch NAME --command ...` goes on

@@ -39,8 +39,8 @@ from .terminal import Terminal
 #: What an exit code means.
 CODES = {
     0: "done, or nothing was to do",
-    1: "it failed; the message says why",
-    2: "the command line is wrong",
+    1: "it failed, and the message says why; or you answered no",
+    2: "the command line is wrong, or it asks and no terminal is there",
     3: "the rules of this server do not allow it",
     4: "there is no such project, container, image or path",
     INTERRUPTED: "you stopped watching with Ctrl-C",

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import names
 from .calls import Call, Command, age, ask, remark_on, state, told
+from .consent import agreed
 from .sizes import format_size
 from .terminal import fit, moment, table
 
@@ -80,7 +81,16 @@ def _container_retire(call: Call) -> int:
     name = call.options.name
     if call.options.dry_run:
         return _retire_previewed(call)
-    facts = ask("container-retire", name)
+    facts = ask("container-retire", name, *([] if call.options.yes else ["ask=yes"]))
+    if facts.get("asks"):
+        if not call.json:
+            call.out.line(f"In the container of {name} there is what would be gone for good.")
+            _say_lost(call, facts)
+            call.out.sentence("It could not be brought back" + _because(facts), "  ")
+        if not agreed(call, "Retire it?"):
+            call.out.line("Nothing was retired.")
+            return 1
+        facts = ask("container-retire", name)
     if call.json:
         call.answer(facts)
     elif facts.get("changed"):
@@ -106,11 +116,16 @@ def _retire_previewed(call: Call) -> int:
         call.out.line(f"There is no container of {name}; nothing to do.")
         return 0
     call.out.line(f"The container of {name} would be retired. {_RETIRE_LOSES}")
+    say_would_lose(call, facts)
+    return 0
+
+
+def say_would_lose(call: Call, facts: Mapping[str, Any]) -> None:
+    """Say what a retire would lose, and until when it could be undone."""
     if "lost" in facts:
         _say_lost(call, facts)
         if not _say_until(call, facts):
             call.out.sentence("It could not be brought back" + _because(facts), "  ")
-    return 0
 
 
 def _because(facts: Mapping[str, Any]) -> str:
@@ -150,8 +165,9 @@ def _say_until(call: Call, facts: Mapping[str, Any]) -> bool:
 
 def _container_undo(call: Call) -> int:
     call.user()
-    name, dry_run = call.options.name, call.options.dry_run
-    facts = ask("container-undo-check" if dry_run else "container-undo", name)
+    name, dry_run, back = call.options.name, call.options.dry_run, call.options.back
+    verb = "container-undo-check" if dry_run else "container-undo"
+    facts = ask(verb, name, *([f"back={back}"] if back > 1 else []))
     if call.json:
         call.answer({**facts, "dry_run": dry_run})
     elif dry_run and facts.get("changed"):
@@ -183,6 +199,17 @@ def _container_extend(call: Call) -> int:
         )
     call.out.line(f"  you can do so {facts.get('left')} more times before it is stopped")
     return 0
+
+
+def _undo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--back",
+        type=int,
+        choices=range(1, 11),
+        default=1,
+        metavar="N",
+        help="which one: 1, the default, was retired or replaced last, 2 before that, and so on",
+    )
 
 
 def _extend_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,19 +254,23 @@ COMMANDS: tuple[Command, ...] = (
         ("container", "retire"),
         "give a container up; your workspace stays",
         "Give the project's container up, with all that is not in /workspace. Your workspace is untouched. "
-        "For some days it can be brought back: container undo NAME. With --dry-run, say what would be lost.",
+        "For some days it can be brought back: container undo NAME. Where it could not, and something would "
+        "be lost, you are asked first. With --dry-run, say what would be lost.",
         "container retire my-thesis --dry-run",
         _container_retire,
         dry_run=True,
+        asks=True,
     ),
     Command(
         ("container", "undo"),
         "bring a retired container back",
         "Bring back the container of the project that was retired last, with all that was in it, and start "
-        "it. There must be no other container of the project meanwhile.",
+        "it; one that IT's run replaced counts as retired. There must be no other container of the project "
+        "meanwhile: retire that, and --back 2 brings back the one before it.",
         "container undo my-thesis",
         _container_undo,
         dry_run=True,
+        arguments=_undo_arguments,
     ),
     Command(
         ("container", "extend"),

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from . import archive, keeping, names
 from .archive import Look
 from .calls import Call, ask, state, stoppable, told
+from .cli_container import say_would_lose
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .keeping import STORE, TRASH
 from .sizes import format_size
@@ -466,6 +467,8 @@ def remove_project(call: Call) -> int:
         )
     if not call.json:
         _say_removal(call, look, len(trashed), container)
+        if container is not None:
+            say_would_lose(call, ask("container-retire-check", name))
     if call.options.dry_run:
         if call.json:
             facts = _facts(look) if look else {}
@@ -481,7 +484,7 @@ def remove_project(call: Call) -> int:
         return 0
     _check_can_ask(call, "Add --yes to remove it all the same.")
     if not call.options.yes and _typed(call, f"Type the project's name to remove it ({name}):") != name:
-        raise Refused("That was not its name; nothing was removed.", "Type it exactly.")
+        raise LabError("That was not its name; nothing was removed.", "Type it exactly.")
     _healed(call, workspace)
     if container is not None:
         ask("container-retire", name)
@@ -499,7 +502,7 @@ def _say_removal(call: Call, look: Look | None, trashed: int, container: Mapping
     if trashed:
         call.out.line(f"In the trash: {trashed} of that name; for good means those, too.")
     if container is not None:
-        call.out.line(f"Its container is retired ({state(container)}); for a while: container undo {name}")
+        call.out.line(f"Its container is retired ({state(container)}):")
     if for_good:
         call.out.line(call.out.style("Its files and images will be gone for good.", "warn"))
     else:

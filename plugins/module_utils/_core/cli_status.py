@@ -72,9 +72,15 @@ def _lines(name: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
     if container:
         kept = ", ".join(told(data, "kept") or ["/workspace"])
         found.append(("kept", f"{kept}; the rest goes with the container"))
+    replaced = data.get("replaced")
+    if container and isinstance(replaced, dict):
+        why = f": {replaced['reason']}" if replaced.get("reason") else ""
+        found.append(("made anew", f"by IT's run, {moment(replaced.get('time'))}{why}"))
     until = data.get("undo_until")
     if isinstance(until, int):
-        found.append(("retired", f"one can be had back until {moment(until)}: container undo {name}"))
+        first = f"container retire {name}, then " if container else ""
+        how = f"{first}container undo {name}"
+        found.append(("retired", f"one can be had back until {moment(until)}: {how}"))
     return [*found, *_quota(data.get("usage"))]
 
 

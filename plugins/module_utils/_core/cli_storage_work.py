@@ -12,7 +12,7 @@ from typing import Any
 
 from . import names, objectkeys, transfer
 from .calls import Call, stoppable
-from .errors import HostError, InvalidInput, LabError, NotFound, Refused
+from .errors import HostError, InvalidInput, LabError, NotFound
 from .objectrules import Endpoint
 from .protocol import EXIT_CODES
 from .rclone import SAME, Comparison, Listing, Rclone
@@ -127,7 +127,7 @@ def _say_plan(call: Call, made: Plan, way: str, extra: Sequence[str]) -> None:
 
 
 def _agreed(call: Call, count: int) -> None:
-    """Ask before files are removed at the storage; raise Refused where the answer is no."""
+    """Ask before files are removed at the storage; raise LabError where the answer is no."""
     if call.options.yes:
         return
     if call.json or not sys.stdin.isatty():
@@ -137,7 +137,7 @@ def _agreed(call: Call, count: int) -> None:
         )
     call.err.line(f"Remove {_files(count)} there? [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise Refused("Nothing was copied and nothing removed.", "Leave out --mirror to copy alone.")
+        raise LabError("Nothing was copied and nothing removed.", "Leave out --mirror to copy alone.")
 
 
 def _sent(call: Call, tool: Rclone, given: Local, place: Place, made: Plan) -> None:

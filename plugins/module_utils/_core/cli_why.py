@@ -92,11 +92,27 @@ def verdict(data: Mapping[str, Any]) -> list[str]:
     about_job = [f"{on_job(job).capitalize()}: container logs {name}"] if job else []
     if state.get("running"):
         lines = [f"The container of {name} runs since {moment(state.get('started'))}."]
-        return lines + _memory(state) + about_job
+        return lines + _memory(state) + about_job + _before(name, data)
     lines = [f"The container of {name} does not run.", *_why_down(data, state, last)]
     if data.get("stay_down"):
         lines.append("It stays down when the server is started, because it was stopped on purpose.")
-    return [*lines, *about_job, f"Start it again: container start {name}"]
+    return [*lines, *about_job, *_before(name, data), f"Start it again: container start {name}"]
+
+
+def _before(name: str, data: Mapping[str, Any]) -> list[str]:
+    """Return what is to be known of the one that was there before."""
+    lines = []
+    whole = ("made", "replaced", "retired", "restored", "removed")
+    last = next((one for one in reversed(_events(data)) if one.get("what") in whole), None)
+    if last is not None and last.get("what") == "replaced":
+        lines.append(f"On {moment(last.get('time'))} it was {_said(last)}.")
+    until = data.get("undo_until")
+    if isinstance(until, int):
+        lines.append(
+            f"Until {moment(until)} you can have an older one back: container retire {name}, then "
+            f"container undo {name}; where this one has work in it, too, that is --back 2."
+        )
+    return lines
 
 
 def _memory(state: Mapping[str, Any]) -> list[str]:

@@ -201,7 +201,7 @@ def _clean(call: Call) -> int:
     wanted = bool(found) and not call.options.dry_run
     if wanted and not call.options.yes and not _confirmed(call, "Remove it?"):
         call.out.line("Nothing was removed.")
-        return 0
+        return 1
     problems = _removed(call, found) if wanted else []
     if call.json:
         folders = [

@@ -68,6 +68,13 @@ def yes(word: str) -> bool:
     return True
 
 
+def _back(word: str) -> int:
+    """Take a number of a retired container, 1 to 99; raise InvalidInput."""
+    if not word.isascii() or not word.isdigit() or not 1 <= int(word[:9]) <= 99:
+        raise InvalidInput("That is no number of a retired container.", "Use 1 for the newest, 2, and so on.")
+    return int(word)
+
+
 @dataclass(frozen=True)
 class Verb:
     """A thing that the broker does.
@@ -256,7 +263,9 @@ def _container_retire(request: Request, *, check: bool = False) -> dict[str, Any
     from .containers import retire
 
     with connected() as engine:
-        return answer(retire(engine, request.policy, request.user, request.project, check=check))
+        asks = bool(request.options.get("ask"))
+        done = retire(engine, request.policy, request.user, request.project, check=check, asks=asks)
+        return answer(done)
 
 
 def _container_lost(request: Request) -> dict[str, Any]:
@@ -270,7 +279,8 @@ def _container_undo(request: Request, *, check: bool = False) -> dict[str, Any]:
     from .containers import undo
 
     with connected() as engine:
-        return answer(undo(engine, request.policy, request.user, request.project, check=check))
+        back = request.options.get("back", 1)
+        return answer(undo(engine, request.policy, request.user, request.project, back=back, check=check))
 
 
 def _image_update(
@@ -351,11 +361,13 @@ VERBS: dict[str, Verb] = {
     "container-list": Verb(False, _container_list),
     "container-stop": Verb(True, _container_stop),
     "container-stop-check": Verb(True, partial(_container_stop, check=True)),
-    "container-retire": Verb(True, _container_retire),
+    "container-retire": Verb(True, _container_retire, further=settings(ask=yes)),
     "container-retire-check": Verb(True, partial(_container_retire, check=True)),
     "container-lost": Verb(True, _container_lost),
-    "container-undo": Verb(True, _container_undo, needs_mounts=True),
-    "container-undo-check": Verb(True, partial(_container_undo, check=True), needs_mounts=True),
+    "container-undo": Verb(True, _container_undo, needs_mounts=True, further=settings(back=_back)),
+    "container-undo-check": Verb(
+        True, partial(_container_undo, check=True), needs_mounts=True, further=settings(back=_back)
+    ),
     "image-update": Verb(True, _image_update, needs_mounts=True),
     "image-update-locked": Verb(True, partial(_image_update, locked=True), needs_mounts=True),
     "image-rebuild": Verb(True, partial(_image_update, rebuild=True), needs_mounts=True),

@@ -118,6 +118,7 @@ def _status(request: Request) -> dict[str, Any]:
         job=None if job is None else job.shown(),
         image=None if image is None else {**described(image), "matches_files": files},
         images=len(history),
+        replaced=_replaced(user.uid, project),
         undo_until=retired.until(policy, kept[0].retired) if kept else None,
         drift={},
         kept=[],
@@ -126,6 +127,14 @@ def _status(request: Request) -> dict[str, Any]:
         told["kept"] = paths.get("kept", [])
         told["drift"] = _drift(request, actual)
     return told
+
+
+def _replaced(uid: int, project: str) -> dict[str, Any] | None:
+    """Return when and why IT's run made the container anew that is there; None where it did not."""
+    from .replacing import last
+
+    event = last(uid, project)
+    return None if event is None else {"time": int(event.time), "reason": event.reason}
 
 
 def _drift(request: Request, actual: Any) -> dict[str, Any]:

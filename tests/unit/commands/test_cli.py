@@ -399,11 +399,43 @@ def test_retire_says_what_was_lost_and_until_when_it_can_be_undone(
     assert "lost: nothing" in run("container", "retire", "thesis")[1]
 
 
+def test_before_something_is_gone_for_good_it_is_asked(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: dict[str, Any] = {"lost": LOST, "undo_until": None, "not_kept": "its image has the VOLUME /x"}
+    asked = broker(result(changed=False, asks=True, **lost))
+    for words in ([], ["--json"]):
+        code, out, err = run("container", "retire", "thesis", *words)
+        assert code == 2 and "no terminal to answer on" in out + err and "--yes" in out + err
+    assert {tuple(line.split()[2:]) for line in asked.read_text().splitlines()} == {
+        ("container-retire", "thesis", "ask=yes")
+    }
+    asked.unlink()
+    keyboard = io.StringIO("n\ny\n")
+    monkeypatch.setattr(keyboard, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", keyboard)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    code, out, _err = run("container", "retire", "thesis")
+    assert code == 1 and "Nothing was retired." in out
+    assert out.index("lost: 214 files") < out.index("the VOLUME /x.") < out.index("Retire it? [y/N]")
+    assert len(asked.read_text().splitlines()) == 1
+    run("container", "retire", "thesis")
+    assert asked.read_text().splitlines()[-1].split()[2:] == ["container-retire", "thesis"]
+    asked.unlink()
+    broker(result(changed=True, **lost))
+    code, out, _err = run("container", "retire", "thesis", "--yes")
+    assert code == 0 and "gone for good" in out
+    assert asked.read_text().split()[2:] == ["container-retire", "thesis"]
+
+
 def test_undo_brings_it_back(run: Run, broker: Callable[..., Path]) -> None:
     asked = broker(result(changed=True))
     code, out, _err = run("container", "undo", "thesis")
     assert code == 0 and "is back and runs" in out
     assert asked.read_text().split()[2:] == ["container-undo", "thesis"]
+    run("container", "undo", "thesis", "--back", "2")
+    assert asked.read_text().splitlines()[-1].split()[2:] == ["container-undo", "thesis", "back=2"]
+    assert run("container", "undo", "thesis", "--back", "0")[0] == 2
     broker(result(changed=False))
     assert "already" in run("container", "undo", "thesis")[1]
     broker({"event": "error", "kind": "refused", "message": "In the way.", "hint": "Retire it first."})

@@ -42,6 +42,9 @@ class Broker:
         if verb == "container-retire":
             self.containers = []
             return {"changed": True}
+        if verb == "container-retire-check":
+            lost = {"files": 7, "bytes": 7, "complete": True}
+            return {"changed": True, "lost": lost, "undo_until": None, "not_kept": "it is too large"}
         return {"containers": self.containers, "removed": self.images}
 
 
@@ -294,7 +297,7 @@ def test_a_removal_asks_for_the_name_and_can_be_undone(
     assert run("project", "remove", "thesis")[0] == 2
     typing("y\n")
     code, out, err = run("project", "remove", "thesis")
-    assert code == 3 and "not its name" in err and thesis.exists()
+    assert code == 1 and "not its name" in err and thesis.exists()
     assert "2 files, 67. Changed last:" in out and "2001-09-09 01:46  a/file" in out
     typing("thesis\n")
     code, out, err = run("project", "remove", "thesis")
@@ -322,6 +325,8 @@ def test_a_removal_retires_only_when_told_to(run: Run, thesis: Path, broker: Bro
     broker.containers = [RUNNING]
     code, out, _err = run("project", "remove", "thesis", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["container"] is True
+    out = run("project", "remove", "thesis", "--dry-run")[1]
+    assert "lost: 7 files" in out and "could not be brought back: it is too large." in out
     assert run("project", "remove", "thesis", "--yes")[0] == 3
     assert run("project", "remove", "thesis", "--yes", "--container")[0] == 0
     assert broker.asked[-1] == ("container-retire", "thesis") and not thesis.exists()

@@ -325,6 +325,7 @@ STATUS = {
         "matches_files": False,
     },
     "images": 2,
+    "replaced": {"time": 1_800_000_000, "reason": "the image is newer"},
     "undo_until": 1_800_000_000,
     "drift": {"memory": {"is": "1G", "would_be": "2G\x1b"}},
     "kept": ["/workspace", "/srv/data/vision"],
@@ -342,13 +343,15 @@ def test_status_tells_all_that_there_is(
     code, out, _err = run("project", "status", "thesis")
     assert code == 0 and "\x1b" not in out
     assert max(len(line) for line in out.splitlines()) <= 80
+    out = " ".join(out.split())
     for words in (
         "running, 1 d old; a job runs",
         "the files changed since: image update thesis",
         "memory is 1G, and would be 2G\\x1b",
         "container retire thesis && project launch thesis",
         "/srv/data/vision; the rest goes",
-        "container undo thesis",
+        "container retire thesis, then container undo thesis",
+        "by IT's run, ",
         "50 % of 250M; 100K of it in this project",
     ):
         assert words in out

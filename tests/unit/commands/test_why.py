@@ -175,6 +175,14 @@ def told(*happened: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (told(event("made"), state={**DOWN, "out_of_memory": True}), "more memory than its limit of 1G"),
         (told(event("made"), rebooted=True), "went down with the server"),
         (told(event("made"), event("job-begun"), event("job-ended", "itself")), "ended by itself"),
+        (
+            told(event("replaced", "it", reason="the image is newer; the old one is kept"), event("started")),
+            "it was made anew by IT's run: the image is newer; the old one is kept.",
+        ),
+        (
+            told(event("replaced", "it"), undo_until=1_800_000_000, state={**DOWN, "running": True}),
+            "you can have an older one back: container retire thesis, then container undo thesis",
+        ),
         (told(event("stopped"), stay_down=True), "stays down when the server is started"),
         (told(event("made"), state={**DOWN, "running": True}), "runs since"),
         (told(event("made"), state={**DOWN, "running": True, "out_of_memory": True}), "A process in it"),
