@@ -479,6 +479,29 @@ def test_newer_image_is_told_and_used_after_retire(launched, engine, policy, ali
     assert inside(alice, "thesis", "cat /word").strip() == "two"
 
 
+def test_a_launch_tells_of_a_dockerfile_that_was_changed(
+    launched, engine, policy, alice, thesis, tiny, monkeypatch
+):
+    """It leads into the container that is there, and builds nothing."""
+
+    def notes(**more):
+        return containers.launch(engine, policy, alice, "thesis", **more).facts["notes"]
+
+    assert notes() == []
+    thesis.write("results", "in no image\n")
+    assert notes() == []
+    thesis.write("Dockerfile", f"FROM {tiny}\nCOPY word /word\nENV CHANGED=yes\n")
+    (note,) = notes()
+    assert "image update thesis builds" in note
+    assert notes(check=True) == [note]
+    containers.stop(engine, alice, "thesis")
+    assert notes() == [note]
+    assert containers.listing(engine, policy, alice)[0].id == launched.facts["id"]
+    # Where that takes long to see, nobody waits for it.
+    monkeypatch.setattr(containers, "_GLANCE_SECONDS", 0.0)
+    assert notes() == []
+
+
 def test_launch_without_project(engine, policy, alice):
     with pytest.raises(NotFound, match="project init"):
         containers.launch(engine, policy, alice, "nothing")

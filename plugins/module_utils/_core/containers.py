@@ -80,6 +80,8 @@ _LOOK = ".look"
 _LOOK_FORMAT = 1
 _AT_ONCE = 4
 _CREATION_SECONDS = 20
+# For so long a launch looks whether the image is that of the files: where there are many, it is not told.
+_GLANCE_SECONDS = 0.1
 _PASSWD_LIMIT = 64 << 10
 _TOLD = 800  # characters of an unexpected error's trace for the log, from its end
 # Of one user: what was seen of an image that is used no more is seen anew when it is.
@@ -1280,6 +1282,8 @@ def launch(
             spec = _with_port(engine, spec, actual if status != "created" else None)
         if check:
             notes += _unlike(project, actual, own)
+            if status != "created" and not rebuild:
+                notes += _outdated(engine, policy, user, project)
             return _would_launch(engine, policy, user, spec, actual, result, build, notes)
         extra = _bring_up(engine, policy, user, spec, actual, result)
         notes += extra.pop("notes", [])
@@ -1291,6 +1295,8 @@ def launch(
         notes.append(
             f"The image is newer than this container. To use it: container retire {project}, then launch."
         )
+    elif status != "created" and not rebuild:
+        notes += _outdated(engine, policy, user, project)
     notes += replacing.note(user.uid, project)
     notes += _unlike(project, now, own)
     notes += gpureserve.until(policy, user, gpuleases.devices_of(now))
@@ -1308,6 +1314,19 @@ def launch(
         **extra,
     }
     return result
+
+
+def _outdated(engine: Engine, policy: Policy, user: User, project: str) -> list[str]:
+    """Return a sentence where the image is not that of the files any more, if that is quickly seen."""
+    matches = None
+    with contextlib.suppress(LabError):
+        matches = images.matches_files(engine, policy, user, project, seconds=_GLANCE_SECONDS)
+    if matches is not False:
+        return []
+    return [
+        "The Dockerfile, its files or its base image have changed since the image of this container: "
+        f"image update {project} builds a new one; container retire {project}, then launch, uses it."
+    ]
 
 
 def _gpus_now(

@@ -61,7 +61,7 @@ DOCKERFILE_LIMIT = 1 << 20
 IGNORE_FILE = ".dockerignore"
 _DEPTH_LIMIT = 100
 _PATH_LIMIT = 4096
-_SECONDS = 600.0
+SECONDS = 600.0
 _CHUNK = 1 << 20
 # What builds leave free on the file system of the server: files without blocks cost their user no quota.
 _RESERVE = 1 << 30
@@ -118,21 +118,25 @@ class Context:
     look: Look
 
 
-def look(who: Identity, workspace: str, project: str) -> Look:
+def look(who: Identity, workspace: str, project: str, *, seconds: float = SECONDS) -> Look:
     """Return how a project's build context looks, without reading any of it but .dockerignore.
 
+    What takes longer than ``seconds`` is broken off with HostError.
     Raises as ``packed`` does; a context that is too large is refused here already.
     """
     project_name(project)
     began = time.time_ns()
-    return _look_of(asuser.run_as_user(who, lambda: _glance(workspace, project), timeout=_SECONDS), began)
+    return _look_of(asuser.run_as_user(who, lambda: _glance(workspace, project), timeout=seconds), began)
 
 
 @contextlib.contextmanager
-def packed(who: Identity, workspace: str, project: str, *, keep: bool = True) -> Iterator[Context]:
+def packed(
+    who: Identity, workspace: str, project: str, *, keep: bool = True, seconds: float = SECONDS
+) -> Iterator[Context]:
     """Yield the checked build context of a project; the file behind it is gone afterwards.
 
-    Without ``keep`` it is checked as it comes, and takes no space of the server's disk. Raises NotFound (no
+    Without ``keep`` it is checked as it comes, and takes no space of the server's disk. ``seconds``: as of
+    ``look``. Raises NotFound (no
     project, no Dockerfile), InvalidInput, Refused (too large), HostError.
     """
     project_name(project)
@@ -143,11 +147,11 @@ def packed(who: Identity, workspace: str, project: str, *, keep: bool = True) ->
         return _pack(workspace, project, output)
 
     if not keep:
-        seen, found = asuser.read_as_user(who, pack, check, timeout=_SECONDS, limit=limit)
+        seen, found = asuser.read_as_user(who, pack, check, timeout=seconds, limit=limit)
         yield Context(io.BytesIO(), *found, _look_of(seen, began))
         return
     with _temporary_file() as archive:
-        seen = asuser.stream_as_user(who, pack, archive, timeout=_SECONDS, limit=limit)
+        seen = asuser.stream_as_user(who, pack, archive, timeout=seconds, limit=limit)
         archive.seek(0)
         found = check(archive)
         archive.seek(0)

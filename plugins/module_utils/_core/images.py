@@ -181,6 +181,7 @@ class _Work:
     keeps_versions: bool = False
     rebuild: bool = False
     wait: float = locks.PATIENCE
+    seconds: float = context.SECONDS
 
     @property
     def repository(self) -> str:
@@ -212,11 +213,11 @@ class _Work:
         imagestate.set_pin(self.user.uid, self.project, pin)
 
     def look(self) -> context.Look:
-        return context.look(*self._place())
+        return context.look(*self._place(), seconds=self.seconds)
 
     def packed(self) -> contextlib.AbstractContextManager[context.Context]:
         # What is only looked at is not kept: it holds no turn, so that there may be many at once.
-        return context.packed(*self._place(), keep=not self.check)
+        return context.packed(*self._place(), keep=not self.check, seconds=self.seconds)
 
     def _place(self) -> tuple[asuser.Identity, str, str]:
         return asuser.identity(self.policy, self.user), self.policy.workspace(self.user), self.project
@@ -469,12 +470,15 @@ def _files_fingerprint(work: _Work) -> str:
     return ""
 
 
-def matches_files(engine: Engine, policy: Policy, user: User, project: str) -> bool | None:
+def matches_files(
+    engine: Engine, policy: Policy, user: User, project: str, *, seconds: float = context.SECONDS
+) -> bool | None:
     """Say whether the current image of a project is the one for its files as they are now.
 
-    None where there is no image, or the files cannot be built from.
+    None where there is no image, the files cannot be built from, or to look at them or to read them takes
+    longer than ``seconds``.
     """
-    work = _Work(engine, policy, user, project, {}, check=True)
+    work = _Work(engine, policy, user, project, {}, check=True, seconds=seconds)
     current = current_of(work.versions())
     files = _files_fingerprint(work) if current is not None else ""
     return _serves(current, work.pin(), files) if current is not None and files else None

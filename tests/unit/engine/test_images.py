@@ -29,6 +29,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.context import Co
 from ansible_collections.lab.server.plugins.module_utils._core.engine import BuildFailed
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     EngineError,
+    HostError,
     InvalidInput,
     NotFound,
     Refused,
@@ -164,13 +165,16 @@ class Files:
         self.settled = True
         self.reads = 0
         self.kept: list[bool] = []
+        self.takes = 1.0
 
     @property
     def look(self) -> Look:
         return Look(f"look of {self.text}{self.dockerfile}", 0 if self.settled else 10**19, 10**19)
 
     @contextlib.contextmanager
-    def packed(self, *_place: Any, keep: bool = True) -> Iterator[Context]:
+    def packed(self, *_place: Any, keep: bool = True, seconds: float = 0.0) -> Iterator[Context]:
+        if self.takes > seconds:
+            raise HostError("That takes too long.")
         self.reads += 1
         self.kept.append(keep)
         members = (Member("Dockerfile", "f", False, self.dockerfile), Member("a", "f", False, self.text))
@@ -182,7 +186,7 @@ class Files:
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Files:
     made = Files()
-    monkeypatch.setattr(context, "look", lambda *_place: made.look)
+    monkeypatch.setattr(context, "look", lambda *_place, **_more: made.look)
     monkeypatch.setattr(context, "packed", made.packed)
     monkeypatch.setattr(images, "_is_ready", lambda engine, *_rest: engine is not None)
     monkeypatch.setattr(imagestate, "STATE_DIRECTORY", str(tmp_path / "state"))
@@ -275,6 +279,20 @@ def test_what_is_only_looked_at_is_not_kept_on_the_server(build, roll, files, po
     assert images.matches_files(engine, policy, alice, "net")
     roll(engine)
     assert files.kept == [False] * 3
+
+
+def test_whether_the_image_is_that_of_the_files_is_told_only_where_it_is_soon_seen(
+    build, files, policy, alice
+):
+    engine = Model()
+    build(engine)
+    # What looks as it did need not be read.
+    assert images.matches_files(engine, policy, alice, "net", seconds=0.1) is True
+    files.text = "two"
+    assert images.matches_files(engine, policy, alice, "net", seconds=0.1) is None
+    files.takes = 0.05
+    assert images.matches_files(engine, policy, alice, "net", seconds=0.1) is False
+    assert engine.calls.count("build") == 1
 
 
 def test_files_that_changed_just_now_are_read_once_more(build, files):
