@@ -432,6 +432,13 @@ server:
           description: The bytes that it holds beyond its image; none without O(sizes).
           type: int
           returned: always
+        holds:
+          description:
+            - What is in it and nowhere else, as C(lost) of M(lab.server.project_containers) - C(packages),
+              C(files), C(bytes), C(paths), C(volumes) and C(complete). None without O(sizes), and for others
+              than the 50 newest.
+          type: dict
+          returned: always
     other_containers:
       description:
         - Containers on the same Docker Engine that are no project's, each with C(name), C(id) and C(status).

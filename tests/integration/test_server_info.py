@@ -79,6 +79,7 @@ def test_retired_and_other_containers(
     assert (one["container"], one["user"], one["project"]) == ("thesis._.2001", "alice", "thesis")
     assert one["undo_until"] - one["retired"] == policy.retire_keep_days * 86400
     assert one["size"] >= len("hello\n")
+    assert one["holds"]["paths"] == ["/home/alice/made"]
     assert found["images"][0]["in_use"]
     # It is gone, and nobody declared it.
     assert [(project["container"], project["drift"]) for project in found["projects"]] == [("", False)]

@@ -170,7 +170,8 @@ def test_what_is_replaced_is_retired_and_told(docker: Model, lab: Policy) -> Non
     assert replacing.note(2001, "thesis") == []
     with pytest.raises(NotFound, match="There are 2 retired containers"):
         containers.undo(docker, lab, user, "thesis", back=3)
-    assert containers.undo(docker, lab, user, "thesis", back=2, check=True).actions == ["restore", "start"]
+    promise = containers.undo(docker, lab, user, "thesis", back=2, check=True)
+    assert promise.actions == ["restore", "start"] and promise.facts["holds"]["paths"] == ["/opt/work"]
     containers.undo(docker, lab, user, "thesis", back=2)
     assert docker.named(NAME) is old and old.live and docker.lost == []
 

@@ -192,8 +192,11 @@ def test_what_is_not_ours_is_told_apart(policy: Policy) -> None:
     kept = {"Id": "k", "Names": [f"/{made.name}.retired-{NOW - DAY}"], "Labels": spec.labels(made)}
     other = Actual("x", "database", "running", "i", False)
     aside = Actual("k", f"{made.name}.retired-{NOW - DAY}", "exited", "i", False)
-    docker = Docker(snapshot=snapshot(other, aside), retired=among([kept]), sizes={"k": 5})
+    docker = Docker(
+        snapshot=snapshot(other, aside), retired=among([kept]), sizes={"k": 5}, holds={"k": {"files": 2}}
+    )
     answer = told(policy, docker)
+    assert answer["retired"][0]["holds"] == {"files": 2}
     assert answer["containers"] == []
     assert answer["other_containers"] == [{"name": "database", "id": "x", "status": "running"}]
     (one,) = answer["retired"]

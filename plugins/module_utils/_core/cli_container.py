@@ -133,19 +133,19 @@ def _because(facts: Mapping[str, Any]) -> str:
     return f": {why}." if why else "."
 
 
-def _say_lost(call: Call, facts: Mapping[str, Any]) -> None:
-    """Say what is in the container and not in the workspace."""
-    lost = facts.get("lost")
+def _say_lost(call: Call, facts: Mapping[str, Any], key: str = "lost") -> None:
+    """Say what is in the container and not in the workspace, by the name of those facts."""
+    lost, word = facts.get(key), key
     if not isinstance(lost, dict):
         return
     more = "" if lost.get("complete") else "at least "
     files, size = lost.get("files", 0), lost.get("bytes", 0)
     for path in told(lost, "volumes"):
-        call.out.line(fit(f"  lost: all in {path}", call.out.width))
+        call.out.line(fit(f"  {word}: all in {path}", call.out.width))
     if not files and not more:
-        call.out.line("  lost: nothing; no file in it differs from its image")
+        call.out.line(f"  {word}: nothing; no file in it differs from its image")
         return
-    call.out.line(f"  lost: {more}{files} file{'' if files == 1 else 's'}, {format_size(int(size))}")
+    call.out.line(f"  {word}: {more}{files} file{'' if files == 1 else 's'}, {format_size(int(size))}")
     for label, key, least in (("packages", "packages", 8), ("such as", "paths", 3)):
         shown = told(lost, key)
         rest = len(shown) - least
@@ -173,6 +173,7 @@ def _container_undo(call: Call) -> int:
     elif dry_run and facts.get("changed"):
         call.out.line(f"The container of {name} would be brought back and started. Nothing was changed.")
         _say_gpus(call, facts)
+        _say_lost(call, facts, "holds")
     elif facts.get("changed"):
         call.out.line(f"The container of {name} is back and runs. Enter it: project launch {name}")
         _say_gpus(call, facts)

@@ -1718,7 +1718,8 @@ def undo(
 ) -> ItemResult:
     """Bring the container back that was retired last, and start it; only plan it with ``check``.
 
-    With ``back`` it is the one that was retired as the last but one (2), and so on. Raises NotFound, Refused.
+    With ``back`` it is the one that was retired as the last but one (2), and so on. ``facts``: gpus (uuids)
+    and holds (what is in it, as ``lost`` of ``retire``). Raises NotFound, Refused.
     """
     spec = specs.decide(policy, user, project, _declared(policy, user, project))
     check_storage(policy)
@@ -1726,6 +1727,8 @@ def undo(
     with _locked(spec.name):
         snapshot = _seen_back(engine, spec, back)
         actual = snapshot.containers.get(spec.name) or snapshot.kept.get(spec.name)
+        kept = None if spec.name in snapshot.containers else snapshot.kept.get(spec.name)
+        holds = {} if kept is None else {"holds": retired.measured(engine, kept)}
         if check:
             _fill(result, _planned(snapshot, states.stopped_names(), spec, RESTORED, waits=False))
         if actual is not None and actual.ours:
@@ -1738,6 +1741,8 @@ def undo(
             _ready_again(engine, policy, spec, actual, back_for=back_for, check=True)
         if actual is not None and START in result.actions:
             result.facts = {"gpus": gpuleases.devices_of(actual)}
+        if RESTORE in result.actions:
+            result.facts.update(holds)
     return result
 
 

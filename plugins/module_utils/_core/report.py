@@ -41,6 +41,8 @@ from .retired import Kept
 from .versions import Version
 
 _DAY = 86400
+#: So many retired containers, the newest, are looked into.
+_LOOKED_INTO = 50
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Docker:
     plans: Mapping[tuple[str, str], ItemResult] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    #: By their ids, what is in retired containers, if sizes were asked for and there are few.
+    holds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     #: By uid, what the images of each owner hold; None if it was not asked for.
     image_sizes: Mapping[int, int] | None = None
@@ -166,6 +170,10 @@ def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
             plans={(one.user, one.project): result for one, result in zip(wanted, planned)},
             stopped=stopped,
             sizes=engine.sizes(ours) if sizes else {},
+            # Each is asked for by itself.
+            holds={
+                one.actual.id: retired.measured(engine, one.actual) for one in kept[:_LOOKED_INTO] if sizes
+            },
             packages=_packages(pictures) if packages else {},
             image_sizes=imagesizes.by_owner(engine, policy, pictures) if sizes else None,
         )
@@ -371,6 +379,7 @@ def _retired(policy: Policy, kept: Kept, docker: Docker) -> dict[str, Any]:
         "retired": kept.retired,
         "undo_until": retired.until(policy, kept.retired),
         "size": docker.sizes.get(kept.actual.id),
+        "holds": docker.holds.get(kept.actual.id),
     }
 
 

@@ -433,6 +433,9 @@ def test_undo_brings_it_back(run: Run, broker: Callable[..., Path]) -> None:
     code, out, _err = run("container", "undo", "thesis")
     assert code == 0 and "is back and runs" in out
     assert asked.read_text().split()[2:] == ["container-undo", "thesis"]
+    broker(result(changed=True, holds=LOST))
+    out = run("container", "undo", "thesis", "--dry-run")[1]
+    assert "holds: 214 files, 3M" in out and "packages: numpy 1.26.0" in out
     run("container", "undo", "thesis", "--back", "2")
     assert asked.read_text().splitlines()[-1].split()[2:] == ["container-undo", "thesis", "back=2"]
     assert run("container", "undo", "thesis", "--back", "0")[0] == 2
