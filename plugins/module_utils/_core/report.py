@@ -61,7 +61,7 @@ class Docker:
     plans: Mapping[tuple[str, str], ItemResult] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
-    #: By their ids, what is in retired containers, if sizes were asked for and there are few.
+    #: By their ids, what is in the newest retired containers, if it was asked for.
     holds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     #: By uid, what the images of each owner hold; None if it was not asked for.
@@ -101,14 +101,17 @@ def server(
     ``packages`` the Python packages of each image are told. What cannot be told, as when Docker is down, is
     left out with its reason. Raises HostError when even what is mounted cannot be read.
     """
-    return report(policy, look(policy, url, sizes=sizes, packages=packages))
+    return report(policy, look(policy, url, sizes=sizes, packages=packages, holds=sizes))
 
 
 # What there is
 
 
-def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
-    """Ask everything once; what cannot be told is noted with its reason."""
+def look(policy: Policy, url: str, *, sizes: bool, packages: bool, holds: bool = False) -> Seen:
+    """Ask everything once; what cannot be told is noted with its reason.
+
+    With ``holds`` the newest of the retired containers are looked into, each by itself.
+    """
     # The workspaces first: their children may not be forked once there are threads.
     folders = {user.name: _folders(policy, user) for user in policy.users}
     usage, usage_problem = _usage(policy)
@@ -120,7 +123,7 @@ def look(policy: Policy, url: str, *, sizes: bool, packages: bool) -> Seen:
         folders=folders,
         filesystems=storage.spaces(policy, table),
         storage_problems=storage.check_mounts(policy, table),
-        docker=_docker(policy, url, sizes, packages),
+        docker=_docker(policy, url, sizes, packages, holds),
         gpus=gpus.look(out_of_service=policy.gpu.out_of_service),
         layers=_layers(policy),
     )
@@ -153,7 +156,7 @@ def _layers(policy: Policy) -> dict[str, Usage]:
         return {}
 
 
-def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
+def _docker(policy: Policy, url: str, sizes: bool, packages: bool, holds: bool) -> Docker:
     try:
         engine = Engine.connect(url)
         snapshot = containers.observe(engine)
@@ -170,9 +173,8 @@ def _docker(policy: Policy, url: str, sizes: bool, packages: bool) -> Docker:
             plans={(one.user, one.project): result for one, result in zip(wanted, planned)},
             stopped=stopped,
             sizes=engine.sizes(ours) if sizes else {},
-            # Each is asked for by itself.
             holds={
-                one.actual.id: retired.measured(engine, one.actual) for one in kept[:_LOOKED_INTO] if sizes
+                one.actual.id: retired.measured(engine, one.actual) for one in kept[:_LOOKED_INTO] if holds
             },
             packages=_packages(pictures) if packages else {},
             image_sizes=imagesizes.by_owner(engine, policy, pictures) if sizes else None,
