@@ -605,7 +605,9 @@ def test_nothing_but_the_callers_own_changes(pictures: Pictures, server: Server,
     seconds = time.monotonic() - started
     try:
         for project in OWN:
-            server.user(name, f"container retire {project}; image remove {project} --all --yes", check=False)
+            server.user(
+                name, f"container retire {project} --yes; image remove {project} --all --yes", check=False
+            )
         pictures.latest = pictures.take()
         told = pictures.differences(before, pictures.latest, uid, name)
     finally:

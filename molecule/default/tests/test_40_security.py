@@ -23,7 +23,7 @@ def evil(server: Server) -> Server:
     server.user("bob", f"cat > ~/workspace/evil/Dockerfile <<'END'\n{EVIL}END")
     server.user("bob", "project launch evil --detach")
     yield server
-    server.user("bob", "container retire evil")
+    server.user("bob", "container retire evil --yes")
 
 
 def test_the_user_inside_is_the_user_outside(server: Server) -> None:
@@ -92,7 +92,7 @@ def test_a_device_cannot_be_made_and_a_setuid_bit_does_nothing(evil: Server) -> 
 
 
 def test_a_volume_of_the_image_goes_with_the_container(evil: Server) -> None:
-    evil.user("bob", "container retire evil")
+    evil.user("bob", "container retire evil --yes")
     assert evil.root("docker volume ls -q").out == ""
     evil.user("bob", "project launch evil --detach")
 
