@@ -110,6 +110,7 @@ def _carried() -> None:
         boot,
         broker,
         brought,
+        buildlog,
         calls,
         capacity,
         checks_docker,

@@ -59,6 +59,8 @@ _CALLS_AT_ONCE = 64
 _WORDS, _COMMAND_LENGTH = 1000, 65536
 _SLOW_READER = 30.0  # seconds that an answer waits for a reader before it is given up
 _PIPE_BYTES = 1 << 20
+_READING = 3600.0  # seconds that lines which were asked for wait for their reader, as nothing waits for that
+_LINES_BYTES = 1 << 16  # of lines that are given at once
 # Whatever the caller's are: neither may the work be cut off in the middle, nor grow without bounds.
 _LIMITS = {
     resource.RLIMIT_CPU: resource.RLIM_INFINITY,
@@ -113,6 +115,29 @@ class Events:
         """Tell what is being done, in one line; dropped when nobody reads."""
         # At most PIPE_BUF bytes, so that the line is written whole or not at all (pipe(7)).
         self._write({"event": "progress", "text": names.printable(text)[:300]}, patience=0)
+
+    def lines(self, lines: Sequence[str]) -> bool:
+        """Give lines that were asked for, all of them; say whether somebody is there to read.
+
+        It waits for the reader, so it is for what holds no lock.
+        """
+        batch: list[str] = []
+        size = 0
+        for line in lines:
+            batch.append(line)
+            size += len(line)
+            if size > _LINES_BYTES:
+                self._write({"event": "lines", "lines": batch}, _READING)
+                batch, size = [], 0
+        if batch:
+            self._write({"event": "lines", "lines": batch}, _READING)
+        return not self._gone and not self._is_closed()
+
+    def _is_closed(self) -> bool:
+        """Say whether nobody holds the other end of the pipe any more (poll(2), POLLERR)."""
+        asked = select.poll()
+        asked.register(self._descriptor, 0)
+        return any(happened & select.POLLERR for _descriptor, happened in asked.poll(0))
 
     def result(self, data: Mapping[str, Any]) -> None:
         """Give the answer."""
@@ -303,7 +328,7 @@ def serve(
             if VERBS[verb].needs_mounts:
                 _require_mounts(policy)
             try:
-                data = VERBS[verb].run(Request(policy, user, project, events.progress, options))
+                data = VERBS[verb].run(Request(policy, user, project, events.progress, options, events.lines))
             except EngineError:
                 _require_mounts(policy)  # a missing disk keeps Docker down, and is the better thing to tell
                 raise
@@ -391,16 +416,14 @@ def _relay(work: Callable[[int], int]) -> int:
         os.close(reader)
         _work(work, writer)
     os.close(writer)
-    listening = True
-    while True:
-        data = os.read(reader, 1 << 16)
-        if not data:
-            break
-        while data and listening:
-            try:
+    while data := os.read(reader, 1 << 16):
+        try:
+            while data:
                 data = data[os.write(1, data) :]
-            except OSError:
-                listening = False
+        except OSError:
+            # The work goes on; what only reads for who has gone is to see that.
+            break
+    os.close(reader)
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     return status if status >= 0 else EXIT_CODES["failed"]
 

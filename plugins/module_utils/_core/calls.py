@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from . import PUBLIC_POLICY_PATH, names, notices
 from .errors import HostError, InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
 from .protocol import BROKER, INTERRUPTED, error_of
-from .terminal import Terminal, duration, fit
+from .terminal import Terminal, clock, duration, fit, moment
 
 SUDO = "/usr/bin/sudo"
 
@@ -78,9 +79,26 @@ class Call:
         self.out.line(json.dumps(data, sort_keys=True))
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[tuple[dict[str, Any], str]]:
+def _read(output: int, tick: Callable[[], None] | None) -> Iterator[str]:
+    """Yield the lines of a descriptor to its end; ``tick`` is called in each second without any."""
+    rest = b""
+    while True:
+        if tick is not None and not select.select([output], [], [], 1.0)[0]:
+            tick()
+            continue
+        data = os.read(output, 1 << 16)
+        if not data:
+            break
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
+def _lines(output: int, tick: Callable[[], None] | None) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield (event, '') for each event of the broker and ({}, text) for every other line."""
-    for line in process.stdout or ():
+    for line in _read(output, tick):
         event: Any = None
         with suppress(ValueError):
             event = json.loads(line)
@@ -94,8 +112,16 @@ def _ignore(_text: str) -> None:
     """Show no progress."""
 
 
-def ask(verb: str, *arguments: str, progress: Callable[[str], None] = _ignore) -> dict[str, Any]:
-    """Ask the broker and return its answer; raise what it raised, or HostError if it gave none."""
+def ask(
+    verb: str,
+    *arguments: str,
+    progress: Callable[[str], None] = _ignore,
+    lines: Callable[[list[str]], None] | None = None,
+) -> dict[str, Any]:
+    """Ask the broker and return its answer; raise what it raised, or HostError if it gave none.
+
+    ``lines`` gets the lines of a log, where that was asked for.
+    """
     command = [SUDO, "-n", BROKER, verb, *arguments]
     noise = ""
     try:
@@ -104,16 +130,18 @@ def ask(verb: str, *arguments: str, progress: Callable[[str], None] = _ignore) -
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
         )
     except OSError as error:
         raise HostError(f"{SUDO} cannot be run: {error.strerror}.", "Tell your admins.") from error
+    tick = progress.tick if isinstance(progress, Progress) else None
     with process:
-        for event, text in _lines(process):
+        for event, text in _lines(process.stdout.fileno() if process.stdout else -1, tick):
             kind = event.get("event")
             if kind == "progress":
                 progress(str(event.get("text", "")))
+            elif kind == "lines":
+                if lines is not None:
+                    lines(told(event, "lines"))
             elif kind == "result":
                 data = event.get("data")
                 return data if isinstance(data, dict) else {}
@@ -145,12 +173,19 @@ def name_argument(value: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def lines_argument(value: str) -> int:
+    """Take a number of lines from the command line."""
+    if not value.isascii() or not value.isdigit() or len(value) > 4:
+        raise argparse.ArgumentTypeError("use a number of lines, 0 to 9999")
+    return int(value)
+
+
 class Progress:
     """Shows the progress of a build: the step on one line that updates itself, or step by step as lines."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._step = ""
+        self._step = self._text = ""
         self._started = time.monotonic()
 
     def __call__(self, text: str) -> None:
@@ -163,9 +198,16 @@ class Progress:
         if not self._terminal.updating:
             self._terminal.status(self._step + text if match else text)
             return
-        elapsed = duration(time.monotonic() - self._started)
+        self._text = text.strip()
+        self.tick()
+
+    def tick(self) -> None:
+        """Show the time that has passed, on a terminal where there is something to be seen already."""
+        if not self._text or not self._terminal.updating:
+            return
+        elapsed = clock(time.monotonic() - self._started)
         room = self._terminal.width - len(self._step) - len(elapsed) - 6
-        self._terminal.status(f"[{elapsed}] {self._step}{fit(text.strip(), room)}")
+        self._terminal.status(f"[{elapsed}] {self._step}{fit(self._text, room)}")
 
 
 def later(module: str, name: str) -> Callable[[Call], int]:
@@ -232,6 +274,18 @@ def on_job(job: Any) -> str:
         return "a job runs"
     code = job.get("exit_code")
     return "its job was cut off" if code is None else f"its job ended ({code})"
+
+
+def on_build(build: Any, name: str) -> str:
+    """Return how the last build of a project stands or ended, in words; "" where none is known."""
+    if not isinstance(build, dict):
+        return ""
+    outcome, seconds = names.printable(str(build.get("outcome"))), build.get("seconds")
+    if outcome == "running":
+        return f"at work since {moment(build.get('started'))}: image log {name} --follow"
+    took = f" after {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+    more = "" if outcome == "done" else f": image log {name}"
+    return f"{outcome}{took}, begun {moment(build.get('started'))}{more}"
 
 
 def age(container: Mapping[str, Any]) -> str:

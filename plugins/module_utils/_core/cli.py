@@ -231,6 +231,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_go()
 
 
+def _on_watching(call: Call) -> str:
+    """Say what goes on after Ctrl-C, and which command knows of it."""
+    name = getattr(call.options, "name", None)
+    of_project = name and call.options.prog.replace("-", " ").split()[0] in ("project", "container", "image")
+    status, build = (f"project status {name}", f"image log {name} --follow") if of_project else ("", "")
+    said = (
+        f"You stopped watching. What was begun goes on; see how it stands with '{status or 'project list'}'"
+    )
+    return f"{said}, and watch a build again with '{build}'." if build else f"{said}."
+
+
 def _run(words: Sequence[str]) -> int:
     program = os.path.basename(words[0])
     call = Call(
@@ -246,7 +257,7 @@ def _run(words: Sequence[str]) -> int:
         return _failed(call, error)
     except KeyboardInterrupt:
         call.err.clear()
-        call.err.line("You stopped watching. What was begun goes on; see how it stands with 'project list'.")
+        call.err.sentence(_on_watching(call))
         return INTERRUPTED
     except BrokenPipeError:
         return EXIT_CODES["failed"]  # whoever read us has gone

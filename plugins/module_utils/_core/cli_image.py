@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import names
-from .calls import Call, Command, Progress, age, ask, told
+from .calls import Call, Command, Progress, age, ask, lines_argument, on_build, told
 from .consent import agreed, check_possible
 from .errors import InvalidInput
+from .protocol import EXIT_CODES
 from .sizes import format_size
-from .terminal import duration, table
+from .terminal import duration, moment, table
 
 
 def _image_update(call: Call) -> int:
@@ -184,11 +185,49 @@ def _image_show(call: Call) -> int:
         "state": _remark(facts) or "an older one that is kept",
         "packages": f"{len(packages)} of Python" if known else "not known: it has no pip that lists them",
     }
+    build = on_build(facts.get("build"), call.options.name)
+    if build:
+        rows["build"] = build
     for label, value in rows.items():
         call.out.line(names.printable(f"{label + ':':<10}{value}"))
     for package in packages:
         call.out.line(f"  {package}")
     return 0
+
+
+def _image_log(call: Call) -> int:
+    call.user()
+    name, follow, count = call.options.name, call.options.follow, call.options.lines
+    if call.json and follow:
+        raise InvalidInput("--follow shows what comes, and JSON is one answer.", "Use one of them.")
+    kept: list[str] = []
+
+    def show(lines: list[str]) -> None:
+        for line in lines:
+            call.out.line(line)
+
+    words = ["follow=yes"] if follow else [] if count is None else [f"lines={count}"]
+    facts = ask("image-log", name, *words, lines=kept.extend if call.json else show)
+    if call.json:
+        call.answer({**facts, "lines": kept})
+        return 0
+    outcome, message = facts.get("outcome"), names.printable(str(facts.get("message") or ""))
+    call.err.sentence(_told_end(name, facts), colour="good" if outcome == "done" else "warn")
+    if message:
+        call.err.sentence(message)
+    return EXIT_CODES["failed"] if follow and outcome in ("failed", "broken off") else 0
+
+
+def _told_end(name: str, facts: Mapping[str, Any]) -> str:
+    """Say how a build ended, or that it did not."""
+    begun = f"The build of {name} that was begun {moment(facts.get('started'))}"
+    seconds = facts.get("seconds")
+    took = f" after {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+    return {
+        "running": f"{begun} is at work. Watch it: image log {name} --follow",
+        "done": f"{begun} was done{took}.",
+        "failed": f"{begun} failed{took}.",
+    }.get(str(facts.get("outcome")), f"{begun} was broken off.")
 
 
 def _image_rollback(call: Call) -> int:
@@ -277,6 +316,13 @@ def _to_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _log_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow", action="store_true", help="go on until the build ends, and exit as it ended"
+    )
+    parser.add_argument("--lines", metavar="N", type=lines_argument, help="only the last N lines")
+
+
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
@@ -343,6 +389,16 @@ COMMANDS: tuple[Command, ...] = (
         "image show my-thesis",
         _image_show,
         arguments=_to_argument,
+    ),
+    Command(
+        ("image", "log"),
+        "show all that the last build of a project's image said",
+        "Show the output of the last build of the project, and how it ended. A build goes on when the "
+        "connection is lost or Ctrl-C is pressed: --follow shows it again until it ends. Of a very long "
+        "output the beginning and the end are kept.",
+        "image log my-thesis --follow",
+        _image_log,
+        arguments=_log_arguments,
     ),
     Command(
         ("image", "history"),

@@ -15,7 +15,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from . import names
-from .calls import Call, Command, Progress, ask, hand_over, name_argument, on_job, say_end, state, told
+from .calls import (
+    Call,
+    Command,
+    Progress,
+    ask,
+    hand_over,
+    lines_argument,
+    name_argument,
+    on_job,
+    say_end,
+    state,
+    told,
+)
 from .errors import InvalidInput, NotFound
 from .protocol import ATTACH, EXEC, JOB_END
 from .sizes import format_size
@@ -245,17 +257,11 @@ def _of(used: Any, limit: Any) -> str:
     return f"{format_size(used)} of {format_size(limit)} ({round(100 * used / limit)} %)"
 
 
-def _lines_argument(value: str) -> int:
-    if not value.isascii() or not value.isdigit() or len(value) > 4:
-        raise argparse.ArgumentTypeError("use a number of lines, 0 to 9999")
-    return int(value)
-
-
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="go on printing what comes, until the job ends")
     parser.add_argument(
         "--lines",
-        type=_lines_argument,
+        type=lines_argument,
         default=_LINES,
         metavar="N",
         help=f"so many of its last lines ({_LINES})",

@@ -230,6 +230,8 @@ def _project_list(call: Call) -> int:
     for project in data.get("projects", []):
         container = project.get("container")
         remark = "the folder is gone" if not project.get("folder", True) else remark_on(container)
+        if project.get("building"):
+            remark = ", ".join(filter(None, ["its image is being built", remark]))
         if not remark and not project.get("dockerfile"):
             remark = "no Dockerfile"
         rows.append([str(project.get("name")), state(container, bool(note)), remark])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import names
-from .calls import Call, Command, age, ask, on_job, state, told
+from .calls import Call, Command, age, ask, on_build, on_job, state, told
 from .errors import LabError
 from .sizes import format_size
 from .terminal import gauge, moment
@@ -66,6 +66,9 @@ def _lines(name: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
     job = on_job(data.get("job"))
     found.append(("container", state(container) + running + (f"; {job}" if job else "")))
     found += _image(name, data)
+    build = on_build(data.get("build"), name)
+    if build:
+        found.append(("build", build))
     drift = data.get("drift")
     for what, change in drift.items() if isinstance(drift, dict) else ():
         found.append(("differs", f"{what} is {change.get('is')}, and would be {change.get('would_be')}"))

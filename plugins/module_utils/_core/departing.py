@@ -25,6 +25,7 @@ from . import (
     accounts,
     archive,
     asuser,
+    buildlog,
     containers,
     events,
     formeruids,
@@ -397,6 +398,7 @@ class Host:
                     self._engine.remove(one.actual.id)
             for name in self._images():
                 self._engine.remove_image(name)
+        buildlog.forget_all(self._uid)
         self.trees()  # raises, before any is removed, where one is somebody else's
         for tree_ in self._places():
             _remove_tree(self._who(), tree_.path)

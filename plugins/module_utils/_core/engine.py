@@ -33,6 +33,7 @@ from typing import Any, BinaryIO, Callable
 from . import RUN_DIRECTORY, names
 from .dockerapi import ApiError, DockerApi
 from .errors import EngineError, HostError, LabError, NotFound, Refused
+from .sizes import format_size
 from .spec import BRIDGE, NETWORK, EngineFacts
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
@@ -91,6 +92,8 @@ class BuildRequest:
     """After how many it is stopped."""
     watch: Callable[[], str] = content
     """Asked again and again while it runs; why it has to end, without a full stop, or ''."""
+    log: Callable[[str], None] = ignore
+    """Gets each line of the output, as it came."""
 
 
 class BuildFailed(EngineError):
@@ -461,12 +464,12 @@ class Engine:
         """Fetch an image from its registry; ``anonymous`` does so without root's credentials."""
         repository, tag = split_reference(reference)
         given: dict[str, Any] = {"auth_config": {}} if anonymous else {}
+        reader = _PullReader(reference, progress)
         with self._asked(f"fetch the image {reference}"):
             for event in self._client.pull(repository, tag=tag, stream=True, decode=True, **given):
                 if "error" in event:
                     raise EngineError(f"{reference} could not be fetched: {one_line(event['error'])}.")
-                if event.get("status") and "progress" not in event:
-                    progress(one_line(str(event["status"])))
+                reader.event(event)
 
     def load(self, archive: BinaryIO) -> str:
         """Load an archive of ``docker save``; return the id of the one image in it."""
@@ -550,7 +553,7 @@ class Engine:
                 # BuildKit keeps to neither the user's slice nor a limit (docs/architecture.md).
                 "DOCKER_BUILDKIT": "0",
             }
-            reader = _BuildReader(progress)
+            reader = _BuildReader(progress, request.log)
             watchdog = _Watchdog(request.seconds, request.watch)
             code = _run(arguments, environment, request.context, reader, watchdog)
             if watchdog.reason:
@@ -600,17 +603,51 @@ def _scratch(name: str) -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class _PullReader:
+    """Follows the fetching of an image: how much there is to fetch, and each step of its layers.
+
+    The amounts are those of what is known so far; they are told once a second at most.
+    """
+
+    def __init__(self, reference: str, progress: Callable[[str], None]) -> None:
+        self._reference, self._progress = reference, progress
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._next = 0.0
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        status, layer = str(event.get("status") or ""), str(event.get("id") or "")
+        detail = event.get("progressDetail")
+        if status == "Downloading" and isinstance(detail, dict):
+            # Where the registry does not say how long a layer is, there is no total.
+            current, whole = int(detail.get("current") or 0), int(detail.get("total") or 0)
+            self._layers[layer] = (current, max(current, whole))
+            self._tell_amount()
+            return
+        if status in ("Download complete", "Pull complete") and layer in self._layers:
+            self._layers[layer] = (self._layers[layer][1],) * 2
+        if status and not detail:
+            self._progress(one_line(f"{layer}: {status}" if layer else status))
+
+    def _tell_amount(self) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1
+            done, whole = (sum(amounts) for amounts in zip(*self._layers.values()))
+            self._progress(f"Fetching {self._reference}: {format_size(done)} of {format_size(whole)}")
+
+
 class _BuildReader:
     """Follows the output of a build: the step, its last line that says something, the newest layer made."""
 
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self._progress = progress
+    def __init__(self, progress: Callable[[str], None], log: Callable[[str], None] = ignore) -> None:
+        self._progress, self._log = progress, log
         self.step = 0
         self.last = ""
         self.newest = ""
         self._cached = False
 
     def line(self, text: str) -> None:
+        self._log(text)
         text = _COLOUR.sub("", text)
         shown = one_line(text)
         if not shown:

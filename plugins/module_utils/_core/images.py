@@ -20,6 +20,7 @@ from typing import Any, Callable
 
 from . import (
     asuser,
+    buildlog,
     context,
     fingerprint,
     freeze,
@@ -51,6 +52,8 @@ from .versions import (
     versions,
 )
 
+# So many lines of a build that is at work already are shown at once.
+_SHOWN = 50
 BUILD, TAG, REMOVE, PIN = "build", "tag", "remove", "pin"
 PRESENT, ROLLED_BACK, PRUNED = STATES = ("present", "rolled_back", "pruned")
 
@@ -182,6 +185,8 @@ class _Work:
     rebuild: bool = False
     wait: float = locks.PATIENCE
     seconds: float = context.SECONDS
+    log: buildlog.Log | None = None
+    watch: _Watch | None = None
 
     @property
     def repository(self) -> str:
@@ -194,12 +199,20 @@ class _Work:
         name = locks.of_project("image", self.user.uid, self.project)
         if self.check:
             return contextlib.nullcontext()
-        return locks.hold(name, title=self.project, timeout=self.wait)
+        return locks.hold(name, title=self.project, timeout=self.wait, meanwhile=self.watch)
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Hold the user's one place among the builds: each keeps a context on the server while it runs."""
         name = f"build-{self.user.uid}"
-        return contextlib.nullcontext() if self.check else locks.hold(name, title="another build of yours")
+        if self.check:
+            return contextlib.nullcontext()
+        return locks.hold(name, title="another build of yours", meanwhile=self.watch)
+
+    def tell(self, line: str) -> None:
+        """Show a line of progress that belongs into the log of the build, too."""
+        if self.log is not None:
+            self.log.line(line)
+        self.progress(line)
 
     def versions(self, *, with_use: bool = False) -> tuple[Version, ...]:
         """Return the project's images, newest first. Whether they are in use costs another listing."""
@@ -221,6 +234,37 @@ class _Work:
 
     def _place(self) -> tuple[asuser.Identity, str, str]:
         return asuser.identity(self.policy, self.user), self.policy.workspace(self.user), self.project
+
+
+class _Watch:
+    """Shows who waits for the lock of a build what is built meanwhile: that very build, line by line."""
+
+    def __init__(self, user: User, project: str, progress: Callable[[str], None]) -> None:
+        self._uid, self._project, self._progress = user.uid, project, progress
+        self._reader: buildlog.Reader | None = None
+        self._told = ""
+        #: The build of the project that was shown, by its id.
+        self.followed = ""
+
+    def __call__(self) -> bool:
+        """Show what is new; say whether a build of the user's is at work, so that it is worth waiting."""
+        projects = buildlog.running(self._uid)
+        if self._project in projects:
+            self._follow()
+        elif projects and projects[0] != self._told:
+            self._told = projects[0]
+            self._progress(f"Your build of {self._told} is at work; this waits for its end.")
+        return bool(projects)
+
+    def _follow(self) -> None:
+        build = buildlog.last(self._uid, self._project)
+        if build is not None and build.id != self.followed:
+            self.followed = build.id
+            self._reader = buildlog.Reader(self._uid, self._project, build.id)
+            since = time.strftime("%H:%M", time.localtime(build.started))
+            self._progress(f"A build of {self._project} is at work since {since}; this shows it.")
+        for line in self._reader.more()[-_SHOWN:] if self._reader is not None else ():
+            self._progress(line)
 
 
 def _connected(engine: Engine | None) -> Engine:
@@ -262,11 +306,16 @@ def build(
     packages, how many of them, left_out, the lines that no version can be kept of, and broken, what has
     another version all the same); notes (sentences for people). Raises EngineError that names the line of the
     Dockerfile, and the errors of ``context.packed``; the old image then stays as it is.
+
+    The output of a build is kept (``buildlog``). Where one of the project is at work already, that one is
+    shown and waited for, and its failure is this one's, too, if it was built from the same files.
     """
     names.project_name(project)
     if check and not _is_ready(engine, policy, user, project):
         repository = names.image_repository(user.uid, project)
         return _to_build(ItemResult(f"{user.name}/{project}"), repository, None, "")
+    # Where nobody looks, a user's build is not waited for longer than anything else.
+    watch = _Watch(user, project, progress) if progress is not ignore else None
     work = _Work(
         engine=_connected(engine),
         policy=policy,
@@ -277,9 +326,10 @@ def build(
         progress=progress,
         keeps_versions=locked or policy.keeps_versions(user.name, project),
         rebuild=rebuild,
+        watch=watch,
     )
-    with work.locked():
-        return _build_if_new(work)
+    with work.locked(), buildlog.writing(user.uid, project) as log:
+        return _build_if_new(replace(work, log=log))
 
 
 def _build_if_new(work: _Work) -> ItemResult:
@@ -291,6 +341,7 @@ def _build_if_new(work: _Work) -> ItemResult:
     digest = _recalled(work, look)
     if current is not None and not work.rebuild and _serves(current, pin, digest):
         return _unchanged(work, result, current, pin, digest)
+    _fail_as_followed(work, look)
     with work.turn(), work.packed() as packed:
         wanted = fingerprint.sources(packed.dockerfile, work.arguments, work.user.uid)
         bases = _bases(work, wanted)
@@ -329,6 +380,17 @@ def _build_if_new(work: _Work) -> ItemResult:
     work.set_pin(None)
     _remove(work, older)
     return result
+
+
+def _fail_as_followed(work: _Work, look: context.Look) -> None:
+    """Raise the error of a build that was waited for, where this one would only fail once more."""
+    if work.log is not None:
+        work.log.files = f"{look.digest} {_digest_of(work.arguments)} {work.keeps_versions}"
+        followed = work.watch.followed if work.watch is not None else ""
+        build = buildlog.last(work.user.uid, work.project) if followed and not work.rebuild else None
+        same = build is not None and (build.id, build.files) == (followed, work.log.files)
+        if build is not None and same and build.outcome == buildlog.FAILED:
+            raise EngineError(build.message, build.hint)
 
 
 def _serves(current: Version, pin: Pin | None, digest: str) -> bool:
@@ -644,6 +706,8 @@ def remove(
                     work.engine.remove_image(f"{work.repository}:latest")
                     work.set_pin(None)
             _remove(work, free)
+            if len(free) == len(found):
+                buildlog.forget(user.uid, project)
             found_after = {version.id for version in work.versions()}
             # Docker keeps one of which a container was made meanwhile.
             free = [version for version in free if version.id not in found_after]
@@ -690,6 +754,7 @@ def forget(engine: Engine, policy: Policy, user: User, project: str) -> ItemResu
         _remove(work, gone)
         _remove_nameless(work)
         imagestate.forget(user.uid, project)
+        buildlog.forget(user.uid, project)
     result.changed, result.actions = bool(gone), [REMOVE] if gone else []
     result.facts = {"removed": [version.reference for version in gone]}
     return result
@@ -746,7 +811,7 @@ def _fetched(work: _Work, image: str) -> dict[str, Any]:
     try:
         # The names of images here are nobody else's: one that is missing is not to come from elsewhere.
         if not fingerprint.plain(image.lower()).startswith("lab/"):
-            work.engine.pull(image, work.progress, anonymous=True)
+            work.engine.pull(image, work.tell, anonymous=True)
         inspected = work.engine.inspect_image(image)
     except LabError as error:
         here = ", ".join(base.name for base in work.policy.base_images) or "none"
@@ -824,7 +889,10 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         fresh=work.rebuild,
         seconds=60 * work.policy.disks.build_minutes,
         watch=partial(watermarks.watch, work.policy),
+        log=ignore if work.log is None else work.log.line,
     )
+    if work.log is not None:
+        work.log.begin()
     try:
         return work.engine.build(request, work.progress)
     except BuildFailed as error:
@@ -834,6 +902,8 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         hint = "Older images stay as they are."
         if copies:
             hint += " Packages were to keep their versions: it was a locked build."
+        if work.log is not None and work.log.begun:
+            hint += f" All that it said: image log {work.project}"
         raise EngineError(_explained(error, work.project, steps), hint) from error
 
 
@@ -843,9 +913,7 @@ def _package_cache(work: _Work, dockerfile: str) -> tuple[dict[str, str], dict[s
     if cache is None:
         return {}, {}
     if not packagecache.answers(cache):
-        work.progress(
-            f"The package cache does not answer at {packagecache.url(cache)}: this build goes without."
-        )
+        work.tell(f"The package cache does not answer at {packagecache.url(cache)}: this build goes without.")
         return {}, {}
     taken = {*work.arguments, *fingerprint.variables(dockerfile)}
     # What the image sets wins over an ARG, so a part of ours could meet a part of its own.

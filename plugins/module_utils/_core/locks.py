@@ -10,7 +10,7 @@ import os
 import posixpath
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from . import RUN_DIRECTORY
 from .errors import HostError, InvalidInput, Refused
@@ -28,11 +28,19 @@ class InUse(Refused):
 
 
 @contextlib.contextmanager
-def hold(name: str, *, timeout: float = PATIENCE, directory: str = "", title: str = "") -> Iterator[None]:
+def hold(
+    name: str,
+    *,
+    timeout: float = PATIENCE,
+    directory: str = "",
+    title: str = "",
+    meanwhile: Callable[[], bool] | None = None,
+) -> Iterator[None]:
     """Hold the lock ``name`` inside the ``with`` block; wait for it for at most ``timeout`` seconds.
 
-    Raises InUse, which names ``title``, when somebody else holds it all that time. The file stays: removing
-    it would let two processes hold locks on two files of one name.
+    ``meanwhile`` is called again and again while it is waited for, and where it says True, the waiting
+    begins anew. Raises InUse, which names ``title``, when somebody else holds it all that time. The file
+    stays: removing it would let two processes hold locks on two files of one name.
     """
     if not name or "/" in name or name.startswith("."):
         raise InvalidInput(f"{printable(name)!r} cannot name a lock.")
@@ -49,7 +57,7 @@ def hold(name: str, *, timeout: float = PATIENCE, directory: str = "", title: st
             f"The lock {name} cannot be made in {where}: {error.strerror}.", "Run it as root."
         ) from error
     try:
-        wait(descriptor, title or name, timeout)
+        wait(descriptor, title or name, timeout, meanwhile)
         yield
     finally:
         os.close(descriptor)
@@ -64,7 +72,7 @@ def of_project(kind: str, uid: int, project: str) -> str:
     return f"{kind}-{uid}-{zlib.crc32(project.encode('utf-8', 'replace')) % _PER_USER:02d}"
 
 
-def wait(descriptor: int, name: str, timeout: float) -> None:
+def wait(descriptor: int, name: str, timeout: float, meanwhile: Callable[[], bool] | None = None) -> None:
     """Lock an open file; raise InUse, which names ``name``, if that takes over ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.02
@@ -73,6 +81,8 @@ def wait(descriptor: int, name: str, timeout: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            if meanwhile is not None and meanwhile():
+                deadline = time.monotonic() + timeout
             if time.monotonic() >= deadline:
                 raise InUse(
                     f"Somebody else is at work on {name}.", "Wait until that is done, then try again."

@@ -30,6 +30,8 @@ RESERVED_ACCOUNTS = frozenset({"root", "docker", "lab", "sudo", "adm", "nobody",
 
 def printable(text: str) -> str:
     """Return ``text`` with every control or non-printing character escaped, fit for a terminal or a log."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

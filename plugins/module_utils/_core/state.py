@@ -139,6 +139,11 @@ def clear(folder: str) -> None:
                 os.unlink(entry.path)
 
 
+def place(name: str) -> str:
+    """Return the path of a record, or of a folder of records."""
+    return posixpath.join(STATE_DIRECTORY, name)
+
+
 def write_record(name: str, text: str) -> None:
     """Keep a record of root's own; it is whole at every instant. Raises HostError."""
     _write(posixpath.join(STATE_DIRECTORY, name), text)

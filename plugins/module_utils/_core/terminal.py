@@ -43,6 +43,13 @@ def duration(seconds: float) -> str:
     return f"{value} s"
 
 
+def clock(seconds: float) -> str:
+    """Return a time span as a clock that runs: ``0:07``, ``12:30``, ``1:02:03``."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def moment(seconds: object) -> str:
     """Return a time (seconds since 1970) for people: ``2026-11-26 01:31``."""
     if not isinstance(seconds, (int, float)):

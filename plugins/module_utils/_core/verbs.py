@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from . import image_install, names
+from . import buildlog, image_install, names
 from .errors import EngineError, InvalidInput, LabError
 from .items import ItemResult
 from .policy import Policy, User, load
 from .protocol import cores, gpus, job_command, memory
+
+
+def nobody(_lines: Sequence[str]) -> bool:
+    """Give lines to nobody."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Request:
     project: str
     progress: Callable[[str], None]
     options: Mapping[str, Any] = field(default_factory=dict)
+    lines: Callable[[Sequence[str]], bool] = nobody
+    """Gives whole lines to who asked, however many they are; says whether somebody is still there."""
 
 
 def nothing(words: Sequence[str]) -> dict[str, Any]:
@@ -222,7 +229,15 @@ def _project_list(request: Request) -> dict[str, Any]:
             }
     except EngineError as error:
         note = str(error)
-    listed = [{**project, "container": containers.pop(project["name"], None)} for project in found]
+    builds = buildlog.running(request.user.uid)
+    listed = [
+        {
+            **project,
+            "building": project["name"] in builds,
+            "container": containers.pop(project["name"], None),
+        }
+        for project in found
+    ]
     # A container whose folder was removed still runs, and is still somebody's to retire.
     listed += [
         {"name": name, "dockerfile": False, "folder": False, "container": containers[name]}

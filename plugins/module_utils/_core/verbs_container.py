@@ -91,13 +91,15 @@ def _stats(request: Request) -> dict[str, Any]:
 
 
 def _status(request: Request) -> dict[str, Any]:
-    from . import containers, images, jobs, retired, workspaces
+    from . import buildlog, containers, images, jobs, retired, workspaces
     from .versions import current_of, described
 
     policy, user, project = request.policy, request.user, request.project
     found = [one for one in workspaces.projects(policy, user) if one["name"] == project]
     told: dict[str, Any] = {"project": project, "folder": bool(found), "note": ""}
     told["dockerfile"] = bool(found and found[0]["dockerfile"])
+    build = buildlog.last(user.uid, project)
+    told["build"] = None if build is None else build.shown()
     try:
         with connected() as engine:
             job = jobs.look(engine, policy, user, project)

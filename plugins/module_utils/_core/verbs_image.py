@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import re
+import time
 from functools import partial
 from typing import Any
 
-from . import names
+from . import buildlog, names
 from .errors import InvalidInput, NotFound
 from .verbs import Request, Verb, answer, connected, runs_another, settings, yes
+from .verbs_container import lines
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{1,64}")
 _AT_ONCE = 100
+_PAUSE = 0.3  # seconds between two looks at a log that is followed
 
 
 def fingerprint(word: str) -> str:
@@ -56,6 +59,11 @@ def _own(engine: Any, request: Request) -> Any:
     from .images import history
 
     found = history(engine, request.user, request.project)
+    if not found and buildlog.is_running(request.user.uid, request.project):
+        raise NotFound(
+            f"{request.project} has no image yet; it is being built.",
+            f"Watch it: image log {request.project} --follow",
+        )
     if not found:
         raise NotFound(f"{request.project} has no image yet.", f"Build it: image update {request.project}.")
     return found
@@ -86,7 +94,29 @@ def _show(request: Request) -> dict[str, Any]:
         found = _own(engine, request)
         to = str(request.options.get("to", ""))
         version = None if to else current_of(found)
-        return _told(request, version or chosen(found, request.project, to))
+        build = buildlog.last(request.user.uid, request.project)
+        return {
+            **_told(request, version or chosen(found, request.project, to)),
+            "build": None if build is None else build.shown(),
+        }
+
+
+def _log(request: Request) -> dict[str, Any]:
+    """Give the log of the last build, and with ``follow`` what comes until none is at work any more."""
+    uid, project = request.user.uid, request.project
+    follow, reader, shown = request.options.get("follow", False), None, ""
+    while True:
+        build = buildlog.last(uid, project)
+        if build is None:
+            raise NotFound(f"No build of {project} is known.", f"Builds are begun by: image update {project}")
+        if reader is None or build.id != shown:
+            reader, shown = buildlog.Reader(uid, project, build.id), build.id
+        more = reader.more()
+        count = request.options.get("lines")
+        there = request.lines(more if count is None or follow else more[len(more) - min(count, len(more)) :])
+        if not (follow and there and build.outcome == buildlog.RUNNING):
+            return {"project": project, **build.shown()}
+        time.sleep(_PAUSE)
 
 
 def _rollback(request: Request, *, check: bool) -> dict[str, Any]:
@@ -119,6 +149,7 @@ VERBS: dict[str, Verb] = {
     "image-list": Verb(False, _list),
     "image-history": Verb(True, _history),
     "image-show": Verb(True, _show, further=settings(to=fingerprint)),
+    "image-log": Verb(True, _log, further=settings(lines=lines, follow=yes)),
     # They look at the project's files, by which it is known how long the older image stays.
     "image-rollback": Verb(True, partial(_rollback, check=False), True, settings(to=fingerprint)),
     "image-rollback-check": Verb(True, partial(_rollback, check=True), True, settings(to=fingerprint)),

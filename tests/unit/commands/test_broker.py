@@ -11,6 +11,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,9 +22,11 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     broker,
+    buildlog,
     containers,
     images,
     journal,
+    state,
     storage,
     verbs,
     workspaces,
@@ -729,3 +732,73 @@ def test_only_sudo_says_who_calls(monkeypatch: pytest.MonkeyPatch, identity: str
     monkeypatch.setattr(broker, "_harden", lambda: (identity, "dumb"))
     monkeypatch.setattr(broker, "Events", lambda descriptor: SimpleNamespace(error=lambda *words: None))
     assert broker.main(["lab-broker", "container-list"]) == 3
+
+
+def test_lines_that_were_asked_for_are_all_given_however_slowly_they_are_read() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    lines = [f"{number} " + "x" * 1000 for number in range(2000)]
+    got: list[bytes] = []
+
+    def read() -> None:
+        while data := os.read(reader, 1 << 16):
+            got.append(data)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert broker.Events(writer).lines(lines) and broker.Events(writer).lines([])
+    os.close(writer)
+    thread.join()
+    events = [json.loads(line) for line in b"".join(got).splitlines()]
+    assert [line for event in events for line in event["lines"]] == lines and len(events) > 1
+    os.close(reader)
+
+
+def test_who_has_gone_is_noticed_without_a_line() -> None:
+    reader, writer = os.pipe()
+    events = broker.Events(writer)
+    assert events.lines([])
+    os.close(reader)
+    assert not events.lines([])
+    os.close(writer)
+
+
+def test_a_log_is_ones_own_and_is_followed_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, lab: Policy, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    said: list[str] = []
+
+    def lines(new: Any) -> bool:
+        said.extend(new)
+        return True
+
+    def asked(name: str, **options: Any) -> dict[str, Any]:
+        request = broker.Request(lab, lab.user(name), "thesis", said.append, options, lines)
+        return broker.VERBS["image-log"].run(request)
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def build() -> None:
+        with buildlog.writing(2001, "thesis") as log:
+            log.line("one")
+            log.line("two")
+            begun.set()
+            go_on.wait(10)
+            log.line("three")
+
+    with pytest.raises(NotFound) as never:
+        asked("bob")
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert begun.wait(10)
+    with pytest.raises(NotFound) as others:
+        asked("bob")
+    assert str(others.value) == str(never.value)
+    assert asked("alice", lines=1)["outcome"] == "running" and said == ["two"]
+    said.clear()
+    threading.Timer(0.5, go_on.set).start()
+    assert asked("alice", follow=True)["outcome"] == "done"
+    assert said == ["one", "two", "three"]
+    thread.join()

@@ -318,6 +318,7 @@ def test_ctrl_c_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli_project, "ask", interrupt)
     code, _out, err = run("project", "launch", "thesis")
     assert code == 130 and "goes on" in err
+    assert "'project status thesis'" in err and "'image log thesis --follow'" in err
 
 
 def container(project: str, **changes: Any) -> dict[str, Any]:

@@ -145,3 +145,40 @@ def test_remove_does_not_ask_where_nobody_can_answer(run: Run, broker: Callable[
     broker(result(changed=False, removed=[], kept=[CURRENT]))
     assert "Nothing to remove" in run("image", "remove", "thesis", "--dry-run")[1]
     assert "No image of thesis was removed" in run("image", "remove", "thesis", "--yes")[1]
+
+
+BUILD = {"project": "thesis", "started": 1_800_000_000, "seconds": 190.0, "message": ""}
+LINES = {"event": "lines", "lines": ["Step 1/2 : FROM x", "error: \x1b[2J"]}
+
+
+def test_the_log_of_a_build_is_shown_whole_and_harmless(run: Run, broker: Callable[..., Path]) -> None:
+    asked = broker(LINES, {"event": "lines", "lines": ["end"]}, result(**BUILD, outcome="done"))
+    code, out, err = run("image", "log", "thesis")
+    assert code == 0 and out == "Step 1/2 : FROM x\nerror: \\x1b[2J\nend\n"
+    assert "done after 3 min" in " ".join(err.split())
+    run("image-log", "thesis", "--lines", "7")
+    assert asked_of(asked) == ["image-log thesis", "image-log thesis lines=7"]
+    told = json.loads(run("image-log", "thesis", "--json")[1])
+    assert told["lines"][-1] == "end" and told["outcome"] == "done"
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("done", 0), ("failed", 1), ("broken off", 1), ("running", 0)])
+def test_following_a_build_exits_as_it_ended(
+    run: Run, broker: Callable[..., Path], outcome: str, code: int
+) -> None:
+    asked = broker(LINES, result(**{**BUILD, "message": "Line 2 failed: no\x07."}, outcome=outcome))
+    ended, out, err = run("image", "log", "thesis", "--follow")
+    assert ended == code and out.splitlines()[0] == "Step 1/2 : FROM x"
+    assert "Line 2 failed: no\\x07." in err
+    assert asked_of(asked) == ["image-log thesis follow=yes"]
+    # Who only reads it has done so, however it ended.
+    assert run("image", "log", "thesis")[0] == 0
+    assert run("image", "log", "thesis", "--follow", "--json")[0] == 2
+
+
+def test_show_tells_how_the_last_build_ended(run: Run, broker: Callable[..., Path]) -> None:
+    broker(result(**CURRENT, packages=[], build={**BUILD, "outcome": "failed"}))
+    assert "build:    failed after 3 min" in run("image", "show", "thesis")[1]
+    broker(result(**CURRENT, packages=[], build={**BUILD, "outcome": "running", "seconds": None}))
+    out = run("image", "show", "thesis")[1]
+    assert "build:    at work since 2027-01-1" in out and "image log thesis --follow" in out

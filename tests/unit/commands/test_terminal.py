@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import terminal
+from ansible_collections.lab.server.plugins.module_utils._core import calls, terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +95,40 @@ def test_a_line_that_updates_never_wraps() -> None:
 def test_a_moment_is_for_people() -> None:
     assert re.fullmatch(r"2027-01-1[45] [0-9]{2}:[0-9]{2}", terminal.moment(1_800_000_000))
     assert terminal.moment(None) == "at an unknown time"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-1, "0:00"), (7.9, "0:07"), (750, "12:30"), (3723, "1:02:03")]
+)
+def test_a_clock_that_runs(seconds: float, shown: str) -> None:
+    assert terminal.clock(seconds) == shown
+
+
+def test_the_time_of_a_silent_step_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(calls.time, "monotonic", lambda: now[0])
+    screen, pipe = Screen(True), Screen(False)
+    for stream in (screen, pipe):
+        progress = calls.Progress(terminal.Terminal(stream, {"TERM": "xterm", "COLUMNS": "80"}))
+        now[0] = 0
+        progress.tick()
+        assert stream.getvalue() == ""
+        progress("Step 2/3 : RUN make")
+        now[0] = 61
+        progress.tick()
+    assert screen.getvalue().endswith("[1:01] step 2 of 3: RUN make")
+    assert pipe.getvalue() == "step 2 of 3: RUN make\n"
+
+
+def test_lines_are_read_whole_and_a_silence_is_noticed() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"one\ntw")
+    ticks: list[None] = []
+
+    def tick() -> None:
+        ticks.append(None)
+        os.write(writer, b"o\nend")
+        os.close(writer)
+
+    assert list(calls._read(reader, tick)) == ["one", "two", "end"] and len(ticks) == 1
+    os.close(reader)

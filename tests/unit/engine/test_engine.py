@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import docker.errors
 import pytest
+from ansible_collections.lab.server.plugins.module_utils._core import engine as engines
 from ansible_collections.lab.server.plugins.module_utils._core.engine import (
     Engine,
     _BuildReader,
@@ -140,3 +141,40 @@ def test_a_start_without_its_gpus_says_what_admins_are_to_do(said, word):
     with pytest.raises(EngineError, match=said[:20]) as error:
         Engine(Client(explanation=said), "unix:///x").start("one")
     assert (word in error.value.hint) if word else not error.value.hint
+
+
+def test_a_fetch_tells_how_much_there_is(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(engines.time, "monotonic", lambda: now[0])
+    seen: list[str] = []
+    reader = engines._PullReader("lab/big", seen.append)
+
+    def happens(status, layer="", **detail):
+        reader.event({"status": status, "id": layer, "progressDetail": detail, "progress": "[=> ]"})
+
+    happens("Pulling from lab/big", "latest")
+    now[0] = 10
+    happens("Downloading", "aa", current=1 << 20, total=3 << 30)
+    # Not more than once a second, however often the engine says it.
+    happens("Downloading", "bb", current=1 << 20, total=1 << 30)
+    now[0] = 11
+    happens("Downloading", "aa", current=1 << 30, total=3 << 30)
+    happens("Download complete", "bb")
+    now[0] = 12
+    happens("Downloading", "aa", current=2 << 30, total=3 << 30)
+    happens("Extracting", "aa", current=1, total=2)
+    assert seen == [
+        "latest: Pulling from lab/big",
+        "Fetching lab/big: 1M of 3G",
+        "Fetching lab/big: 1G of 4G",
+        "bb: Download complete",
+        "Fetching lab/big: 3G of 4G",
+    ]
+
+
+def test_each_line_of_a_build_goes_to_its_log_as_it_came():
+    logged: list[str] = []
+    reader = _BuildReader(lambda _line: None, logged.append)
+    for line in ("Step 1/1 : RUN x\n", "\x1b[91m  a\rb\n", "\n"):
+        reader.line(line)
+    assert logged == ["Step 1/1 : RUN x\n", "\x1b[91m  a\rb\n", "\n"]

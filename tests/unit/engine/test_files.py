@@ -371,3 +371,19 @@ def test_scaffold_bad_input(tmp_path, name, kind, base, files):
     with pytest.raises(InvalidInput):
         scaffold.init_project(str(tmp_path), name, kind=kind, base=base, files=files)
     assert os.listdir(tmp_path) == []
+
+
+def test_who_waits_for_a_lock_is_called_meanwhile_and_may_wait_longer(tmp_path):
+    calls = []
+
+    def busy() -> bool:
+        calls.append(None)
+        return len(calls) < 6
+
+    with (
+        locks.hold("a", directory=str(tmp_path)),
+        pytest.raises(locks.InUse),
+        locks.hold("a", timeout=0.01, directory=str(tmp_path), meanwhile=busy),
+    ):
+        pass
+    assert len(calls) >= 6

@@ -22,6 +22,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     imagestate,
     locks,
     packagecache,
+    state,
     versions,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
@@ -189,7 +190,8 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Files:
     monkeypatch.setattr(context, "look", lambda *_place, **_more: made.look)
     monkeypatch.setattr(context, "packed", made.packed)
     monkeypatch.setattr(images, "_is_ready", lambda engine, *_rest: engine is not None)
-    monkeypatch.setattr(imagestate, "STATE_DIRECTORY", str(tmp_path / "state"))
+    for module in (imagestate, state):
+        monkeypatch.setattr(module, "STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setattr(locks, "RUN_DIRECTORY", str(tmp_path / "run"))
     return made
 
