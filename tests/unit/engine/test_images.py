@@ -7,6 +7,8 @@ import fnmatch
 import io
 import shlex
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    buildlog,
     collecting,
     context,
     freeze,
@@ -1025,3 +1028,130 @@ def test_an_index_that_is_set_is_left(
     assert ("ARG PIP_INDEX_URL=http://10.0.0.1/simple/" in written[0].splitlines()) is left
     assert ("ARG PIP_TRUSTED_HOST=10.0.0.1" in written[0].splitlines()) is left
     assert "ARG UV_DEFAULT_INDEX=http://10.0.0.1/simple/" in written[0].splitlines()
+
+
+# What a build says, and who waits for it
+
+
+class Slow(Model):
+    """An engine of which a build says a line, and waits until it is to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def build(self, request: Any, progress: Any) -> str:
+        request.log("\x1b[31mcompiling\n")
+        self.begun.set()
+        assert self.go_on.wait(10)
+        request.log("end of it\n")
+        return super().build(request, progress)
+
+
+class Builder(threading.Thread):
+    """Somebody who builds meanwhile, and looks at it."""
+
+    def __init__(self, *place: Any, **options: Any) -> None:
+        super().__init__()
+        self.shown: list[str] = []
+        self.changed: bool | None = None
+        self.error = ""
+        self._work = lambda: images.build(*place, progress=self.shown.append, **options)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.changed = self._work().changed
+        except EngineError as error:
+            self.error = str(error)
+
+
+def wait_for_line(builder: Builder, line: str) -> None:
+    end = time.monotonic() + 10
+    while line not in builder.shown:
+        assert time.monotonic() < end, builder.shown
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("broken", ["", "no such header"])
+def test_who_builds_meanwhile_sees_the_build_that_runs_and_its_end(files, policy, alice, broken):
+    engine = Slow()
+    engine.broken = broken
+    first = Builder(engine, policy, alice, "net")
+    assert engine.begun.wait(10)
+    second = Builder(engine, policy, alice, "net")
+    wait_for_line(second, "compiling")
+    assert second.shown[0].startswith("A build of net is at work since ")
+    build = buildlog.last(2001, "net")
+    assert build is not None and build.outcome == buildlog.RUNNING
+    engine.go_on.set()
+    first.join()
+    second.join()
+    assert engine.calls.count("build") == 1
+    assert (first.changed, second.changed) == ((None, None) if broken else (True, False))
+    assert first.error == second.error
+    ended = buildlog.last(2001, "net")
+    assert ended is not None and ended.id == build.id
+    assert ended.outcome == (buildlog.FAILED if broken else buildlog.DONE)
+    assert buildlog.Reader(2001, "net", build.id).more() == ["compiling", "end of it"]
+    if broken:
+        assert "image log net" in first.error
+        # Other files may do better, and so may the same ones later.
+        with pytest.raises(EngineError):
+            images.build(engine, policy, alice, "net")
+        assert engine.calls.count("build") == 2
+
+
+def test_a_build_that_was_watched_is_not_the_one_of_other_files(files, policy, alice):
+    engine = Slow()
+    engine.broken = "no such header"
+    first = Builder(engine, policy, alice, "net")
+    assert engine.begun.wait(10)
+    files.text = "better"
+    second = Builder(engine, policy, alice, "net")
+    wait_for_line(second, "compiling")
+    third = Builder(engine, policy, alice, "net", rebuild=True)
+    wait_for_line(third, "compiling")
+    engine.go_on.set()
+    for builder in (first, second, third):
+        builder.join()
+    assert engine.calls.count("build") >= 2 and first.error
+
+
+def test_a_build_that_runs_is_waited_for_longer_where_somebody_looks(files, policy, alice, monkeypatch):
+    # Bound before, as a default value of the function is.
+    hold = locks.hold
+
+    def impatient(name: str, **options: Any) -> Any:
+        return hold(name, **{**options, "timeout": 0.2})
+
+    monkeypatch.setattr(locks, "hold", impatient)
+    engine = Slow()
+    first = Builder(engine, policy, alice, "net")
+    assert engine.begun.wait(10)
+    other = Builder(engine, policy, alice, "paper")
+    second = Builder(engine, policy, alice, "net")
+    with pytest.raises(locks.InUse):
+        images.build(engine, policy, alice, "net")  # as a play does
+    wait_for_line(other, "Your build of net is at work; this waits for its end.")
+    time.sleep(0.5)
+    engine.go_on.set()
+    for builder in (first, second, other):
+        builder.join()
+    assert (first.changed, second.changed, other.changed) == (True, False, True)
+
+
+def test_an_image_that_is_there_costs_no_log_and_what_is_forgotten_has_none(build, engine_of_one, alice):
+    before = buildlog.last(2001, "net")
+    assert before is not None and before.outcome == buildlog.DONE
+    build(engine_of_one)
+    assert buildlog.last(2001, "net") == before
+    images.remove(engine_of_one, None, alice, "net", everything=True)
+    assert buildlog.last(2001, "net") is None
+
+
+@pytest.fixture
+def engine_of_one(build) -> Model:
+    engine = Model()
+    build(engine)
+    return engine
