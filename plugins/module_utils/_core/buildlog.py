@@ -259,6 +259,9 @@ def writing(uid: int, project: str) -> Iterator[Log]:
 
 def harmless(text: str) -> str:
     """Return a line as a terminal would show it in the end, with nothing in it that steers the terminal."""
+    plain = text.rstrip()
+    if plain.isprintable():
+        return plain[:_LINE]
     states = [part for part in _CONTROL.sub("", text).rstrip("\r\n").split("\r") if part.strip()]
     return printable(states[-1].rstrip().expandtabs())[:_LINE] if states else ""
 
