@@ -73,7 +73,9 @@ def test_all_of_a_failure_can_be_read_afterwards(asked, alice, bob, thesis, tiny
     assert "last" in failed.value.message and "image log thesis" in failed.value.hint
     done, lines = asked("image-log", alice)
     assert done["outcome"] == "failed" and done["message"] == failed.value.message
-    assert {"first reason", "second reason", "last"} <= set(lines) and lines[0].startswith("Step 1/")
+    assert {"first reason", "second reason", "last"} <= set(lines)
+    # Docker's own command says something before its first step.
+    assert any(line.startswith("Step 1/") for line in lines)
     assert asked("image-log", alice, lines=2)[1] == lines[-2:]
     with pytest.raises(NotFound) as others:
         asked("image-log", bob)
@@ -171,7 +173,7 @@ def test_a_killed_caller_is_outlived_and_a_killed_builder_is_told(asked, url, po
 
 def test_a_log_of_100_megabytes_with_escapes_is_bounded_and_harmless(asked, alice, thesis, tiny, root):
     loud = r"printf '\033[2J\033]0;title\007\033[31mred\033[0m\n'; yes 0123456789abcdefghijklmnopqrstuvwxyz"
-    thesis.write("Dockerfile", f"FROM {tiny}\nRUN echo begins; {loud} | head -c 100000000; echo ends\n")
+    thesis.write("Dockerfile", f"FROM {tiny}\nRUN echo begins; {loud} | head -c 100000000; echo; echo ends\n")
     began = time.monotonic()
     asked("image-update", alice)
     print(f"100 MB: {time.monotonic() - began:.1f} s")
