@@ -163,6 +163,7 @@ def _carried() -> None:
         gpudevices,
         gpufiles,
         gpuhandover,
+        gpuidle,
         gpuleases,
         gpuqueue,
         gpurequests,

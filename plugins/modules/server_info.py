@@ -365,6 +365,10 @@ server:
           description: Whether the project has a newer image.
           type: bool
           returned: always
+        gpu_idle:
+          description: For how many seconds its GPUs have done nothing; none if it has none, or nobody knows.
+          type: int
+          returned: always
         declared:
           description: Whether its project is in the policy.
           type: bool

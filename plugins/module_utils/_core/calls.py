@@ -263,7 +263,9 @@ def state(container: Mapping[str, Any] | None, unknown: bool = False) -> str:
 def remark_on(container: Mapping[str, Any] | None) -> str:
     newer = "newer image: retire, launch" if container and container.get("image_newer") else ""
     ends = notices.remark((container or {}).get("ends"))
-    return ", ".join(filter(None, [ends, on_job((container or {}).get("job")), newer]))
+    idle = (container or {}).get("gpu")
+    gpu = f"its GPU {idle}" if idle else ""
+    return ", ".join(filter(None, [ends, gpu, on_job((container or {}).get("job")), newer]))
 
 
 def on_job(job: Any) -> str:

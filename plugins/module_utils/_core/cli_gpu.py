@@ -12,6 +12,7 @@ from typing import Any
 from . import cli_lab_gpus, names
 from .calls import Call, Command, ask, told
 from .errors import InvalidInput, Refused
+from .notices import IDLE_WAITED
 from .protocol import gpus
 from .sizes import format_size
 from .terminal import duration, table
@@ -59,7 +60,9 @@ def _state(device: Mapping[str, Any]) -> str:
     if device.get("problem"):
         return str(device["problem"])
     if device.get("use"):
-        return str(device["use"]) + (", shared" if device.get("shared") else "")
+        idle = device.get("idle")
+        still = f", idle for {duration(idle)}" if isinstance(idle, int) and idle >= IDLE_WAITED else ""
+        return str(device["use"]) + (", shared" if device.get("shared") else "") + still
     return "broken" if device.get("gpu") else "in instances"
 
 
@@ -93,6 +96,11 @@ def _gpu_queue(call: Call) -> int:
             call.out.line(line)
     else:
         call.out.line("Nobody waits for GPUs.")
+    if rows and data.get("idle"):
+        call.out.sentence(
+            f"Of the GPUs that others hold, {data['idle']} have done nothing for an hour or more. "
+            "Your admins see whose they are."
+        )
     for one in data.get("interrupted") or []:
         call.out.sentence(
             names.printable(

@@ -13,6 +13,7 @@ from typing import Any
 from . import POLICY_PATH, names
 from .calls import Call, Command
 from .errors import InvalidInput, Refused
+from .notices import IDLE_WAITED
 from .policy import Policy, load
 from .protocol import gpus
 from .sizes import format_size
@@ -108,9 +109,12 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _how(holder: Mapping[str, Any]) -> str:
-    """Return since when somebody holds a device, and how its container stands where it does not run."""
+    """Return since when somebody holds a device, how its container stands, and whether it does nothing."""
     held = duration(time.time() - holder["since"])
-    return held if holder["state"] == "running" else f"{holder['state']}, {held}"
+    # One that is stopped does nothing, which need not be said.
+    idle = holder.get("idle") if holder["state"] == "running" else None
+    still = f", idle for {duration(idle)}" if idle is not None and idle >= IDLE_WAITED else ""
+    return f"{held}{still}" if holder["state"] == "running" else f"{holder['state']}, {held}"
 
 
 def _state(one: Mapping[str, Any]) -> str:

@@ -16,15 +16,28 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from . import STATE_DIRECTORY, events, gpuhandover, gpuleases, journal, locks, names, safefs, sessions, state
+from . import (
+    STATE_DIRECTORY,
+    events,
+    gpuhandover,
+    gpuidle,
+    gpuleases,
+    journal,
+    locks,
+    names,
+    safefs,
+    sessions,
+    state,
+)
 from .boot import say
 from .containers import ContainerInfo, listing_all, retire, stop
 from .engine import Engine
 from .errors import HostError, LabError, NotFound
 from .gpuhandover import Handover
+from .gpuidle import Working
 from .lifecycle import (
     NOTHING,
     NOTICE,
@@ -41,10 +54,10 @@ from .lifecycle import (
     words,
 )
 from .liferules import HOUR
-from .notices import NOTICES, notices
+from .notices import IDLE_GPUS, NOTICES, idle_words, notices
 from .policy import Policy, User, load
 
-_RECORD = "lifecycle.json"
+_RECORD = gpuidle.RECORD
 _LOCK = "lifecycle"
 #: What a decision is about where GPUs are handed over.
 RESERVED = "reserved"
@@ -92,12 +105,18 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
     """Look at all containers once, and do what is decided; with ``check`` only say it. Raises LabError."""
     with locks.hold(_LOCK):
         found = [(info, _user_of(policy, info)) for info in listing_all(engine, policy)]
+        working = gpuidle.look(engine, policy)
         limited = {
-            info.name: (info, user) for info, user in found if user and is_limited(policy, user, info.project)
+            info.name: (info, user)
+            for info, user in found
+            if user and (info.id in working.containers or is_limited(policy, user, info.project))
         }
         boot, up = _now()
         typed = sessions.typed(limited) if limited else {}
-        looks = [_look(engine, info, typed.get(info.name, 0)) for info, _user in limited.values()]
+        looks = [
+            replace(_look(engine, info, typed.get(info.name, 0)), gpu=working.containers.get(info.id))
+            for info, _user in limited.values()
+        ]
         counted = after(_record(), looks, boot, up)
         due: list[tuple[User, ContainerInfo, Decision]] = []
         told: dict[int, list[dict[str, Any]]] = {}
@@ -117,6 +136,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
                 gpuleases.forget_dead()
                 # In this order: a notice that could not be published is not counted as one that stands.
                 _publish({user.uid: told.get(user.uid, []) for user in policy.users})
+                _publish_idle(policy, limited, counted, working)
                 state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
                 gpuhandover.keep(heard)
         finally:
@@ -191,17 +211,37 @@ def _notice(policy: Policy, user: User, info: ContainerInfo, decision: Decision)
 
 def _publish(told: Mapping[int, list[dict[str, Any]]]) -> None:
     """Write each user's file; it is root's, and its user's to read. Raises HostError."""
+    _write({uid: [one for one in found if one["at"] is not None] for uid, found in told.items()})
+
+
+def _publish_idle(
+    policy: Policy,
+    there: Mapping[str, tuple[ContainerInfo, User]],
+    counted: Mapping[str, Counted],
+    working: Working,
+) -> None:
+    """Write what each user is told of GPUs that do nothing. Raises HostError."""
+    told: dict[int, list[dict[str, Any]]] = {user.uid: [] for user in policy.users}
+    for name, (info, user) in there.items():
+        waiting = working.others(user.uid)
+        held = info.id in working.containers
+        said = idle_words(counted[name].gpu_idle, waiting, stopped=not info.running) if held else ""
+        if said:
+            told[user.uid].append({"project": info.project, "words": said})
+    _write(told, IDLE_GPUS)
+
+
+def _write(told: Mapping[int, list[dict[str, Any]]], suffix: str = "") -> None:
     try:
         os.makedirs(NOTICES, mode=0o755, exist_ok=True)
         os.chmod(NOTICES, 0o755)  # noqa: S103  # to be read in; each file is its user's alone
         for uid, found in told.items():
-            path = posixpath.join(NOTICES, str(int(uid)))
-            ends = [one for one in found if one["at"] is not None]
-            if not ends:
+            path = posixpath.join(NOTICES, f"{int(uid)}{suffix}")
+            if not found:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 continue
-            safefs.write_atomically(path, json.dumps(ends, sort_keys=True).encode("ascii"), 0o640)
+            safefs.write_atomically(path, json.dumps(found, sort_keys=True).encode("ascii"), 0o640)
             os.chown(path, 0, uid)  # the user's own group has the same number
     except OSError as error:
         raise HostError(f"{NOTICES} could not be written: {error.strerror}.") from error

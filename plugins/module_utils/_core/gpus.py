@@ -78,6 +78,8 @@ class Instance:
     processes: tuple[Process, ...] = ()
     #: What is wrong with it alone; what is wrong with its GPU is told there.
     problem: str = ""
+    #: Whether nobody knows what runs on it: NVML lists no processes.
+    unlisted: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Gpu:
     instances: tuple[Instance, ...] = ()
     processes: tuple[Process, ...] = ()
     problem: str = ""
+    #: As of Instance.
+    unlisted: bool = False
 
     @property
     def healthy(self) -> bool:
@@ -162,10 +166,12 @@ def told(seen: Seen) -> dict[str, Any]:
 def _told(gpu: Gpu) -> dict[str, Any]:
     plain = asdict(gpu)
     plain["healthy"] = gpu.healthy
+    del plain["unlisted"]
     for key in ("xids", "processes", "instances"):
         plain[key] = list(plain[key])
     for instance in plain["instances"]:
         instance["processes"] = list(instance["processes"])
+        del instance["unlisted"]
     return plain
 
 
@@ -312,14 +318,16 @@ def _gpu(nvml: Any, index: int, xids: Mapping[str, Sequence[int]], busy: bool) -
 
 def _with_load(nvml: Any, handle: Any, gpu: Gpu) -> Gpu:
     load = None if gpu.mig else _known(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    # The processes of a divided GPU are those of its instances.
+    listed = () if gpu.mig else _processes(nvml, handle)
     return replace(
         gpu,
         load=None if load is None else load.gpu,
         temperature=_temperature(nvml, handle),
         power=_watts(_known(nvml, nvml.nvmlDeviceGetPowerUsage, handle)),
         power_limit=_watts(_known(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)),
-        # The processes of a divided GPU are those of its instances.
-        processes=() if gpu.mig else tuple(_processes(nvml, handle)),
+        processes=listed or (),
+        unlisted=listed is None,
     )
 
 
@@ -332,6 +340,7 @@ def _instances(nvml: Any, handle: Any, index: int, busy: bool) -> Iterator[Insta
         name = nvml.nvmlDeviceGetName(part)
         profile = _PROFILE.search(name)
         memory = nvml.nvmlDeviceGetMemoryInfo(part)
+        listed = _processes(nvml, part) if busy else ()
         yield Instance(
             uuid=nvml.nvmlDeviceGetUUID(part),
             name=name,
@@ -339,7 +348,8 @@ def _instances(nvml: Any, handle: Any, index: int, busy: bool) -> Iterator[Insta
             index=f"{index}:{number}",
             memory=memory.total,
             used=memory.used,
-            processes=tuple(_processes(nvml, part)) if busy else (),
+            processes=listed or (),
+            unlisted=listed is None,
         )
 
 
@@ -458,9 +468,10 @@ def _kernel_log(path: str) -> str:
 # Processes
 
 
-def _processes(nvml: Any, handle: Any) -> Iterator[Process]:
-    for one in _known(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
-        yield process(one.pid, one.usedGpuMemory)
+def _processes(nvml: Any, handle: Any) -> tuple[Process, ...] | None:
+    """Return the processes that compute on a device; None where NVML lists none of it at all."""
+    found = _known(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    return None if found is None else tuple(process(one.pid, one.usedGpuMemory) for one in found)
 
 
 def process(pid: int, memory: int | None, root: str = "/proc") -> Process:

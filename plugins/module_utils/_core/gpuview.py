@@ -11,15 +11,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
-from . import gpuleases, gpurequests, gpus, leases, names
+from . import gpuidle, gpuleases, gpurequests, gpus, leases, names
 from .engine import DEFAULT_URL, Engine
 from .errors import LabError
 from .gpudevices import Device
 from .gpuleases import Held, Survey
 from .gpuqueue import Waiting
 from .gpus import Gpu, Process
+from .notices import idle_words
 from .plan import Actual
 from .policy import Policy, User
 
@@ -38,7 +40,7 @@ def look(policy: Policy, url: str = DEFAULT_URL, seen: gpus.Seen | None = None) 
             engine.close()
     except LabError as error:
         return shown(policy, found, Survey(()), {}, problem=str(error))
-    return shown(policy, found, survey, there)
+    return shown(policy, found, survey, there, idle=gpuidle.idle())
 
 
 def is_wanted(seen: gpus.Seen, there: Iterable[Actual]) -> bool:
@@ -52,9 +54,17 @@ def _names(listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def shown(
-    policy: Policy, seen: gpus.Seen, survey: Survey, there: Mapping[str, str], problem: str = ""
+    policy: Policy,
+    seen: gpus.Seen,
+    survey: Survey,
+    there: Mapping[str, str],
+    problem: str = "",
+    idle: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return what was seen, as plain data; ``problem`` says why nobody knows who holds what."""
+    """Return what was seen, as plain data; ``problem`` says why nobody knows who holds what.
+
+    ``idle``: for how many seconds the GPUs of a container, by its id, did nothing.
+    """
     devices = [device for gpu in seen.gpus for device in gpus.devices_of(gpu)]
     stock = leases.Stock(devices, survey.leases, policy.gpu.shared_by)
     known = {device.uuid for device in devices}
@@ -64,9 +74,9 @@ def shown(
         "cuda": seen.cuda,
         "problem": seen.problem,
         "docker": {"answers": not problem, "problem": problem},
-        "devices": [one for gpu in seen.gpus for one in _devices(policy, gpu, survey, there, stock)],
+        "devices": [one for gpu in seen.gpus for one in _devices(policy, gpu, survey, there, stock, idle)],
         "gone": [
-            {"uuid": uuid, **_holder(policy, held)}
+            {"uuid": uuid, **_holder(policy, held, idle)}
             for held in survey.held
             for uuid in held.lease.uuids
             if uuid not in known
@@ -76,7 +86,12 @@ def shown(
 
 
 def _devices(
-    policy: Policy, gpu: Gpu, survey: Survey, there: Mapping[str, str], stock: leases.Stock
+    policy: Policy,
+    gpu: Gpu,
+    survey: Survey,
+    there: Mapping[str, str],
+    stock: leases.Stock,
+    idle: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
     """Yield what can be given of a GPU; the GPU itself where nothing can, so that it is not overlooked."""
     parts = {one.uuid: one for one in gpu.instances}
@@ -99,12 +114,12 @@ def _devices(
             "xids": list(gpu.xids),
             "free": bool(found) and stock.is_free(device),
             "shared": any(one.lease.shared for one in holders),
-            "holders": [_holder(policy, one) for one in holders],
+            "holders": [_holder(policy, one, idle) for one in holders],
             "processes": [_process(one, holders, there) for one in processes],
         }
 
 
-def _holder(policy: Policy, held: Held) -> dict[str, Any]:
+def _holder(policy: Policy, held: Held, idle: Mapping[str, int]) -> dict[str, Any]:
     project, uid = names.parse_container_name(held.lease.holder)
     state = "running" if held.lease.live else "stopped"
     return {
@@ -114,6 +129,8 @@ def _holder(policy: Policy, held: Held) -> dict[str, Any]:
         # One that was never started, by a process that died, gives way when its GPUs are needed.
         "state": "abandoned" if held.abandoned else state if held.container else "being made",
         "since": held.since,
+        # For how many seconds its GPUs have done nothing; not known before the first look at it.
+        "idle": idle.get(held.container),
         "gpus": leases.shown(held.lease.cost),
     }
 
@@ -165,7 +182,23 @@ def attention(seen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         for process in one["processes"]
         if not process["leased"] and process["uid"] is not None and seen["docker"]["answers"]
     ]
-    return bad, warn
+    return bad, warn + _idle(seen)
+
+
+def _idle(seen: Mapping[str, Any]) -> list[str]:
+    """Return which GPUs are held and do nothing, each container once."""
+    indexes: dict[str, list[str]] = {}
+    holders = {}
+    for one in seen["devices"]:
+        for holder in one["holders"]:
+            indexes.setdefault(holder["container"], []).append(one["index"])
+            holders[holder["container"]] = holder
+    told = []
+    for name, holder in holders.items():
+        waiting = sum(one["uid"] != holder["uid"] for one in seen["waiting"])
+        said = idle_words(holder.get("idle"), waiting, stopped=holder["state"] == "stopped")
+        told += [f"GPU {', '.join(indexes[name])} of {owner(holder)} {said}"] if said else []
+    return told
 
 
 def owner(one: Mapping[str, Any]) -> str:
@@ -191,7 +224,7 @@ def person(policy: Policy, user: User, wanted: str, url: str = DEFAULT_URL) -> d
         possible, lease, error = gpuleases.tried(engine, policy, user, request, devices)
     finally:
         engine.close()
-    mine = [one for one in survey.held if one.lease.uid == user.uid]
+    mine, idle = [one for one in survey.held if one.lease.uid == user.uid], gpuidle.idle()
     waiting = [one for one in survey.waiting if one.uid == user.uid]
     return {
         "user": user.name,
@@ -199,7 +232,7 @@ def person(policy: Policy, user: User, wanted: str, url: str = DEFAULT_URL) -> d
         "group": user.group,
         "limits": asdict(limits),
         "held": leases.shown(sum((one.lease.cost for one in mine), Fraction(0))),
-        "holds": [{"uuids": list(one.lease.uuids), **_holder(policy, one)} for one in mine],
+        "holds": [{"uuids": list(one.lease.uuids), **_holder(policy, one, idle)} for one in mine],
         "waiting": [_waiting(policy, survey, one, time.time()) for one in waiting],
         "gpus": request.render(),
         "now": lease is not None and not found.problem,

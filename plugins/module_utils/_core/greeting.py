@@ -161,6 +161,7 @@ def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) ->
     told += _of_containers(held, notices.notices(user.uid), width) or [
         "Nothing of yours is running. Start a project: project launch NAME"
     ]
+    told += _of_gpus(out, notices.idle_gpus(user.uid), width)
     told += _of_room(out, policy, user, width)
     told += _of_keeping(policy, user, held, width)
     if policy.news:
@@ -186,6 +187,15 @@ def _end(notice: Mapping[str, Any] | None) -> str:
     """Say when a container is to be stopped, where that was noticed, and how it is put off."""
     remark = notices.remark(notice)
     return f", {remark}; {notices.advice(notice, str(notice['project']))}" if notice and remark else ""
+
+
+def _of_gpus(out: Terminal, idle: Mapping[str, str], width: int) -> list[str]:
+    """Say which GPUs are held and do nothing, also those of containers that are stopped."""
+    told = []
+    for project, said in sorted(idle.items()):
+        text = names.printable(f"that of {project} {said}; give it back: container retire {project}")
+        told += [out.style(line, "warn") for line in _wrapped(text, width, "GPU     ")]
+    return told
 
 
 def _of_room(out: Terminal, policy: Policy, user: User, width: int) -> list[str]:

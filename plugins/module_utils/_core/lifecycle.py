@@ -34,6 +34,7 @@ class Counted:
 
     ``noticed`` is for how long a notice has stood, None where there is none, and ``about`` what it is of.
     ``granted`` is what its user put the stop off by, in ``extended`` calls. ``typed``: see Look.
+    ``gpu_idle`` is for how long the GPUs that it holds have done nothing.
     """
 
     container: str
@@ -46,6 +47,7 @@ class Counted:
     granted: float = 0.0
     extended: int = 0
     typed: int = 0
+    gpu_idle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Look:
     """A container as it is now. ``cpu``: nanoseconds of a processor since its start; 0 when it is down.
 
     ``typed`` is another number when somebody typed in a terminal of it, 0 where there is none (``sessions``).
+    ``gpu`` says whether its GPUs work (``gpuidle``); None: it holds none.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Look:
     live: bool
     cpu: int = 0
     typed: int = 0
+    gpu: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,14 @@ def count(before: Counted | None, look: Look, passed: float) -> Counted:
             granted=0.0,
             extended=0,
             typed=0,
+            gpu_idle=0.0 if look.gpu is None else before.gpu_idle + passed,
             noticed=_after(before.noticed, passed) if keeps else None,
             about=DOWN if keeps else "",
         )
     started_anew = before.down > 0 or look.cpu < before.cpu
     used = look.cpu if started_anew else look.cpu - before.cpu
-    active = look.typed not in (0, before.typed)
+    active = look.typed not in (0, before.typed) or look.gpu is True
+    unknown = started_anew or passed > LONGEST_LOOK
     busy = active or passed > LONGEST_LOOK or used / 1e9 >= BUSY_CORES * max(passed, 1e-9)
     over = before.about == DOWN or (before.about == IDLE and busy)
     return replace(
@@ -102,6 +108,7 @@ def count(before: Counted | None, look: Look, passed: float) -> Counted:
         down=0.0,
         cpu=look.cpu,
         typed=look.typed,
+        gpu_idle=before.gpu_idle + passed if look.gpu is False and not unknown else 0.0,
         noticed=None if over else _after(before.noticed, passed),
         about="" if over else before.about,
     )
@@ -229,6 +236,7 @@ def _counted(data: Mapping[str, Any]) -> Counted:
         about=str(data["about"]),
         extended=int(data["extended"]),
         typed=int(data.get("typed", 0)),
+        gpu_idle=_seconds(data.get("gpu_idle", 0.0)),
         **numbers,
     )
 

@@ -11,10 +11,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from .liferules import HOUR
 from .terminal import duration
 
 #: Where a user's file is; gone at every start, as it is made anew.
 NOTICES = "/run/lab-server-notices"
+#: The end of the name of the file that tells a user of GPUs that do nothing.
+IDLE_GPUS = ".gpus"
+#: GPUs that did nothing for so long, in seconds, are worth a word: where others wait, and where nobody does.
+IDLE_WAITED, IDLE_ALONE = HOUR, 24 * HOUR
 
 
 def notices(uid: int) -> dict[str, dict[str, Any]]:
@@ -40,3 +45,26 @@ def advice(notice: Mapping[str, Any] | None, project: str) -> str:
     if notice and notice.get("firm"):
         return str(notice.get("why") or "")
     return f"put it off: container extend {project}"
+
+
+def idle_gpus(uid: int) -> dict[str, str]:
+    """Return what is to be said of a user's GPUs that do nothing, by project; as the user, or as root."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        with open(posixpath.join(NOTICES, f"{int(uid)}{IDLE_GPUS}"), encoding="ascii") as file:
+            found = json.load(file)
+        return {str(one["project"]): str(one["words"]) for one in found}
+    return {}
+
+
+def idle_words(idle: float | None, waiting: int, *, stopped: bool) -> str:
+    """Return what is to be said of a GPU that is held and does nothing; "" where it is not worth a word.
+
+    ``idle``: for how many seconds; None: not known. ``waiting``: how many launches of others wait for GPUs.
+    """
+    wait = {0: "", 1: ", and 1 waits"}.get(waiting, f", and {waiting} wait")
+    if stopped and waiting:
+        return f"is held by a container that is stopped{wait}"
+    if idle is None or idle < (IDLE_WAITED if waiting else IDLE_ALONE):
+        return ""
+    hours = int(idle // HOUR)
+    return f"has done nothing for {'1 hour' if hours == 1 else f'{hours} hours'}{wait}"

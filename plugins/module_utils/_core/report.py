@@ -18,6 +18,7 @@ from . import (
     VERSION,
     capacity,
     containers,
+    gpuidle,
     gpus,
     imagesizes,
     imagestate,
@@ -64,6 +65,8 @@ class Docker:
     #: By their ids, what is in the newest retired containers, if it was asked for.
     holds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: By the ids of containers, for how many seconds the GPUs that they hold have done nothing (``gpuidle``).
+    gpu_idle: Mapping[str, int] = field(default_factory=dict)
     #: By uid, what the images of each owner hold; None if it was not asked for.
     image_sizes: Mapping[int, int] | None = None
 
@@ -177,6 +180,7 @@ def _docker(policy: Policy, url: str, sizes: bool, packages: bool, holds: bool) 
                 one.actual.id: retired.measured(engine, one.actual) for one in kept[:_LOOKED_INTO] if holds
             },
             packages=_packages(pictures) if packages else {},
+            gpu_idle=gpuidle.idle(),
             image_sizes=imagesizes.by_owner(engine, policy, pictures) if sizes else None,
         )
     except LabError as error:
@@ -336,6 +340,7 @@ def _containers(policy: Policy, docker: Docker) -> list[dict[str, Any]]:
                 "size": docker.sizes.get(actual.id),
                 "image": image.named(actual.image) if image else actual.image,
                 "image_newer": image is not None and image.id != actual.image,
+                "gpu_idle": docker.gpu_idle.get(actual.id) if actual.lease else None,
                 "declared": (user, project) in declared,
                 "spec": _spec(actual),
                 **_container_drift(user, docker.plans.get((user, project))),

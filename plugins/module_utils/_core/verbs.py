@@ -255,14 +255,19 @@ def _project_forget(request: Request) -> dict[str, Any]:
 
 def _container_list(request: Request) -> dict[str, Any]:
     from .containers import listing
-    from .notices import notices
+    from .notices import idle_gpus, notices
 
-    ends = notices(request.user.uid)
+    ends, idle = notices(request.user.uid), idle_gpus(request.user.uid)
     with connected() as engine:
         own = listing(engine, request.policy, request.user)
         return {
             "containers": [
-                {**with_job(engine, request, info), "ends": ends.get(info.project)} for info in own
+                {
+                    **with_job(engine, request, info),
+                    "ends": ends.get(info.project),
+                    "gpu": idle.get(info.project, ""),
+                }
+                for info in own
             ]
         }
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from . import gpuleases, gpurequests, gpureservations, gpureserve, leases, names
+from . import gpuidle, gpuleases, gpurequests, gpureservations, gpureserve, leases, names
 from .errors import InvalidInput, LabError, NotFound
 from .gpudevices import Device
 from .gpuleases import Held, Survey
+from .notices import IDLE_WAITED
 from .protocol import gpus
 from .verbs import Request, Verb, connected, settings, yes
 
@@ -35,8 +36,11 @@ def _list(request: Request) -> dict[str, Any]:
     mine = [one for one in seen.leases if one.uid == request.user.uid]
     stock = leases.Stock(devices, seen.leases, limits.shared_by)
     kept = gpuleases.kept_from(seen, request.policy, request.user)
+    idle = gpuidle.idle()
     return {
-        "devices": [_told(request, one, seen, stock, kept) for one in devices],
+        "devices": [
+            {**_told(request, one, seen, stock, kept), "idle": _idle(one.uuid, seen, idle)} for one in devices
+        ],
         "gone": _gone(request, devices, seen),
         "problem": problem,
         "held": leases.shown(sum((one.cost for one in mine), Fraction(0))),
@@ -67,6 +71,13 @@ def _told(
         "use": use,
         "projects": sorted(_project(one) for one in holders if one.lease.uid == request.user.uid),
     }
+
+
+def _idle(uuid: str, seen: Survey, idle: Mapping[str, int]) -> int | None:
+    """Return for how many seconds the leases of a device have been idle; None: not known, or nobody's."""
+    held = [idle.get(one.container) for one in seen.held if uuid in one.lease.uuids]
+    known = [one for one in held if one is not None]
+    return min(known) if known and len(known) == len(held) else None
 
 
 def _gone(request: Request, devices: Sequence[Device], seen: Survey) -> list[dict[str, Any]]:
@@ -112,7 +123,14 @@ def _queue(request: Request) -> dict[str, Any]:
             }
         )
     mine = [one for one in gpuleases.interrupted() if one.uid == request.user.uid]
-    return {"waiting": told, "interrupted": [{"project": one.project, "gpus": one.request} for one in mine]}
+    idle = gpuidle.idle()
+    held = {uuid for one in seen.held if one.lease.uid != request.user.uid for uuid in one.lease.uuids}
+    return {
+        "waiting": told,
+        "interrupted": [{"project": one.project, "gpus": one.request} for one in mine],
+        # How many that others hold have done nothing for an hour; whose they are is not told.
+        "idle": sum((_idle(uuid, seen, idle) or 0) >= IDLE_WAITED for uuid in held),
+    }
 
 
 def _release(request: Request) -> dict[str, Any]:
