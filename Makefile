@@ -87,9 +87,10 @@ molecule: .venv/.ready packages-machine ## a scenario on a virtual machine [SCEN
 	@$(TOOL)/check.py molecule --scenario '$(SCENARIO)' $(if $(DISTRO),--distro '$(DISTRO)')
 
 .PHONY: bench
-bench: .venv/.ready packages-machine packages-engine ## measure library, commands, then the playbook [DISTRO=] [ARGS=...]
+bench: .venv/.ready packages-shells packages-machine packages-engine ## measure library, commands, then the playbook [DISTRO=] [ARGS=...]
 	@status=0; $(SUDO) $(TOOL)/bench_engine.py $(ARGS) || status=1; \
 	.venv/bin/python tests/benchmarks/leases.py || status=1; \
+	.venv/bin/python tests/benchmarks/gpus.py || status=1; \
 	.venv/bin/python tests/benchmarks/copies.py || status=1; \
 	$(SUDO) $(TOOL)/bench_commands.py || status=1; \
 	$(TOOL)/bench.py $(if $(DISTRO),--distro '$(DISTRO)') || status=1; exit $$status
