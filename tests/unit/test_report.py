@@ -158,6 +158,14 @@ def test_containers_are_told_with_spec_drift_and_why(policy: Policy) -> None:
     assert (one["size"], one["declared"], one["running"]) == (123, True, True)
 
 
+def test_a_container_that_holds_gpus_tells_for_how_long_they_did_nothing(policy: Policy) -> None:
+    idle = {"id-thesis": 7200, "id-other": 5}
+    for lease, told_of in (("a lease", 7200), ("", None)):
+        docker = Docker(snapshot=snapshot(container(policy, "alice", "thesis", lease=lease)), gpu_idle=idle)
+        (one,) = told(policy, docker)["containers"]
+        assert one["gpu_idle"] == told_of
+
+
 def test_a_container_as_it_should_be_does_not_drift(policy: Policy) -> None:
     actual = container(policy, "alice", "thesis")
     docker = Docker(snapshot=snapshot(actual), plans={("alice", "thesis"): ItemResult(actual.name)})
