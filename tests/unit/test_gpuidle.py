@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import test_gpu_leases
@@ -36,6 +37,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.lifecycle import 
     IDLE,
     Counted,
     Look,
+    Record,
     count,
     parse,
 )
@@ -175,7 +177,8 @@ class Clocked:
         """Let so much time pass, with a look at the end of each hour."""
         for _hour in range(int(hours)):
             self.up += HOUR
-            ending.tick(self.server.engine, self.server.policy)
+            # Nobody's limits end anything here.
+            assert ending.tick(self.server.engine, self.server.policy) == []
 
     def told(self) -> dict[str, Any]:
         made: dict[str, Any] = gpuview.shown(
@@ -255,3 +258,31 @@ def test_a_damaged_record_tells_nothing_and_is_not_hidden_by_this(clocked: Clock
         verbs_gpu._idle(uuid(0), gpuleases.survey(clocked.server.engine, clocked.server.policy), {row.id: 5})
         == 5
     )
+
+
+def test_a_notice_does_not_stand_on_while_there_is_no_limit(clocked: Clocked) -> None:
+    row = clocked.server.launch(clocked.server.user(0), "thesis", "1")
+    stood = Counted(row.id, ran=90 * HOUR, noticed=24.0 * HOUR, about="run")
+    clocked.server.records.files[gpuidle.RECORD] = Record("b", 0.0, ((row.name, stood),)).render()
+    clocked.hours(1)
+    ((_name, now),) = parse(clocked.server.records.files[gpuidle.RECORD], "x").counted
+    assert (now.noticed, now.about, now.gpu_idle) == (None, "", HOUR)
+
+
+def test_work_on_a_gpu_keeps_a_container_from_its_end_for_idling(
+    clocked: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, stopped = clocked.server, []
+    user = server.user(0)
+    limited = replace(user, limits=replace(user.limits, idle_hours=3))
+    life = replace(server.policy.life, notice_hours=1)
+    server.policy = replace(server.policy, users=(limited, *server.policy.users[1:]), life=life)
+    monkeypatch.setattr(ending, "stop", lambda *words, **_more: stopped.append(words[2]))
+    monkeypatch.setattr(ending, "journal", mock.Mock())
+    server.launch(user, "thesis", "1")
+    server.launch(user, "essay", "1")
+    clocked.busy = {uuid(0)}
+    for _hour in range(6):
+        clocked.up += HOUR
+        ending.tick(server.engine, server.policy)
+    assert set(stopped) == {"essay"}

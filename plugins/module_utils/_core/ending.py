@@ -106,25 +106,27 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
     with locks.hold(_LOCK):
         found = [(info, _user_of(policy, info)) for info in listing_all(engine, policy)]
         working = gpuidle.look(engine, policy)
-        limited = {
+        looked_at = {
             info.name: (info, user)
             for info, user in found
             if user and (info.id in working.containers or is_limited(policy, user, info.project))
         }
         boot, up = _now()
-        typed = sessions.typed(limited) if limited else {}
+        typed = sessions.typed(looked_at) if looked_at else {}
         looks = [
             replace(_look(engine, info, typed.get(info.name, 0)), gpu=working.containers.get(info.id))
-            for info, _user in limited.values()
+            for info, _user in looked_at.values()
         ]
         counted = after(_record(), looks, boot, up)
         due: list[tuple[User, ContainerInfo, Decision]] = []
         told: dict[int, list[dict[str, Any]]] = {}
         for look in looks:
-            info, user = limited[look.name]
+            info, user = looked_at[look.name]
             decision, counted[look.name] = decide(
                 counted[look.name], policy.limits_of(user, info.project), policy.life, live=look.live
             )
+            if not is_limited(policy, user, info.project):
+                continue  # it is looked at for the GPUs that it holds, and comes to no end
             due.append((user, info, decision))
             told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
         handed: list[Handover] = []
@@ -136,7 +138,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
                 gpuleases.forget_dead()
                 # In this order: a notice that could not be published is not counted as one that stands.
                 _publish({user.uid: told.get(user.uid, []) for user in policy.users})
-                _publish_idle(policy, limited, counted, working)
+                _publish_idle(policy, looked_at, counted, working)
                 state.write_record(_RECORD, Record(boot, up, tuple(sorted(counted.items()))).render())
                 gpuhandover.keep(heard)
         finally:
