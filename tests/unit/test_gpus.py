@@ -53,7 +53,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bare(library: Path) -> Callable[[], None]:
     """Return the function that makes the bare calls of a look, and no more."""
-    nvml: Any = pytest.importorskip("pynvml")
+    nvml: Any = pytest.importorskip("pynvml", reason="nvidia-ml-py is a package of tests alone")
     sys.path.insert(0, str(SIMULATION))
     try:
         from bare import bare as calls  # type: ignore[import-not-found]  # a script, not a package
