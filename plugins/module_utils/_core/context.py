@@ -514,18 +514,25 @@ def check(archive: BinaryIO) -> tuple[tuple[Member, ...], str]:
     return tuple(members[path] for path in sorted(members)), dockerfile
 
 
-def put_in(archive: BinaryIO, files: Mapping[str, str]) -> None:
-    """Let a checked context have these files, texts by their names; the archive is at its start afterwards.
+def put_in(archive: BinaryIO, files: Mapping[str, str], modes: Mapping[str, int] | None = None) -> None:
+    """Let a checked context have these files, texts by their paths; the archive is at its start afterwards.
 
-    The last of two members of one name counts (tar(5); Docker removes what is there before it unpacks), so
-    what the project has under such a name is not in the build.
+    Their modes are 0644 where ``modes`` has no other. The last of two members of one name counts (tar(5);
+    Docker removes what is there before it unpacks, but for a folder where one is to be), so what the project
+    has under such a name, or in place of a folder above it, is not in the build.
     """
+    above = (path.split("/")[:-1] for path in files)
+    folders = {"/".join(parts[: depth + 1]) for parts in above for depth in range(len(parts))}
     archive.seek(0)
     with tarfile.open(fileobj=archive, mode="a:", format=tarfile.PAX_FORMAT) as opened:
+        for name in sorted(folders):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            opened.addfile(member)
         for name, text in sorted(files.items()):
             content = text.encode("utf-8")
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o644
+            member.size, member.mode = len(content), (modes or {}).get(name, 0o644)
             opened.addfile(member, io.BytesIO(content))
     archive.seek(0)
 

@@ -49,6 +49,8 @@ _SHORT_ID = re.compile(r"[0-9a-f]{12}")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # How the builder ends when a command failed.
 _EXIT = re.compile(r"The command '.*' returned a non-zero code: [0-9]+")
+# Of a command of several lines that is said in as many.
+_EXIT_BEGINS, _EXIT_ENDS = "The command '", re.compile(r".*' (returned a non-zero code: [0-9]+)")
 #: Kinds of a change in a container.
 MODIFIED, ADDED, DELETED = range(3)
 
@@ -645,6 +647,7 @@ class _BuildReader:
         self.last = ""
         self.newest = ""
         self._cached = False
+        self._before: str | None = None
 
     def line(self, text: str) -> None:
         self._log(text)
@@ -655,7 +658,7 @@ class _BuildReader:
         words = shown.split()
         if words[0] == "Step" and len(words) > 1 and words[1].split("/")[0].isdigit():
             self.step = int(words[1].split("/")[0])
-            self.last, self._cached = "", False
+            self.last, self._cached, self._before = "", False, None
         elif shown == "---> Using cache":
             self._cached = True
         elif words[0] == "--->" and len(words) == 2 and _SHORT_ID.fullmatch(words[1]):
@@ -664,9 +667,13 @@ class _BuildReader:
         elif _EXIT.fullmatch(text.strip()):
             # It comes after what the command said of its failure, which tells more.
             self.last = self.last or shown
+        elif self._before is not None and _EXIT_ENDS.fullmatch(text.strip()):
+            self.last = self._before or _EXIT_ENDS.sub(r"The command \1", shown)
         elif not shown.startswith(
             ("--->", "Removing intermediate", "Sending build", "DEPRECATED", "Install the buildx")
         ):
+            if shown.startswith(_EXIT_BEGINS):
+                self._before = self.last
             self.last = shown
         self._progress(shown)
 

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a project's image is made of, as one digest: equal means that a build would change nothing.
 
-It also reads of a Dockerfile which images it starts from, to refuse those of other users before a build.
+It also reads of a Dockerfile which images it starts from, to refuse those of other users before a build, and
+writes it as the classic builder takes it (``buildkit``).
 Source of the syntax: https://docs.docker.com/reference/dockerfile/.
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from . import buildkit
+from .buildkit import Document
 from .context import Member
 from .errors import InvalidInput, Refused
 from .names import printable
@@ -22,9 +25,8 @@ _FORMAT = 1
 _ESCAPE = re.compile(r"#\s*escape\s*=", re.IGNORECASE)
 # A backslash at the end continues the line, but not after another one.
 _CONTINUED = re.compile(r"(?<!\\)(\\[ \t]*)$")
-_HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
 # Flags come first; with quotes or backslashes in them the builder would see others than we do.
-_FLAG = re.compile(r"--[a-z][a-z-]*(?:=[^\s\"'\\]*)?")
+_FLAG = re.compile(r"--[a-z][a-z-]*(?:=[^\s\"'\\<]*)?")
 _FLAGGED = frozenset({"FROM", "RUN", "COPY", "ADD", "HEALTHCHECK"})
 # Those are predefined: with a value of their own they would pass through builds that share a cache.
 _PROXIES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
@@ -48,11 +50,15 @@ _WRITE_IT = "Write the image's name there, plainly."
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction of a Dockerfile: its first line (counted from 1), its word in capitals, and the rest."""
+    """An instruction of a Dockerfile: its first line (counted from 1), its word in capitals, and the rest.
+
+    The here-documents that it opens are in the rest by their openings alone.
+    """
 
     line: int
     word: str
     rest: str
+    documents: tuple[Document, ...] = ()
 
 
 def instructions(dockerfile: str) -> list[Instruction]:
@@ -65,7 +71,8 @@ def instructions(dockerfile: str) -> list[Instruction]:
     found: list[Instruction] = []
     collected, first = "", 0
     # str.splitlines would know more ends of lines than the builder does.
-    for number, raw in enumerate(dockerfile.lstrip("\ufeff").split("\n"), start=1):
+    lines = enumerate(dockerfile.lstrip("\ufeff").split("\n"), start=1)
+    for number, raw in lines:
         line = raw[:-1] if raw.endswith("\r") else raw
         text = line.lstrip(" \t")
         if _ESCAPE.match(text):
@@ -86,27 +93,30 @@ def instructions(dockerfile: str) -> list[Instruction]:
         if continued is not None:
             collected = collected[: continued.start(1)]
             continue
-        _append(found, first, collected)
+        _append(found, first, collected, lines)
         collected, first = "", 0
     if collected:
-        _append(found, first, collected)
+        _append(found, first, collected, lines)
     return found
 
 
-def _append(found: list[Instruction], line: int, text: str) -> None:
+def _append(found: list[Instruction], line: int, text: str, following: Iterator[tuple[int, str]]) -> None:
     words = text.split(None, 1)
     if not words:
         return
     item = Instruction(line, words[0].upper(), words[1].strip() if len(words) > 1 else "")
     _check(item)
-    found.append(item)
+    where = f"Dockerfile line {line}"
+    documents = buildkit.documents(item.word, item.rest, following, where)
+    buildkit.check_flags(item.word, item.rest, documents, where)
+    found.append(replace(item, documents=documents))
 
 
 def _check(item: Instruction) -> None:
     """Raise InvalidInput or Refused for what builders read differently, or would do as root."""
     where = f"Dockerfile line {item.line}"
-    if _HERE_DOCUMENT.search(item.rest):
-        raise InvalidInput(f"{where}: a here-document is not supported.", "Use a file and COPY.")
+    if len(item.rest.encode("utf-8", "replace")) > buildkit.LINE_LIMIT:
+        raise InvalidInput(f"{where}: it is too long.", "Use a file and COPY.")
     if item.rest.endswith("\\"):
         raise InvalidInput(f"{where}: it ends with a backslash.", "Remove it.")
     if not _WORD.fullmatch(item.word):
@@ -200,8 +210,12 @@ def steps(
     build_args: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
     copies: Mapping[str, str] | None = None,
+    shells: Mapping[str, Sequence[str] | None] | None = None,
 ) -> list[Step]:
     """Return the steps of a Dockerfile as it was read here, the images of FROM in plain.
+
+    ``shells`` are what runs commands in the images that it starts from (``shell_of``), by their names; in
+    others it is the usual one.
 
     After each FROM, before anything runs, ``copies`` (paths of the context, by where they go in the image)
     and ``environment`` are put in, as COPY and ARG: an ARG is in the environment of what runs in the build,
@@ -213,20 +227,86 @@ def steps(
     own = variables(dockerfile)
     more = [f"COPY {path} {place}" for place, path in sorted((copies or {}).items())]
     more += [f"ARG {name}={value}" for name, value in sorted((environment or {}).items()) if name not in own]
+    quiet = [f"ARG {name}={value}" for name, value in buildkit.NO_CACHES.items() if name not in own]
     arguments: dict[str, str] = {}
     found: list[Step] = []
-    started = False
+    stages = _Shells(shells or {})
+    started = caches = False
     for item in instructions(dockerfile):
         if item.word == "ARG" and not started:
             _take_arguments(arguments, item.rest, build_args)
         if item.word == "FROM":
-            started = True
+            started, caches = True, False
             image, stage = _from(item, arguments)
+            stages.begin(image, stage)
             flags = [word for word in item.rest.split() if word.startswith("--")]
             text = " ".join(["FROM", *flags, image, *(("AS", stage) if stage else ())])
             found += [Step(line, item) for line in (text, *more)]
-        else:
-            found.append(Step(f"{item.word} {item.rest}".rstrip(), item))
+            continue
+        if item.word == "SHELL":
+            stages.change(item.rest)
+        if item.word == "RUN" and not caches and buildkit.leaves_caches_out(item.rest):
+            caches = True
+            found += [Step(line, item) for line in quiet]
+        found.append(Step(_written(item, stages.shell), item))
+    return found
+
+
+class _Shells:
+    """Follows what runs the commands of a stage: what its image says, and then SHELL."""
+
+    def __init__(self, images: Mapping[str, Sequence[str] | None]) -> None:
+        self._images = images
+        self._stages: dict[str, Sequence[str] | None] = {}
+        self._stage = ""
+        self.shell: Sequence[str] | None = buildkit.SHELL
+
+    def begin(self, image: str, stage: str) -> None:
+        """Begin a stage of this name, which may be "", on an image or another stage."""
+        earlier = image.lower() in self._stages
+        self._stage = stage
+        self._set(self._stages[image.lower()] if earlier else self._images.get(image, buildkit.SHELL))
+
+    def change(self, rest: str) -> None:
+        """Take what SHELL says; the builder refuses what is no list."""
+        self._set(buildkit.exec_form(rest) or None)
+
+    def _set(self, shell: Sequence[str] | None) -> None:
+        self.shell = shell
+        if self._stage:
+            self._stages[self._stage] = shell
+
+
+def shell_of(config: Mapping[str, object]) -> Sequence[str] | None:
+    """Return what runs commands in an image, by its configuration as Docker tells it; None if unknown.
+
+    Instructions that an image leaves for what is built on it may change it.
+    """
+    triggers = config.get("OnBuild")
+    if isinstance(triggers, list) and any("shell" in str(trigger).lower() for trigger in triggers):
+        return None
+    said = config.get("Shell")
+    return [str(word) for word in said] if isinstance(said, list) and said else buildkit.SHELL
+
+
+def _written(item: Instruction, shell: Sequence[str] | None) -> str:
+    """Return an instruction other than FROM as the classic builder takes it: one line."""
+    word, rest = item.word, item.rest
+    if word == "RUN":
+        rest = buildkit.run(rest, item.documents, shell, f"Dockerfile line {item.line}")
+    elif word in ("COPY", "ADD"):
+        # What stands in the Dockerfile is no archive to be unpacked.
+        word = "COPY" if item.documents else word
+        rest = buildkit.copy(rest, item.documents, item.line)
+    return f"{word} {rest}".rstrip()
+
+
+def inline_files(dockerfile: str) -> dict[str, tuple[str, int]]:
+    """Return the files in the context that stand in the Dockerfile itself: (text, mode) by their paths."""
+    found: dict[str, tuple[str, int]] = {}
+    for item in instructions(dockerfile):
+        if item.word in ("COPY", "ADD"):
+            found.update(buildkit.files(item.rest, item.documents, item.line))
     return found
 
 
@@ -235,13 +315,14 @@ def canonical(
     build_args: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
     copies: Mapping[str, str] | None = None,
+    shells: Mapping[str, Sequence[str] | None] | None = None,
 ) -> str:
     """Return the Dockerfile as it was read here: one instruction a line, with what ``steps`` puts in.
 
     This is what the builder gets, so that it cannot read another image than was allowed, whatever its
     version makes of ends of lines, quotes and variables. Raises InvalidInput as ``sources`` does.
     """
-    return "".join(f"{step.text}\n" for step in steps(dockerfile, build_args, environment, copies))
+    return "".join(f"{step.text}\n" for step in steps(dockerfile, build_args, environment, copies, shells))
 
 
 def labels(values: Mapping[str, str]) -> str:

@@ -864,7 +864,8 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         copies = {freeze.LOCK_PLACE: freeze.LOCK_FILE}
         environment = {**environment, **freeze.ENVIRONMENT}
         files[freeze.LOCK_FILE] = "".join(f"{line}\n" for line in lock.lines)
-    steps = fingerprint.steps(packed.dockerfile, work.arguments, environment, copies)
+    shells = _shells(work, packed.dockerfile)
+    steps = fingerprint.steps(packed.dockerfile, work.arguments, environment, copies, shells)
     labels = {
         LABEL_OWNER: str(user.uid),
         LABEL_PROJECT: work.project,
@@ -872,9 +873,11 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         LABEL_KIND: "project",
         **_base(work, packed.dockerfile),
     }
-    dockerfile = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies)
+    inline = fingerprint.inline_files(packed.dockerfile)
+    files.update({path: text for path, (text, _mode) in inline.items()})
+    dockerfile = fingerprint.canonical(packed.dockerfile, work.arguments, environment, copies, shells)
     files[context.DOCKERFILE] = dockerfile + fingerprint.labels(labels)
-    context.put_in(packed.archive, files)
+    context.put_in(packed.archive, files, {path: mode for path, (_text, mode) in inline.items()})
     _remove_strays(work)
     started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     request = BuildRequest(
@@ -905,6 +908,14 @@ def _build(work: _Work, packed: context.Context, digest: str, lock: freeze.Lock 
         if work.log is not None and work.log.begun:
             hint += f" All that it said: image log {work.project}"
         raise EngineError(_explained(error, work.project, steps), hint) from error
+
+
+def _shells(work: _Work, dockerfile: str) -> dict[str, Sequence[str] | None]:
+    """Return what runs commands in the images that a build starts from, by their names."""
+    found = {}
+    for image in fingerprint.sources(dockerfile, work.arguments, work.user.uid):
+        found[image] = fingerprint.shell_of((work.engine.inspect_image(image) or {}).get("Config") or {})
+    return found
 
 
 def _package_cache(work: _Work, dockerfile: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -12,7 +12,9 @@ whatever is not understood for sure makes all of the context count.
   each file and folder). With ``[``, ``**``, quotes, backslashes, variables or ``..``, everything counts.
 - The builder follows a link that is a source, or on the way to one, to wherever in the context it leads.
   Where there is such a link, everything counts. Links within a folder that is taken stay links.
-- RUN with a mount can see all of the context, and so can instructions that the base image left (ONBUILD).
+- Instructions that the base image left (ONBUILD) can take all of it. RUN takes nothing: a mount that could
+  see the context is refused before (``buildkit``).
+- A here-document of COPY is part of the Dockerfile.
 - The Dockerfile and .dockerignore always count.
 
 Source: moby, builder/dockerfile/copy.go and builder/remotecontext; https://docs.docker.com/reference/dockerfile/.
@@ -24,6 +26,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from . import buildkit
 from .context import DOCKERFILE, IGNORE_FILE, Member
 from .fingerprint import Instruction, instructions
 
@@ -64,11 +67,11 @@ def sources_of(found: Iterable[Instruction]) -> list[tuple[str, ...]] | None:
     """
     sources: list[tuple[str, ...]] = []
     for item in found:
-        flags, words = _split(item.rest)
+        flags, words = buildkit.split_flags(item.rest)
         if item.word in _COPYING:
             if item.word == "COPY" and any(_FROM_ELSEWHERE.fullmatch(flag) for flag in flags):
                 continue
-            given = _words(words)
+            given = _words(buildkit.from_the_context(words, item.documents), 1 if item.documents else 2)
             if given is None:
                 return None
             for source in given:
@@ -76,22 +79,12 @@ def sources_of(found: Iterable[Instruction]) -> list[tuple[str, ...]] | None:
                 if not parts or ".." in parts:
                     return None
                 sources.append(parts)
-        elif item.word == "ONBUILD" or (item.word == "RUN" and any("mount" in flag for flag in flags)):
+        elif item.word == "ONBUILD":
             return None
     return sources
 
 
-def _split(rest: str) -> tuple[list[str], str]:
-    """Return the flags of an instruction and what follows them."""
-    flags = []
-    while rest.startswith("--"):
-        flag, *left = rest.split(None, 1)
-        flags.append(flag)
-        rest = left[0] if left else ""
-    return flags, rest
-
-
-def _words(text: str) -> list[str] | None:
+def _words(text: str, least: int) -> list[str] | None:
     """Return the sources of a COPY or an ADD, its last word being where they go; None if not for sure."""
     words: object = text.split()
     if text.startswith("["):
@@ -99,7 +92,7 @@ def _words(text: str) -> list[str] | None:
             words = json.loads(text)
         except ValueError:
             return None
-    if not isinstance(words, list) or len(words) < 2 or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list) or len(words) < least or not all(isinstance(word, str) for word in words):
         return None
     given = words[:-1]
     return None if any(_UNCLEAR.search(word) for word in given) else given

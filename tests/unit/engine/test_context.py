@@ -450,3 +450,19 @@ def test_the_builder_unpacks_what_was_put_in_last():
         # As it is unpacked: the last of one name stays.
         there = {member.name: opened.extractfile(member).read() for member in opened}
     assert there == {"Dockerfile": b"FROM good\n", "z": b"z"}
+
+
+def test_what_is_put_in_below_a_folder_has_that_folder_whatever_was_there():
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        link = tarfile.TarInfo("a")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        opened.addfile(link)
+    context.put_in(archive, {"a/b/c": "x"}, {"a/b/c": 0o755})
+    with tarfile.open(fileobj=archive, mode="r:") as opened:
+        last = {member.name: (member.type, member.mode) for member in opened}
+    assert last == {
+        "a": (tarfile.DIRTYPE, 0o755),
+        "a/b": (tarfile.DIRTYPE, 0o755),
+        "a/b/c": (tarfile.REGTYPE, 0o755),
+    }

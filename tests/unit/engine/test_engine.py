@@ -96,6 +96,21 @@ def test_what_a_command_said_of_its_failure_tells_more_than_its_code():
     assert reader.last == "ERROR: no such package"
 
 
+def test_a_command_of_several_lines_that_failed_is_not_taken_for_what_it_said():
+    reader = _BuildReader(lambda _line: None)
+    ended = ("The command '/bin/sh -c echo one", "false", "' returned a non-zero code: 7")
+    for line in ("Step 1/2 : RUN a", "ERROR: no such package", *ended):
+        reader.line(line)
+    assert reader.last == "ERROR: no such package"
+    for line in ("Step 2/2 : RUN b", *ended):
+        reader.line(line)
+    assert reader.last == "The command returned a non-zero code: 7"
+    # Without the beginning it is only what a command printed.
+    for line in ("Step 2/2 : RUN b", "it's' returned a non-zero code: 7"):
+        reader.line(line)
+    assert reader.last == "it's' returned a non-zero code: 7"
+
+
 def test_no_engine():
     with pytest.raises(EngineError, match=r"does not answer.*systemctl status docker"):
         Engine.connect("unix:///nonexistent/docker.sock")

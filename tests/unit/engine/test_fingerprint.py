@@ -42,7 +42,6 @@ def test_instructions():
     [
         "# escape=`\nFROM a",
         "  #escape = `\nFROM a",
-        "FROM a\nRUN <<EOF\nFROM b\nEOF",
         'RUN x <<-"E"',
         'RUN <<"1\\\\"\nx',
         # A separator that only one of two parsers takes for a space.
@@ -75,7 +74,6 @@ def test_what_is_read_in_more_than_one_way(text):
         ("FROM a.b AS x\nFROM y\nCOPY --from=x /a /b\nCOPY --from=0 /a /b", ("a.b", "y")),
         ("FROM lab/2001/mine", ("lab/2001/mine",)),
         ("FROM x:1@sha256:" + "0" * 64, ("x:1@sha256:" + "0" * 64,)),
-        ("FROM y\nRUN --mount=type=bind,from=x,target=/x true", ("y", "x")),
         ("\ufeffFROM y", ("y",)),
     ],
 )

@@ -1014,9 +1014,9 @@ def test_an_index_that_is_set_is_left(
     written: list[str] = []
     put_in = context.put_in
 
-    def noted(archive: Any, files: dict[str, str]) -> None:
+    def noted(archive: Any, files: dict[str, str], modes: dict[str, int]) -> None:
         written.append(files["Dockerfile"])
-        put_in(archive, files)
+        put_in(archive, files, modes)
 
     monkeypatch.setattr(context, "put_in", noted)
     engine = Model()
