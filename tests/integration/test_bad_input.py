@@ -159,7 +159,7 @@ def too_many_files(thesis, *_more) -> None:
         (a_step_that_fails, r"line 3 of its Dockerfile \(RUN false\)"),
         (no_instruction, "line 2"),
         (a_source_that_is_missing, r"line 3 of its Dockerfile \(COPY nothing /x\)"),
-        (a_missing_base, "lab/nothing of the Dockerfile is not on this server.*Base images here"),
+        (a_missing_base, "Dockerfile line 1: the image lab/nothing is not.*Base images here"),
         (a_missing_requirement, r"line 3 .*No matching distribution found for no-such-package==1\.0"),
         (too_many_bytes, r"More than 100000 files or 1G .*\.dockerignore"),
         (too_many_files, r"More than 100000 files or 1G .*\.dockerignore"),

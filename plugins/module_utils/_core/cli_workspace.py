@@ -116,7 +116,9 @@ def _workspace_where(call: Call) -> int:
     user, policy, table = call.user(), call.policy(), mounts.read()
     paths = call.options.paths or ["."]
     if "" in paths:
-        raise InvalidInput("An empty path names nothing.")
+        raise InvalidInput(
+            "An empty path names nothing.", "Name a file or a folder, or nothing for this folder."
+        )
     found = [where.told(policy, user, path, table) for path in paths]
     if call.json:
         call.answer({"paths": found})

@@ -537,17 +537,26 @@ def put_in(archive: BinaryIO, files: Mapping[str, str], modes: Mapping[str, int]
     archive.seek(0)
 
 
+_CHANGED_MEANWHILE = (
+    "Was it changed meanwhile? Try again; if it stays so, move it away or name it in .dockerignore."
+)
+
+
 def _check_place(info: tarfile.TarInfo, members: Mapping[str, Member]) -> None:
     """Raise InvalidInput for a path that a context of ours cannot have, given what came before it."""
     path = info.name
     parts = path.split("/")
     if not path or any(part in ("", ".", "..") for part in parts) or "\0" in path or path in members:
-        raise InvalidInput(f"The build context has a path that is not allowed: {printable(path)[:100]}.")
+        raise InvalidInput(
+            f"The build context has a path that is not allowed: {printable(path)[:100]}.", _CHANGED_MEANWHILE
+        )
     for depth in range(1, len(parts)):
         above = members.get("/".join(parts[:depth]))
         # A folder that .dockerignore names is not sent, though something below it may be.
         if above is not None and above.kind != "d":
-            raise InvalidInput(f"The build context has something below a file: {printable(path)[:100]}.")
+            raise InvalidInput(
+                f"The build context has something below a file: {printable(path)[:100]}.", _CHANGED_MEANWHILE
+            )
 
 
 def _member(info: tarfile.TarInfo, content: IO[bytes] | None) -> Member:
@@ -557,7 +566,10 @@ def _member(info: tarfile.TarInfo, content: IO[bytes] | None) -> Member:
     if info.issym():
         return Member(info.name, "l", False, info.linkname)
     if content is None or info.issparse():
-        raise InvalidInput(f"The build context has a member of another kind: {printable(info.name)[:100]}.")
+        raise InvalidInput(
+            f"The build context has a member of another kind: {printable(info.name)[:100]}.",
+            "Move it out of the project's folder, or name it in .dockerignore.",
+        )
     if info.name == DOCKERFILE and info.size > DOCKERFILE_LIMIT:
         raise InvalidInput("The Dockerfile is too large.", "Make it smaller than 1 MiB.")
     digest = hashlib.sha256()

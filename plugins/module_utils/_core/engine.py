@@ -470,7 +470,9 @@ class Engine:
         with self._asked(f"fetch the image {reference}"):
             for event in self._client.pull(repository, tag=tag, stream=True, decode=True, **given):
                 if "error" in event:
-                    raise EngineError(f"{reference} could not be fetched: {one_line(event['error'])}.")
+                    raise EngineError(
+                        f"{reference} could not be fetched: {one_line(event['error'])}.", _LOOK_AT_REGISTRY
+                    )
                 reader.event(event)
 
     def load(self, archive: BinaryIO) -> str:
@@ -784,10 +786,19 @@ def _sentences(deed: str, url: str) -> Iterator[None]:
         raise found from error
 
 
+_LOOK_AT_REGISTRY = "Check its name, and whether the server reaches its registry."
+_LOOK_AT_DOCKER = "Try again. If it stays so, your admins look at: journalctl -u docker."
+#: What a status of the engine means (its API's documentation), and what to do about it.
+_REFUSALS: dict[int, tuple[type[LabError], str]] = {
+    404: (NotFound, "It may be gone since it was looked for. Try again."),
+    409: (Refused, "Something else works on it or needs it. Try again in a minute."),
+}
+
+
 def _refusal(deed: str, status: int, explanation: str) -> LabError:
     said = one_line(explanation).rstrip(".")
-    kind = {404: NotFound, 409: Refused}.get(status, EngineError)
-    return kind(f"Docker could not {deed}: {said}.")
+    kind, hint = _REFUSALS.get(status, (EngineError, _LOOK_AT_DOCKER))
+    return kind(f"Docker could not {deed}: {said}.", hint)
 
 
 def _sentence(error: Exception, deed: str, url: str) -> LabError | None:

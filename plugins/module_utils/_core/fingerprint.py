@@ -153,22 +153,22 @@ def _check_flags(rest: str, where: str) -> None:
             )
 
 
-def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[str, ...]:
-    """Return the images that a Dockerfile starts from or copies from, in their order, each once.
+def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> dict[str, int]:
+    """Return the images that a Dockerfile starts or copies from, in their order, each with its first line.
 
     Raises Refused for an image of another user, or one named by an id (which could be another user's);
     InvalidInput where it cannot be told which image is meant.
     """
     arguments: dict[str, str] = {}
     stages: list[str] = []
-    found: list[str] = []
+    found: dict[str, int] = {}
     for item in instructions(dockerfile):
         if item.word == "ARG" and not stages:
             _take_arguments(arguments, item.rest, build_args)
         elif item.word == "FROM":
             image, stage = _from(item, arguments)
             if image.lower() not in filter(None, stages) and image != "scratch":
-                found.append(_allowed(image, uid, item.line))
+                found.setdefault(_allowed(image, uid, item.line), item.line)
             stages.append(stage)
         # ONBUILD holds an instruction too; a RUN or a COPY that only looks so is refused alike.
         for image in _FROM_FLAG.findall(item.rest):
@@ -177,10 +177,10 @@ def sources(dockerfile: str, build_args: Mapping[str, str], uid: int) -> tuple[s
                     f"Dockerfile line {item.line}: it cannot be told which image 'from' means.", _WRITE_IT
                 )
             if image.lower() not in stages and not (image.isdigit() and int(image) < len(stages)):
-                found.append(_allowed(image, uid, item.line))
+                found.setdefault(_allowed(image, uid, item.line), item.line)
     if not stages:
         raise InvalidInput("The Dockerfile has no FROM line.", "Begin it with FROM and a base image.")
-    return tuple(dict.fromkeys(found))
+    return found
 
 
 def variables(dockerfile: str) -> frozenset[str]:

@@ -788,25 +788,28 @@ def _is_ready(engine: Engine | None, policy: Policy, user: User, project: str) -
     return workspaces.has_project(policy, user, project)
 
 
-def _bases(work: _Work, wanted: Sequence[str]) -> dict[str, str] | None:
+def _bases(work: _Work, wanted: Mapping[str, int]) -> dict[str, str] | None:
     """Return the ids of the images that a build starts from, fetching what is not here.
 
     None in check mode when one is missing: what it will be cannot be known.
     """
     found: dict[str, str] = {}
-    for image in wanted:
+    for image, line in wanted.items():
         inspected = work.engine.inspect_image(image)
         if inspected is None:
             if work.check:
                 return None
-            inspected = _fetched(work, image)
+            inspected = _fetched(work, image, line)
         triggers = (inspected.get("Config") or {}).get("OnBuild") or []
         fingerprint.check_triggers(image, triggers)
         found[image] = str(inspected["Id"])
     return found
 
 
-def _fetched(work: _Work, image: str) -> dict[str, Any]:
+def _fetched(work: _Work, image: str, line: int) -> dict[str, Any]:
+    """Fetch an image that a line of the Dockerfile names; raise EngineError where it cannot be had."""
+    missing = f"Dockerfile line {line}: the image {names.printable(image)} is not on this server"
+    here = ", ".join(base.name for base in work.policy.base_images) or "none"
     watermarks.check(work.policy)
     try:
         # The names of images here are nobody else's: one that is missing is not to come from elsewhere.
@@ -814,17 +817,9 @@ def _fetched(work: _Work, image: str) -> dict[str, Any]:
             work.engine.pull(image, work.tell, anonymous=True)
         inspected = work.engine.inspect_image(image)
     except LabError as error:
-        here = ", ".join(base.name for base in work.policy.base_images) or "none"
-        raise EngineError(
-            f"The image {names.printable(image)} of the Dockerfile is not on this server: {error.message}",
-            f"Base images here: {here}.",
-        ) from error
+        raise EngineError(f"{missing}: {error.message}", f"Base images here: {here}.") from error
     if inspected is None:
-        here = ", ".join(base.name for base in work.policy.base_images) or "none"
-        raise EngineError(
-            f"The image {names.printable(image)} of the Dockerfile is not on this server.",
-            f"Base images here: {here}.",
-        )
+        raise EngineError(f"{missing}.", f"Base images here: {here}.")
     return inspected
 
 

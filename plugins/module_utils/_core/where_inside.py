@@ -225,7 +225,7 @@ for word; do
         o:--json) json=json ;;
         o:--help | o:-h) usage; exit 0 ;;
         o:-?*) fail "It has no such option. See 'workspace --help'." 2 ;;
-        o: | :) fail 'An empty path names nothing.' 2 ;;
+        o: | :) fail 'An empty path names nothing. Name a file or a folder, or nothing for this folder.' 2 ;;
         *) set -- "$@" "$word" ;;
     esac
 done

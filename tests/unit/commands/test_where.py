@@ -169,7 +169,7 @@ def test_where_a_path_is_on_the_server_is_said(run: Any, tmp_path: Path) -> None
     shown = json.loads(out)["paths"][0]
     assert code == 0 and shown["real"] == f"{tmp_path}/a\x1b[2J" and shown["verdict"] == "kept"
     code, out, err = run("")
-    assert (code, out) == (2, "") and "empty path" in err
+    assert (code, out) == (2, "") and "empty path" in err and "Name a file or a folder" in err
 
 
 def test_the_workspaces_own_link_is_nothing_to_tell(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ def test_a_context_that_cannot_be_had_is_refused_alike_whether_it_is_kept(sends,
     sends(error=Refused("No Dockerfile of a kind that can be read."))
     refused(Refused, "of a kind")
     sends(archive(("/etc/passwd", FILE, b"")).getvalue())
-    refused(InvalidInput, "not allowed")
+    refused(InvalidInput, r"not allowed.*Try again.*\.dockerignore")
     sends(archive(*SENT).getvalue()[:100_000])
     refused(InvalidInput, "broken")
     sends(archive(*SENT).getvalue() + bytes(50_000))

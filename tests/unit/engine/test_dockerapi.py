@@ -205,8 +205,9 @@ def test_a_refusal_is_a_sentence(server: Server, status: str, kind: type[Excepti
     engine = Engine.connect(server.url, 5)
     server.answers = [content('{"message": "No such thing: x"}', status), content("proxy says no", status)]
     for said in ("No such thing: x", "proxy says no"):
-        with pytest.raises(kind, match=f"^Docker could not describe the container: {said}[.]"):
+        with pytest.raises(kind, match=f"^Docker could not describe the container: {said}[.]") as caught:
             engine.inspect("x")
+        assert "ry again" in caught.value.hint  # type: ignore[attr-defined]  # it is an error of ours
     # The connection is as good as before.
     server.answers.append(content("{}"))
     assert engine.inspect("x") == {} and server.connections == 1

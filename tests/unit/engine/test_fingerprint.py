@@ -78,7 +78,7 @@ def test_what_is_read_in_more_than_one_way(text):
     ],
 )
 def test_sources(text, found):
-    assert sources(text, {}, 2001) == found
+    assert tuple(sources(text, {}, 2001)) == found
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_an_environment_that_is_more_than_a_value_is_refused(name, value):
 def test_what_the_builder_gets_reads_the_same_again(text):
     with contextlib.suppress(LabError):
         written = canonical(text, {})
-        assert sources(written, {}, 2001) == sources(text, {}, 2001)
+        assert tuple(sources(written, {}, 2001)) == tuple(sources(text, {}, 2001))
         assert canonical(written, {}) == written
         assert len(instructions(written)) == written.count("\n") == len(instructions(text))
 
@@ -217,7 +217,7 @@ def test_an_image_that_reads_others_when_it_is_built_on(trigger):
 
 
 def test_build_arguments_count():
-    assert sources("ARG B=x\nFROM $B", {"B": "lab/python"}, 1) == ("lab/python",)
+    assert tuple(sources("ARG B=x\nFROM $B", {"B": "lab/python"}, 1)) == ("lab/python",)
     with pytest.raises(Refused):
         sources("ARG B=x\nFROM $B", {"B": "lab/2002/y"}, 2001)
 
@@ -240,6 +240,11 @@ def test_base(text, stands_on):
             base(text, {})
     else:
         assert base(text, {}) == stands_on
+
+
+def test_a_source_is_told_with_its_first_line():
+    text = "# a comment\nFROM y AS a\nFROM \\\n  x\nCOPY --from=y /a /b\nCOPY --from=z /a /b\n"
+    assert sources(text, {}, 2001) == {"y": 2, "x": 3, "z": 6}
 
 
 def test_base_follows_build_arguments():

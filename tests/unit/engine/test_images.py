@@ -256,6 +256,14 @@ def test_a_clean_up_does_not_wait_for_a_build(policy, alice, build, monkeypatch)
     assert collecting.collect(engine, policy, 1e9, check=False).problems == ()
 
 
+def test_a_base_that_is_missing_is_named_with_its_line_and_with_what_there_is(build, files):
+    files.dockerfile = f"FROM {BASE} AS first\n\n# the next one is nowhere\nFROM lab/nothing\nCOPY a /a\n"
+    with pytest.raises(EngineError) as caught:
+        build(Model())
+    assert caught.value.message == "Dockerfile line 4: the image lab/nothing is not on this server."
+    assert caught.value.hint == f"Base images here: {BASE}."
+
+
 # Built when the files changed, and not read when they did not
 
 
