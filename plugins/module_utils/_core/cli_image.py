@@ -69,6 +69,11 @@ def _say_change(call: Call, facts: Mapping[str, Any]) -> None:
         call.out.line(f"  container retire {name} && project launch {name}")
 
 
+def _marked(call: Call, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer that says whether it is only what would be done."""
+    return {**facts, "dry_run": True} if call.options.dry_run else dict(facts)
+
+
 def _image_install(call: Call) -> int:
     from . import image_install  # no other of these commands needs it
 
@@ -79,7 +84,7 @@ def _image_install(call: Call) -> int:
     except image_install.Problem as problem:
         raise InvalidInput(str(problem)) from None
     verb = "image-install-check" if call.options.dry_run else "image-install"
-    facts = ask(verb, name, *packages, progress=call.err.status)
+    facts = _marked(call, ask(verb, name, *packages, progress=call.err.status))
     call.err.clear()
     bake = call.options.bake and not call.options.dry_run
     if bake:
@@ -236,7 +241,7 @@ def _image_rollback(call: Call) -> int:
     verb = "image-rollback-check" if call.options.dry_run else "image-rollback"
     facts = ask(verb, name, *([f"to={to}"] if to else []))
     if call.json:
-        call.answer(facts)
+        call.answer(_marked(call, facts))
         return 0
     image = names.printable(str(facts.get("image")))
     if call.options.dry_run:
@@ -286,7 +291,7 @@ def _previewed(call: Call, to: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     facts = ask("image-remove-check", call.options.name, *_remove_words(call, to))
     leaving = _images_of(facts, "removed")
     if call.json:
-        call.answer(facts)
+        call.answer(_marked(call, facts))
     else:
         _say_leaving(call, facts, leaving)
     return leaving

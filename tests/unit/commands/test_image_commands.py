@@ -94,6 +94,18 @@ def test_a_rollback_says_how_long_it_lasts_and_how_to_change_over(
     assert "was already" in run("image", "rollback", "thesis")[1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["install", "thesis", "numpy"], ["rollback", "thesis"], ["remove", "thesis"]],
+    ids=lambda w: w[0],
+)
+def test_an_answer_of_a_dry_run_says_so(run: Run, broker: Callable[..., Path], words: list[str]) -> None:
+    broker(result(changed=True, image=OLDER["image"], removed=[OLDER]))
+    assert json.loads(run("image", *words, "--dry-run", "--json")[1])["dry_run"] is True
+    done = run("image", *words, "--json", *(["--yes"] if words[0] == "remove" else []))[1]
+    assert "dry_run" not in json.loads(done)
+
+
 @pytest.mark.parametrize("word", ["", "latest", "0x1", "ABC", "0" * 65, "0,1"])
 def test_an_image_is_named_by_its_first_digits(run: Run, broker: Callable[..., Path], word: str) -> None:
     asked = broker(result())
