@@ -130,6 +130,34 @@ def test_a_changed_limit_is_a_changed_slice() -> None:
         assert "MemoryMax=2147483648\nMemorySwapMax=0\nCPUQuota=200%\nTasksMax=9\n" in step.arguments[1]
 
 
+def test_a_limit_that_a_run_wrote_and_did_not_set_is_set_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limits = DESIRED.users[0].user.limits
+    held = {
+        "memory.max": str(limits.memory),
+        "memory.swap.max": "0",
+        "pids.max": str(limits.pids),
+        "cpu.max": f"{int(limits.cpus * 100000)} 100000",
+    }
+    monkeypatch.setattr(slices, "CGROUPS", str(tmp_path))
+    assert slices.stale(limits, 2001) == {}  # it does not run
+    folder = tmp_path / "lab.slice/lab-2001.slice"
+    folder.mkdir(parents=True)
+    for name, text in held.items():
+        (folder / name).write_text(f"{text}\n")
+    assert slices.stale(limits, 2001) == {}
+    (folder / "pids.max").write_text("7\n")
+    (folder / "cpu.max").write_text("max 100000\n")
+    stale = slices.stale(limits, 2001)
+    assert stale == {"lab-2001.slice": ("processes", "cores")}
+    (item,) = [one for one in accounts.plan(DESIRED, replace(READY, stale=stale)) if one.item.changed]
+    assert item.item.actions == ["let what runs hold the limit of processes, cores in lab-2001.slice"]
+    assert item.steps == [accounts.Step("unit", ("lab-2001.slice", UNITS["lab-2001.slice"]))]
+    (folder / "pids.max").unlink()  # the kernel cannot limit it
+    assert slices.stale(limits, 2001) == {}
+
+
 def test_who_is_not_declared_any_more_is_shut_out_and_keeps_the_files() -> None:
     nobody = accounts.from_options(3000, GROUPS, [], [])
     there = replace(READY, known=frozenset({2001}))

@@ -97,7 +97,8 @@ class Actual:
     """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids.
 
     ``known`` holds the uids that are or were declared here: those with a slice of ours. ``left`` says whose
-    the uids were that belong to who was offboarded.
+    the uids were that belong to who was offboarded. ``stale`` says which limits of a unit file the slice that
+    runs does not hold.
     """
 
     users: Mapping[str, Account] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Actual:
     units: Mapping[str, str] = field(default_factory=dict)
     known: frozenset[int] = frozenset()
     left: Mapping[int, str] = field(default_factory=dict)
+    stale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,14 @@ def _plan_unit(planned: Planned, name: str, text: str, actual: Actual) -> None:
     old = actual.units.get(name, "")
     if old != text:
         planned.add(f"write {name}", Step("unit", (name, text)), {name: old}, {name: text})
+    elif name in actual.stale:
+        what = ", ".join(actual.stale[name])
+        planned.add(
+            f"let what runs hold the limit of {what} in {name}",
+            Step("unit", (name, text)),
+            {f"{name}, {what}": "not held"},
+            {f"{name}, {what}": "held"},
+        )
 
 
 def _plan_departed(account: Account, groups: Iterable[str], actual: Actual) -> Planned:
@@ -568,6 +578,11 @@ def read_actual(desired: Desired) -> Actual:
         units=unit_texts,
         known=known,
         left=formeruids.read(),
+        stale={
+            name: wrong
+            for wanted in desired.users
+            for name, wrong in slices.stale(wanted.user.limits, wanted.user.uid).items()
+        },
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import grp
 import ipaddress
-import math
 import os
 import posixpath
 import stat
@@ -340,24 +339,6 @@ def unit_texts(user: User) -> dict[str, str]:
     )
 
 
-def live_limits(user: User, read: Mapping[str, str], page: int) -> list[str]:
-    """Return which limits in a cgroup's files (by name, cgroup v2) are not those of a user."""
-    limits = user.limits
-    quota_us, _blank, period = read.get("cpu.max", "").partition(" ")
-    percent = round(int(quota_us) / int(period) * 100) if quota_us.isdigit() and period.isdigit() else 0
-    found = []
-    if read.get("memory.max", "") not in (str(limits.memory // page * page), str(limits.memory)):
-        found.append("memory")
-    # Without swap in the kernel there is no such file.
-    if read.get("memory.swap.max", "0") != "0":
-        found.append("swap")
-    if read.get("pids.max", "") != str(limits.pids):
-        found.append("processes")
-    if percent != max(1, math.ceil(limits.cpus * 100)):
-        found.append("cores")
-    return found
-
-
 def _slices(server: Server) -> Outcome:
     problems = []
     live = 0
@@ -370,23 +351,14 @@ def _slices(server: Server) -> Outcome:
             (slices.SESSIONS, f"user-{user.uid}.slice"),
         ):
             directory = posixpath.join(slices.CGROUPS, parent, unit)
-            read = _cgroup(directory)
+            read = slices.read_live(directory)
             if read:
                 live += 1
-                wrong = live_limits(user, read, os.sysconf("SC_PAGE_SIZE"))
+                wrong = slices.not_held(user.limits, read, os.sysconf("SC_PAGE_SIZE"))
                 problems += [f"{unit} of {user.name} does not hold its limit of {', '.join(wrong)}"] * bool(
                     wrong
                 )
     return judged(problems, f"{len(server.policy.users)} users are declared, {live} slices run and hold")
-
-
-def _cgroup(directory: str) -> dict[str, str]:
-    found = {}
-    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max"):
-        text = hostfiles.read_text(posixpath.join(directory, name))
-        if text is not None:
-            found[name] = text.strip()
-    return found
 
 
 # ---- the network -----------------------------------------------------------------------------------------

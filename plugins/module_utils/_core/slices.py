@@ -15,9 +15,11 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 
 from . import hostfiles
 from .names import printable, slice_name
+from .policy import Limits
 
 CGROUPS = "/sys/fs/cgroup"
 CONTROL = "/run/systemd/system.control"
@@ -104,3 +106,52 @@ def apply(name: str, text: str) -> None:
     hostfiles.run(["systemctl", "set-property", "--runtime", unit, *limits])
     with contextlib.suppress(FileNotFoundError):  # where systemd noted nothing
         shutil.rmtree(os.path.join(CONTROL, f"{unit}.d"))
+
+
+def read_live(directory: str) -> dict[str, str]:
+    """Return the files of a cgroup that hold its limits (cgroup v2); none where it does not run."""
+    found = {}
+    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max"):
+        text = hostfiles.read_text(os.path.join(directory, name))
+        if text is not None:
+            found[name] = text.strip()
+    return found
+
+
+def not_held(limits: Limits, read: Mapping[str, str], page: int) -> list[str]:
+    """Return which limits in a cgroup's files (by name) are not those of a user; ``page`` in bytes."""
+    quota_us, _blank, period = read.get("cpu.max", "").partition(" ")
+    percent = round(int(quota_us) / int(period) * 100) if quota_us.isdigit() and period.isdigit() else 0
+    found = []
+    if read.get("memory.max", "") not in (str(limits.memory // page * page), str(limits.memory)):
+        found.append("memory")
+    # Without swap in the kernel there is no such file.
+    if read.get("memory.swap.max", "0") != "0":
+        found.append("swap")
+    if read.get("pids.max", "") != str(limits.pids):
+        found.append("processes")
+    if percent != max(1, math.ceil(limits.cpus * 100)):
+        found.append("cores")
+    return found
+
+
+def stale(limits: Limits, uid: int) -> dict[str, tuple[str, ...]]:
+    """Return which limits of a user the slices that run do not hold, by the names of their unit files.
+
+    A run that was cut off may have written a unit file, and not told systemd.
+    """
+    found = {}
+    for parent, unit, name in (
+        (ROOT_SLICE, slice_name(uid), slice_name(uid)),
+        (SESSIONS, f"user-{uid}.slice", session_name(uid)),
+    ):
+        read = read_live(os.path.join(CGROUPS, parent, unit))
+        # Where the kernel cannot limit something, no run could change that.
+        wrong = (
+            not_held(limits, read, os.sysconf("SC_PAGE_SIZE"))
+            if {"memory.max", "pids.max", "cpu.max"} <= set(read)
+            else []
+        )
+        if wrong:
+            found[name] = tuple(wrong)
+    return found
