@@ -110,6 +110,7 @@ def _carried() -> None:
         boot,
         broker,
         brought,
+        buildkit,
         buildlog,
         calls,
         capacity,
