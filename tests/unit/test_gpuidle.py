@@ -226,6 +226,7 @@ def test_an_idle_lease_is_told_to_admins_to_its_owner_and_to_those_who_wait(cloc
     # Whose it is, is not told to those who wait.
     queue = server.ask("gpu-queue", server.user(1))
     listed = server.ask("gpu-list", server.user(1))["devices"]
+    assert server.ask("gpu-queue", server.user(0))["idle"] == 0  # those are their own
     assert queue["idle"] == 2 and [one["idle"] for one in listed] == [27 * HOUR, 27 * HOUR, 0, None]
     assert cli_gpu._state(listed[0]) == "in use, idle for 1 d" and cli_gpu._state(listed[2]) == "in use"
     assert "thesis" not in json.dumps([queue, listed]) and "user0" not in json.dumps([queue, listed])
@@ -242,6 +243,8 @@ def test_an_idle_lease_is_told_to_admins_to_its_owner_and_to_those_who_wait(cloc
 def test_its_owner_is_told_at_login_and_in_the_list_of_containers() -> None:
     out = Terminal(io.StringIO(), {})
     said = "is held by a container that is stopped, and 1 waits"
+    assert notices.idle_words(5, 1, stopped=True) == said
+    assert notices.idle_words(5, 0, stopped=True) == notices.idle_words(None, 3, stopped=False) == ""
     lines = greeting._of_gpus(out, {"thesis": said}, 200)
     assert lines == [f"GPU     that of thesis {said}; give it back: container retire thesis"]
     assert (

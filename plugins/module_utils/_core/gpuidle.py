@@ -59,8 +59,6 @@ def works(held: Held, seen: Seen) -> bool:
 
 
 def _works(container: str, gpu: Gpu, device: Gpu | Instance) -> bool:
-    if gpu.problem or device.problem:
-        return True
     if gpu.load == 0 and device is gpu:
         return False
     # Of a process that has just ended nobody knows whose it was.
