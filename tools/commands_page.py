@@ -46,8 +46,7 @@ def usage(command: Command) -> str:
             words.append({"+": f"{value}...", "?": f"[{value}]"}.get(str(action.nargs), value))
         else:
             options.append(f"[{' '.join(filter(None, [action.option_strings[-1], value]))}]")
-    words += ["-- COMMAND..."] if command.trailing else []
-    return " ".join(words + options)
+    return " ".join([*words, *options, *([command.trailing] if command.trailing else [])])
 
 
 def page() -> str:

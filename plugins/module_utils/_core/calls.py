@@ -299,7 +299,8 @@ def age(container: Mapping[str, Any]) -> str:
 class Command:
     """One command: what ``--help`` says of it, its arguments, and what it does.
 
-    ``trailing``: what follows a ``--`` is a command of the user's own, and nothing of it is looked at.
+    ``trailing``: what follows a ``--`` is a command of the user's own, and nothing of it is looked at; this
+    is how that is written, "" where there is none.
     """
 
     words: tuple[str, ...]
@@ -311,5 +312,5 @@ class Command:
     dry_run: bool = False
     asks: bool = False
     json: bool = True
-    trailing: bool = False
+    trailing: str = ""
     arguments: Callable[[argparse.ArgumentParser], None] | None = None

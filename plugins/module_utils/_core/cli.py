@@ -45,7 +45,8 @@ CODES = {
     4: "there is no such project, container, image or path",
     INTERRUPTED: "you stopped watching with Ctrl-C",
 }
-_HELP_ON_CODES = "".join(["exit codes:\n", *(f"  {code}  {meaning}\n" for code, meaning in CODES.items())])
+# Of a command that runs one of the user's own; the others keep their meaning where that was not run.
+_PASSED_ON = {"N": "the command was run, and ended with N"}
 
 COMMANDS: tuple[Command, ...] = (
     *cli_project.COMMANDS,
@@ -114,7 +115,8 @@ def members(group: str) -> list[Command | str]:
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"example:\n  {_on_lines(command.example)}\n\n{_HELP_ON_CODES}"
+    codes = "".join(f"  {code}  {meaning}\n" for code, meaning in exit_codes(command.trailing).items())
+    parser.epilog = f"example:\n  {_on_lines(command.example)}\n\nexit codes:\n{codes}"
     if command.named:
         parser.add_argument(
             "name", metavar="NAME", type=name_argument, help="name of the project: a-z, 0-9 and '-'"
@@ -129,7 +131,14 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument("--json", action="store_true", help="answer with one JSON object")
     parser.set_defaults(run=command.run, prog=parser.prog, **({} if command.json else {"json": False}))
     if command.trailing:
-        parser.usage = f"{parser.prog} [-h] NAME -- COMMAND..."
+        # argparse knows nothing of it; all the other words are as it would tell them.
+        known = parser.format_usage().partition(":")[2].split()
+        parser.usage = " ".join([*known, command.trailing])
+
+
+def exit_codes(trailing: str) -> dict[str, str]:
+    """Return what each exit code means, of a command with that ``trailing``."""
+    return {**{str(code): meaning for code, meaning in CODES.items()}, **(_PASSED_ON if trailing else {})}
 
 
 def _on_lines(example: str) -> str:

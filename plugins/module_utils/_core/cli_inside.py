@@ -293,7 +293,7 @@ COMMANDS: tuple[Command, ...] = (
         "container exec my-thesis -- python src/train.py --epochs 3",
         _container_exec,
         json=False,
-        trailing=True,
+        trailing="-- COMMAND...",
     ),
     Command(
         ("container", "run"),
@@ -305,7 +305,7 @@ COMMANDS: tuple[Command, ...] = (
         _container_run,
         dry_run=True,
         json=False,
-        trailing=True,
+        trailing="[-- COMMAND...]",
     ),
     Command(
         ("container", "logs"),

@@ -34,7 +34,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Interface:
-    """A program, or one command of a group: ``words`` is how it is called."""
+    """A program, or one command of a group: ``words`` is how it is called, ``trailing`` what ends that."""
 
     words: tuple[str, ...]
     summary: str
@@ -43,6 +43,7 @@ class Interface:
     options: tuple[Option, ...]
     arguments: tuple[Argument, ...]
     commands: tuple[Interface, ...] = ()
+    trailing: str = ""
 
     @property
     def page(self) -> str:
@@ -90,6 +91,7 @@ def _of_command(command: Command, words: tuple[str, ...]) -> Interface:
         example=command.example,
         options=_options(parser),
         arguments=_arguments(parser),
+        trailing=command.trailing,
     )
 
 

@@ -47,7 +47,7 @@ def page(one: Interface, every: list[Interface], mark: str) -> str:
     for option in one.options:
         lines += [".TP", _of_option(option), _plain(option.help)]
     lines.append(".SH EXIT STATUS")
-    for code, meaning in cli.CODES.items():
+    for code, meaning in cli.exit_codes(one.trailing).items():
         lines += [".TP", f".B {code}", _plain(meaning)]
     lines += [".SH EXAMPLES", ".nf", _plain(one.example), ".fi", ".SH SEE ALSO", *_others(one, every)]
     return "\n".join(lines) + "\n"
@@ -64,6 +64,7 @@ def _synopsis(one: Interface) -> list[str]:
         return [f".B {call}", r"\fICOMMAND\fR [\fINAME\fR] [\fIOPTION\fR ...]"]
     parts = [f"[{_of_option(option, bare=True)}]" for option in one.options]
     parts += [_of_argument(argument) for argument in one.arguments]
+    parts += [_plain(one.trailing)] if one.trailing else []
     return [f".B {call}", *parts]
 
 

@@ -85,6 +85,13 @@ def test_a_command_needs_its_dashes(run: Run, became: list[list[str]], words: li
     assert code == 2 and out == "" and len(err.splitlines()) == 2 and not became
 
 
+def test_help_tells_all_that_may_stand_before_the_dashes(run: Run) -> None:
+    for program in ("container run", "container-run"):
+        said = run(*program.split(), "--help")[1]
+        assert said.startswith(f"usage: {program} [-h] [--dry-run] NAME [-- COMMAND...]\n")
+    assert run("container", "exec", "-h")[1].startswith("usage: container exec [-h] NAME -- COMMAND...\n")
+
+
 def test_run_launches_first_and_leaves_the_output_to_the_command(
     run: Run, became: list[list[str]], broker: Callable[..., Path]
 ) -> None:

@@ -71,6 +71,21 @@ def test_a_page_holds_all_that_the_parser_takes(one: interface.Interface, width:
     assert one.example in shown.replace("\n       ", "\n") or width == 40
 
 
+@pytest.mark.parametrize(
+    ("page", "called"),
+    [
+        ("container-exec", "container-exec [--help] NAME -- COMMAND..."),
+        ("container-run", "container-run [--help] [--dry-run] NAME [-- COMMAND...]"),
+    ],
+)
+def test_a_page_tells_of_the_command_behind_two_hyphens(page: str, called: str) -> None:
+    text = PAGES[f"{manual.DIRECTORY}/{page}.1"]
+    flat = " ".join(run("groff", "-man", "-Tascii", "-P-cbou", text=text).stdout.split())
+    assert called in flat and "the command was run, and ended with N" in flat
+    other = " ".join(PAGES[f"{manual.DIRECTORY}/container-stop.1"].split())
+    assert "COMMAND" not in other and "ended with N" not in other
+
+
 def test_no_text_can_be_taken_for_a_request() -> None:
     assert manual._plain(".so /etc/passwd") == r"\&.so /etc/passwd"
     assert manual._plain("'\\-~") == r"\(aq\e\-\(ti"
