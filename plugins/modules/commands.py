@@ -145,6 +145,7 @@ def _carried() -> None:
         containers,
         context,
         daemon,
+        damaged,
         datamove,
         datasets,
         departing,

@@ -22,6 +22,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     verbs_gpu,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    HostError,
     InvalidInput,
     LabError,
     NotFound,
@@ -517,7 +518,8 @@ def test_records_that_are_damaged_stop_nobody(server: Reserving) -> None:
     for text in ("[", "{}", '[{"number": 1}]', "[3]", "null"):
         server.records.files["gpus/reservations.json"] = text
         assert server.look() == [] and all(row.live for row in rows)
-        assert server.states(3) == []
+        with pytest.raises(HostError, match="damaged"):
+            server.states(3)
 
 
 def test_nobody_is_told_who_reserved(server: Reserving) -> None:
@@ -578,3 +580,55 @@ def test_the_door_takes_what_it_knows_alone(words: list[str]) -> None:
     for verb in ("gpu-reserve", "gpu-unreserve"):
         with pytest.raises(LabError):
             verbs_gpu.VERBS[verb].further(words)
+
+
+# A record that is damaged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "{}",
+        lambda text: text.replace('"uid"', '"who"'),
+        lambda text: text.replace('"used": 0.0', '"used": NaN'),
+    ],
+)
+def test_a_damaged_record_is_written_over_by_nobody_and_launches_go_on(
+    server: Reserving, damage: Callable[[str], str]
+) -> None:
+    server.reserve(1, "1", 24, 2)
+    record = "gpus/reservations.json"
+    good = server.records.files[record]
+    broken = server.records.files[record] = damage(good)
+    assert broken != good
+    for what in (
+        lambda: server.reserve(0, "1", 30, 2),
+        lambda: server.reserve(0, "1", 30, 2, check=True),
+        lambda: gpureserve.cancel(server.engine, server.policy, 1),
+        lambda: gpureserve.listed(server.policy),
+    ):
+        with pytest.raises(HostError, match=r"reservations\.json is damaged.* mv .*numbers begin at 1"):
+            what()
+    server.launch(server.user(0), "work", uuid(0))
+    server.look()
+    (note,) = gpureserve.notes(server.policy, server.user(1))
+    assert "reservations.json is damaged" in note
+    assert server.records.files[record] == broken
+    # It is as before as soon as the record is brought back.
+    server.records.files[record] = good
+    assert [one["number"] for one in gpureserve.listed(server.policy)] == [1]
+    assert server.reserve(0, "1", 30, 2) == 2
+
+
+def test_a_record_that_is_begun_anew_is_told(server: Reserving, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = mock.Mock()
+    monkeypatch.setattr(gpuleases.journal, "record", told)
+    gpuleases._write_queue([])
+    assert not told.called
+    server.records.files["gpus/queue.json"] = '[{"holder'
+    gpuleases._write_queue([])
+    assert told.call_args.kwargs["outcome"] == "damaged" and "queue.json" in told.call_args.kwargs["detail"]
+    gpuleases._write_queue([])
+    assert told.call_count == 1

@@ -23,6 +23,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     quota,
     scratch,
     slices,
+    state,
     storage,
     verify,
 )
@@ -623,3 +624,16 @@ def test_a_folder_has_one_identity_however_it_is_reached(tmp_path: Path) -> None
     # A link is nobody's to follow: in a container it would be the image author's.
     assert checks_docker._identity(str(tmp_path / "link")) is None
     assert checks_docker._identity(str(tmp_path / "none")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["gpus/reservations.json", "lifecycle.json", "former-uids.json", "kept-folders.json"]
+)
+def test_a_record_that_nothing_makes_good_is_told_when_it_is_damaged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    assert check("records", server).verdict == "pass"
+    state.write_record(name, '[{"cut')
+    outcome = check("records", server)
+    assert outcome.verdict == "fail" and f"{name} is damaged" in outcome.detail

@@ -19,6 +19,7 @@ from . import (
     STATE_DIRECTORY,
     accounts,
     capacity,
+    damaged,
     hostfiles,
     install,
     mounts,
@@ -467,6 +468,11 @@ def _boot(_server: Server) -> Outcome:
     return Outcome(FAIL, printable(said), "Look at: journalctl -b -u lab-server-boot.")
 
 
+def _records(_server: Server) -> Outcome:
+    fix = "Mend it as it is said."
+    return judged(damaged.problems(), "reservations, times of containers, former uids, kept folders", fix)
+
+
 def _time(_server: Server) -> Outcome:
     fix = "Install a time service, such as systemd-timesyncd or chrony."
     try:
@@ -520,5 +526,6 @@ CHECKS: tuple[Check, ...] = (
     Check("units", "timers and services of the server run", _units),
     Check("boot", "all that should run came back after the boot", _boot),
     Check("log", "privileged acts are written down where users cannot", _log),
+    Check("records", "what only the server itself remembers can be read", _records),
     Check("time", "the clock is right", _time),
 )

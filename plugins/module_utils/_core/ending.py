@@ -79,7 +79,8 @@ def is_limited(policy: Policy, user: User, project: str) -> bool:
     return bool(limits.run_hours or limits.idle_hours or policy.life.retire_hours)
 
 
-def _record() -> Record:
+def recorded() -> Record:
+    """Return what was counted of all containers. Raises HostError for a record that is damaged."""
     return parse(state.read_record(_RECORD), posixpath.join(STATE_DIRECTORY, _RECORD))
 
 
@@ -117,7 +118,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
             replace(_look(engine, info, typed.get(info.name, 0)), gpu=working.containers.get(info.id))
             for info, _user in looked_at.values()
         ]
-        counted = after(_record(), looks, boot, up)
+        counted = after(recorded(), looks, boot, up)
         due: list[tuple[User, ContainerInfo, Decision]] = []
         told: dict[int, list[dict[str, Any]]] = {}
         for look in looks:
@@ -261,7 +262,7 @@ def put_off(
         info = next((one for one in listing_all(engine, policy) if one.name == name), None)
         if info is None or not info.running:
             raise NotFound(f"No container of {project} runs.", f"Start it: project launch {project}.")
-        record = _record()
+        record = recorded()
         counted = dict(record.counted)
         now = counted.get(name)
         if now is None or now.container != info.id:

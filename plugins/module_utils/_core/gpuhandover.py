@@ -54,7 +54,7 @@ def look(engine: Engine, policy: Policy, *, check: bool = False) -> tuple[list[H
     Devices that became unfit are replaced where there are others; not with ``check``. Raises LabError.
     """
     boot, up = events.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
-    if not gpuleases.read_reserved():
+    if not gpuleases.known_reserved():
         return [], Record(boot, up)
     devices = None
     # Without a driver nobody knows what works; that is no reason to give way, nor not to.

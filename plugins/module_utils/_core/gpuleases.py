@@ -16,14 +16,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import posixpath
+import syslog
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from . import gpuqueue, gpurequests, gpureservations, gpus, leases, locks, names, state
+from . import (
+    STATE_DIRECTORY,
+    gpuqueue,
+    gpurequests,
+    gpureservations,
+    gpus,
+    journal,
+    leases,
+    locks,
+    names,
+    state,
+)
 from .engine import Engine, ignore
-from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
+from .errors import EngineError, HostError, InvalidInput, LabError, NotFound, Refused
 from .gpudevices import Device
 from .gpuqueue import Usage, Waiting
 from .gpureservations import Reservation
@@ -117,7 +131,7 @@ def survey(engine: Engine, policy: Policy) -> Survey:
     usage = _read_usage()
     ordered = gpuqueue.order(waiting, policy, usage, _up())
     known = {user.uid for user in policy.users}  # what somebody reserved who has left is for all again
-    reserved = tuple(one for one in read_reserved() if one.uid in known)
+    reserved = tuple(one for one in known_reserved() if one.uid in known)
     return Survey(tuple(held), tuple(ordered), usage, reserved)
 
 
@@ -744,9 +758,26 @@ def _up() -> float:
 
 def _load(name: str) -> Any:
     """Return a record; None for one that is missing or damaged, which Docker's labels make good."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(state.read_record(name) or "null")
     return None
+
+
+def _store(name: str, data: Any) -> None:
+    """Write a record. Where it takes the place of a damaged one, the audit log tells: that was forgotten."""
+    text = state.read_record(name)
+    try:
+        json.loads("null" if text is None else text)
+    except (ValueError, RecursionError):
+        journal.record(
+            syslog.LOG_WARNING,
+            uid=0,
+            user="root",
+            verb="gpu-record",
+            outcome="damaged",
+            detail=f"{posixpath.join(STATE_DIRECTORY, name)} was damaged and is begun anew",
+        )
+    state.write_record(name, json.dumps(data, sort_keys=True))
 
 
 def _read_leases() -> dict[str, _Record]:
@@ -766,7 +797,7 @@ def _write_leases(records: dict[str, _Record]) -> None:
         holder: {"lease": one.lease.render(), "maker": one.maker, "since": round(one.since, 3)}
         for holder, one in records.items()
     }
-    state.write_record(_LEASES, json.dumps(data, sort_keys=True))
+    _store(_LEASES, data)
 
 
 def _read_queue() -> list[Waiting]:
@@ -782,28 +813,57 @@ def _read_queue() -> list[Waiting]:
 
 
 def _write_queue(waiting: Sequence[Waiting]) -> None:
-    state.write_record(_QUEUE, json.dumps([vars(one) for one in waiting], sort_keys=True))
+    _store(_QUEUE, [vars(one) for one in waiting])
 
 
 def read_reserved() -> list[Reservation]:
-    """Return all reservations that are remembered, in the order in which they were made."""
-    data = _load(_RESERVED)
-    found = []
-    for one in data if isinstance(data, list) else ():
-        with contextlib.suppress(TypeError, ValueError, KeyError, InvalidInput, AttributeError):
-            found.append(
-                Reservation(
-                    int(one["number"]),
-                    int(one["uid"]),
-                    gpurequests.parse(one["request"]).render(),
-                    float(one["start"]),
-                    float(one["end"]),
-                    tuple(Given(str(uuid), str(card)) for uuid, card in one["devices"]),
-                    bool(one["shared"]),
-                    float(one["used"]),
-                )
-            )
-    return sorted(found, key=lambda one: one.number)
+    """Return all reservations that are remembered, in the order in which they were made.
+
+    Raises HostError for a record that is damaged: nobody else knows what is in it.
+    """
+    text = state.read_record(_RESERVED)
+    if text is None:
+        return []
+    try:
+        data = json.loads(text)
+        if not isinstance(data, list):
+            raise TypeError("no list")
+        return sorted(map(_reservation, data), key=lambda one: one.number)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, InvalidInput):
+        path = posixpath.join(STATE_DIRECTORY, _RESERVED)
+        raise HostError(
+            f"{path} is damaged, so it is not known who reserved which GPUs.",
+            f"Bring it back from a backup, or move it away: mv {path} {path}.damaged. Without it all "
+            "reservations are lost, and their numbers begin at 1.",
+        ) from None
+
+
+def known_reserved() -> list[Reservation]:
+    """Return the same, none where the record is damaged.
+
+    For what must go on all the same, as launches: once the record is brought back, who is in the way of a
+    reservation gives way with notice, as ever.
+    """
+    with contextlib.suppress(HostError):
+        return read_reserved()
+    return []
+
+
+def _reservation(one: dict[str, Any]) -> Reservation:
+    start, end, used = float(one["start"]), float(one["end"]), float(one["used"])
+    # json takes NaN and Infinity.
+    if not all(map(math.isfinite, (start, end, used))):
+        raise ValueError("no time")
+    return Reservation(
+        int(one["number"]),
+        int(one["uid"]),
+        gpurequests.parse(one["request"]).render(),
+        start,
+        end,
+        tuple(Given(str(uuid), str(card)) for uuid, card in one["devices"]),
+        bool(one["shared"]),
+        used,
+    )
 
 
 def write_reserved(reserved: Collection[Reservation]) -> None:
@@ -818,7 +878,7 @@ def write_reserved(reserved: Collection[Reservation]) -> None:
         {**vars(one), "devices": [[each.uuid, each.card] for each in one.devices]}
         for one in sorted(last, key=lambda one: one.number)
     ]
-    state.write_record(_RESERVED, json.dumps(data, sort_keys=True))
+    _store(_RESERVED, data)
 
 
 def locked() -> contextlib.AbstractContextManager[None]:
@@ -832,7 +892,7 @@ def _read_yielded() -> set[str]:
 
 
 def _write_yielded(containers: Collection[str]) -> None:
-    state.write_record(_YIELDED, json.dumps(sorted(containers)))
+    _store(_YIELDED, sorted(containers))
 
 
 def _read_usage() -> Usage:
@@ -844,4 +904,4 @@ def _read_usage() -> Usage:
 
 
 def _write_usage(usage: Usage) -> None:
-    state.write_record(_USAGE, json.dumps(vars(usage), sort_keys=True))
+    _store(_USAGE, vars(usage))

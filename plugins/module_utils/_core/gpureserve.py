@@ -13,7 +13,7 @@ from typing import Any
 
 from . import gpuleases, gpurequests, gpureservations, leases
 from .engine import Engine
-from .errors import LabError, NotFound, Refused
+from .errors import HostError, LabError, NotFound, Refused
 from .gpudevices import Device
 from .gpuleases import Survey
 from .gpureservations import Reservation
@@ -41,12 +41,13 @@ def reserve(
     """Reserve GPUs for a user, from ``start`` (seconds since 1970) for ``length`` seconds; say what it is.
 
     An ``admin`` is bound by what the user may have at once alone. With ``check`` nothing is written. Raises
-    Refused, or why no GPU of the server can be used.
+    Refused, HostError for a record that is damaged, or why no GPU of the server can be used.
     """
     leases.check_possible(request, leases.bounds(policy, user))
     there = devices()
     with contextlib.nullcontext() if check else gpuleases.locked():
         now = time.time()
+        gpuleases.read_reserved()  # a record that is damaged is not written over
         seen = gpuleases.settled(gpuleases.survey(engine, policy), policy, there, write=not check)
         number = max((one.number for one in seen.reserved), default=0) + 1
         new = Reservation(number, user.uid, request.render(), max(start, now), max(start, now) + length)
@@ -176,7 +177,7 @@ def cancel(
 ) -> dict[str, Any]:
     """Give a reservation up, of a user or, without one, of anybody; say what it was.
 
-    Raises NotFound, Refused.
+    Raises NotFound, Refused, HostError for a record that is damaged.
     """
     with contextlib.nullcontext() if check else gpuleases.locked():
         now, rules = time.time(), policy.gpu.reserve
@@ -251,7 +252,10 @@ def _name(policy: Policy, uid: int) -> str:
 def notes(policy: Policy, user: User, uuids: Collection[str] = ()) -> list[str]:
     """Return what a user is to know: of own reservations, and of those that the devices ``uuids`` have."""
     now, rules = time.time(), policy.gpu.reserve
-    found = gpuleases.read_reserved()
+    try:
+        found = gpuleases.read_reserved()
+    except HostError as error:
+        return [f"Reservations do not count until your admins have mended this: {error.message}"]
     said = []
     for one in found:
         if one.uid != user.uid or now >= one.end:
@@ -270,7 +274,7 @@ def notes(policy: Policy, user: User, uuids: Collection[str] = ()) -> list[str]:
 def until(policy: Policy, user: User, uuids: Collection[str]) -> list[str]:
     """Return a sentence where a container with these devices is stopped for a reservation."""
     now, rules = time.time(), policy.gpu.reserve
-    found = gpuleases.read_reserved()
+    found = gpuleases.known_reserved()
     mine = [
         one
         for one in found

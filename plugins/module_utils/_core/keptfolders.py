@@ -73,7 +73,7 @@ def _is_there(user: User, path: str) -> bool:
 def _sized(user: User, path: str, kept: KeptFolder, *, new: bool, check: bool) -> list[str]:
     """Set the size of a folder; a new one, and one that never had a size, is in the project of its user."""
     with locks.hold(_LOCK):
-        numbers = _numbers()
+        numbers = given_out()
         number = numbers.get(path, 0)
         if not kept.size and (new or not number):
             return []
@@ -105,7 +105,7 @@ def _set(path: str, kept: KeptFolder) -> str:
     return f"set size of {path} to {format_size(kept.size) if kept.size else 'no limit'}"
 
 
-def _numbers() -> dict[str, int]:
+def given_out() -> dict[str, int]:
     """Return the numbers of the projects that were given out, by folder. Raises HostError."""
     text = state.read_record(_RECORD)
     if not text:

@@ -18,6 +18,7 @@ from . import (
     audit,
     backup,
     checks_host,
+    damaged,
     gpuview,
     mounts,
     report,
@@ -58,6 +59,7 @@ def look(policy: Policy, url: str = DEFAULT_URL, *, sizes: bool = False) -> dict
     seen["backup"] = _backup(policy, seen["host"]["time"])
     wanted = gpuview.is_wanted(found.gpus, found.docker.snapshot.containers.values())
     seen["gpu_leases"] = gpuview.look(policy, url, found.gpus) if wanted else None
+    seen["damaged"] = damaged.problems()
     seen["attention"] = attention(seen)
     return seen
 
@@ -147,6 +149,7 @@ def attention(seen: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return what needs a hand, the worst first: {"level": "bad" or "warn", "text": ...}."""
     bad = [str(problem) for problem in seen["storage"]["problems"]]
     docker = seen["docker"]
+    bad += seen.get("damaged", [])
     bad += [] if docker["answers"] else [f"Docker: {docker['problem']}"]
     bad += [f"{one['name']} {one['active']}" for one in seen["units"] if one["active"] == _FAILED]
     warn = [

@@ -13,12 +13,13 @@ import contextlib
 import json
 import posixpath
 import re
+import syslog
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import events, homes, locks, names, state
+from . import STATE_DIRECTORY, events, homes, journal, locks, names, state
 from .engine import ADDED, DELETED, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .plan import Actual, actual_of
@@ -338,9 +339,20 @@ def _aged(record: dict[str, Any], present: Sequence[str], now: float) -> dict[st
 def _read() -> dict[str, Any]:
     """Return the record of the last clean-up. One that is damaged is begun anew: then all is young."""
     empty: dict[str, Any] = {"last": 0.0, "clock": 0.0, "seen": {}}
+    text = state.read_record(_RECORD)
+    if text is None:
+        return empty
     try:
-        data = json.loads(state.read_record(_RECORD) or "null")
+        data = json.loads(text)
         seen = {str(key): float(value) for key, value in data["seen"].items()}
         return {"last": float(data["last"]), "clock": float(data["clock"]), "seen": seen}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        journal.record(
+            syslog.LOG_WARNING,
+            uid=0,
+            user="root",
+            verb="cleanup",
+            outcome="damaged",
+            detail=f"{STATE_DIRECTORY}/{_RECORD} is damaged, so the time of retired containers begins anew",
+        )
         return empty

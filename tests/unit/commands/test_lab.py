@@ -19,6 +19,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     cli_lab,
     overview,
     report,
+    state,
     units,
     verify,
 )
@@ -170,6 +171,16 @@ def test_what_needs_a_hand_comes_first(
 
 def test_nothing_is_said_to_need_a_hand_where_nothing_does(seen: Callable[..., None], lab: Policy) -> None:
     assert overview.look(lab)["attention"] == []
+
+
+def test_a_damaged_record_is_bad(
+    seen: Callable[..., None], lab: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen()
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    state.write_record("gpus/reservations.json", "[")
+    (told,) = overview.look(lab)["attention"]
+    assert told["level"] == "bad" and "reservations.json is damaged" in told["text"]
 
 
 def test_the_page_is_written_for_root_alone(

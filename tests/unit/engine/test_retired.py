@@ -324,3 +324,16 @@ def test_who_is_gone_is_forgotten() -> None:
 def test_age_is_never_more_than_two_days_a_clean_up(times: list[float]) -> None:
     if times:
         assert 0 <= ages(times) <= 2 * DAY * (len(times) - 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"last": 1, "clock": 2, "seen": []}'])
+def test_a_damaged_record_makes_all_young_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(retired.journal, "record", lambda *_words, **values: said.append(values))
+    assert retired._read()["seen"] == {} and not said
+    state.write_record(retired._RECORD, text)
+    assert retired._read() == {"last": 0.0, "clock": 0.0, "seen": {}}
+    assert [one["outcome"] for one in said] == ["damaged"] and "retired.json" in said[0]["detail"]
