@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import syslog
 import time
 from typing import Any
 
@@ -101,3 +102,25 @@ def test_days_and_dates_are_local() -> None:
 def test_no_time_is_one_sentence(text: str) -> None:
     with pytest.raises(InvalidInput, match="is no time"):
         audit.since(text, NOW)
+
+
+def test_what_root_does_is_one_line_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[int, dict[str, object]]] = []
+    monkeypatch.setattr(journal, "record", lambda priority, **values: written.append((priority, values)))
+    with journal.acted("drill", "alice", owner=2001) as noted:
+        noted.update(problem="", compared=3)
+    with journal.acted("drill", "alice") as noted:
+        noted["problem"] = "no disk"
+    for error in (ValueError("odd"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), journal.acted("drill", "alice"):
+            raise error
+    root = {"uid": 0, "user": "root", "verb": "drill"}
+    assert written == [
+        (
+            syslog.LOG_NOTICE,
+            {**root, "owner": 2001, "outcome": "done", "detail": "alice", "compared": 3},
+        ),
+        (syslog.LOG_WARNING, {**root, "outcome": "failed", "detail": "alice: no disk"}),
+        (syslog.LOG_WARNING, {**root, "outcome": "failed", "detail": "alice: odd"}),
+        (syslog.LOG_WARNING, {**root, "outcome": "failed", "detail": "alice: KeyboardInterrupt"}),
+    ]

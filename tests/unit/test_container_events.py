@@ -294,6 +294,18 @@ def test_each_deed_is_written_down(docker: Model, lab: Policy) -> None:
     assert events.read(2001, "thesis")[7].reason == "alice may no longer use " + f"{lab.data_root}/vision"
 
 
+def test_what_it_stops_is_in_the_audit_log(
+    docker: Model, lab: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(containers.journal, "record", lambda _priority, **values: written.append(values))
+    reconcile(docker, lab)
+    containers.withdraw(docker, replace(lab, shares=()), check=False)
+    (one,) = written
+    assert (one["verb"], one["container"], one["owner"], one["outcome"]) == ("stop", NAME, 2001, "done")
+    assert one["detail"].startswith("alice may no longer use ")
+
+
 def test_what_was_only_looked_at_is_not_written_down(docker: Model, lab: Policy) -> None:
     put(docker, lab)
     for state in ("stopped", "retired", "absent", "started"):

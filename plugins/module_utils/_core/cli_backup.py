@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import POLICY_PATH
+from . import POLICY_PATH, journal
 from .calls import Call, Command
 from .errors import InvalidInput, NotFound, Refused
 from .policy import Policy, User, load
@@ -80,11 +80,13 @@ def _backup(call: Call) -> int:
         return _would(call, policy, users)
     found = []
     for user in users if call.options.user else backup.in_turn(policy):
-        try:
-            one = backup.back_up(policy, user)
-        except Refused as error:
-            # Somebody else is at work on it; the others have their turn all the same.
-            one = replace(backup.record(user.name), problem=str(error))
+        with journal.acted("backup", user.name, owner=user.uid) as noted:
+            try:
+                one = backup.back_up(policy, user)
+            except Refused as error:
+                # Somebody else is at work on it; the others have their turn all the same.
+                one = replace(backup.record(user.name), problem=str(error))
+            noted.update(problem=one.problem, snapshot=one.snapshot[:8])
         found.append(asdict(one))
         if not call.json:
             call.out.line(f"{one.user}: {_told(one)}")
@@ -172,7 +174,8 @@ def _restore(call: Call) -> int:
         else:
             call.out.line(f"Would restore {wanted} of snapshot {options.snapshot} into {options.to}.")
         return 0
-    with _ended_in_order():
+    what = f"{options.path} of {user.name}, snapshot {options.snapshot}, to {options.to}"
+    with journal.acted("restore", what, owner=user.uid, server=options.server), _ended_in_order():
         place = backup.restore(policy, user, options.path, options.to, options.snapshot, options.server)
     if call.json:
         call.answer({"restored": place})
@@ -197,8 +200,9 @@ def _drill(call: Call) -> int:
     policy = _policy()
     found = []
     for user in _users(policy, call.options.user):
-        with _ended_in_order():
+        with journal.acted("drill", user.name, owner=user.uid) as noted, _ended_in_order():
             one = drill.drill(policy, user)
+            noted.update(problem=one.drill_problem, compared=one.compared)
         found.append(asdict(one))
         if not call.json:
             words = f"{one.compared} files are as they were, {one.changed} changed since"

@@ -334,7 +334,7 @@ def withdraw(engine: Engine | None, policy: Policy, *, check: bool) -> list[Item
 def halt(engine: Engine, name: str, identifier: str, why: str) -> None:
     """Stop a container for IT, which is to run again when it may. Raises LabError."""
     project, uid = names.parse_container_name(name)
-    with _locked_to_stop(name, events.IT):
+    with journal.acted("stop", why, container=name, owner=uid), _locked_to_stop(name, events.IT):
         engine.stop(identifier)
         events.record(uid, project, events.STOPPED, events.IT, why)
 

@@ -9,11 +9,16 @@ syslog(3), so trust a line by what its sender cannot choose (systemd.journal-fie
 
 from __future__ import annotations
 
+import contextlib
 import syslog
+import threading
+from collections.abc import Iterator
 
 from .names import printable
 
 IDENT = "lab-server"
+# The C library has one connection for all threads (openlog(3)).
+_LOCK = threading.Lock()
 _LONGEST = 900  # bytes kept of one value; a syslog line of more than 1 KiB may be cut (RFC 3164, section 4.1)
 
 
@@ -31,8 +36,30 @@ def line(**values: object) -> str:
 
 def record(priority: int = syslog.LOG_NOTICE, **values: object) -> None:
     """Write one line to the audit log. ``priority`` is one of syslog's, such as LOG_NOTICE or LOG_WARNING."""
-    syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    with _LOCK:
+        syslog.openlog(IDENT, syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+        try:
+            syslog.syslog(priority, line(**values))
+        finally:
+            syslog.closelog()
+
+
+@contextlib.contextmanager
+def acted(verb: str, detail: str, **values: object) -> Iterator[dict[str, object]]:
+    """Write one line about what root itself does in the ``with`` block, however it ends.
+
+    ``detail`` says what, for people. ``outcome`` is "done"; it is "failed" where an error ends the block, or
+    where the block puts a ``problem`` into the mapping that it is given, which is told in both cases.
+    """
+    more: dict[str, object] = {"outcome": "done", "detail": detail}
     try:
-        syslog.syslog(priority, line(**values))
+        yield more
+        problem = more.pop("problem", "")
+        if problem:
+            more.update(outcome="failed", detail=f"{detail}: {problem}")
+    except BaseException as error:
+        more.update(outcome="failed", detail=f"{detail}: {str(error) or type(error).__name__}")
+        raise
     finally:
-        syslog.closelog()
+        priority = syslog.LOG_NOTICE if more["outcome"] == "done" else syslog.LOG_WARNING
+        record(priority, uid=0, user="root", verb=verb, **{**values, **more})

@@ -22,6 +22,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     backuprules,
     cli_backup,
     drill,
+    journal,
     locks,
     metrics,
     policy,
@@ -710,3 +711,56 @@ def test_what_was_restored_is_removed_when_the_work_is_ended(
     assert list((tmp_path / "to").iterdir()) == []
     assert (tmp_path / "drill-2001").exists() == (verb == "restore")
     assert [signal.getsignal(one) for one in ENDING] == [signal.SIG_DFL] * 2
+
+
+# ---- the audit log ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return what is written to the audit log."""
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(journal, "record", lambda _priority=0, **values: written.append(values))
+    return written
+
+
+def test_each_backup_and_drill_is_written_down(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    problems = {"alice": "", "bob": "no disk"}
+    monkeypatch.setattr(
+        backup, "back_up", lambda _policy, user: Record(user.name, problem=problems[user.name], snapshot="ab")
+    )
+    monkeypatch.setattr(
+        drill,
+        "drill",
+        lambda _policy, user: replace(GOOD, user=user.name, drill_problem=problems[user.name]),
+    )
+    assert admin("lab", "backup", "--dry-run")[0] == 0 and not log
+    for verb in ("backup", "drill"):
+        assert admin("lab", verb)[0] == 1
+        assert [(one["user"], one["verb"], one["owner"], one["outcome"], one["detail"]) for one in log] == [
+            ("root", verb, 2001, "done", "alice"),
+            ("root", verb, 2002, "failed", "bob: no disk"),
+        ]
+        log.clear()
+
+
+def test_a_restore_is_written_down_also_one_that_fails(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]]
+) -> None:
+    words = ("lab", "restore", "alice", "thesis", "--to", "/root/x")
+    monkeypatch.setattr(backup, "restore", lambda *_all: "/root/x/thesis")
+    assert admin(*words, "--dry-run")[0] == 0 and not log
+    assert admin(*words)[0] == 0
+
+    def fail(*_all: object) -> str:
+        raise HostError("It is away.")
+
+    monkeypatch.setattr(backup, "restore", fail)
+    assert admin(*words)[0] != 0
+    what = "thesis of alice, snapshot latest, to /root/x"
+    assert [(one["verb"], one["owner"], one["outcome"], one["detail"]) for one in log] == [
+        ("restore", 2001, "done", what),
+        ("restore", 2001, "failed", f"{what}: It is away."),
+    ]

@@ -8,9 +8,10 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import calls, publishing
+from ansible_collections.lab.server.plugins.module_utils._core import calls, cli_dataset, journal, publishing
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Share
 from conftest import Run
 
@@ -189,3 +190,24 @@ def test_a_share_shows_what_is_published_in_it(manager: Run, tmp_path: Path) -> 
         words = ("datasets", f"d{number}", "--version", "1", "--from", str(tmp_path / "iris"), *ABOUT)
         assert manager("lab", "share", "publish", *words)[0] == 0
     assert "and 6 more: lab share list" in manager("workspace", "share")[1]
+
+
+def test_what_root_retracts_is_written_down_and_what_a_manager_does_is_not(
+    manager: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(journal, "record", lambda _priority, **values: written.append(values))
+    publish(manager, tmp_path, "1")
+    retract = ("lab", "share", "retract", "datasets", "iris", "--version", "1")
+    assert manager(*retract, "--yes")[0] == 0 and not written
+    publish(manager, tmp_path, "1")
+    monkeypatch.setattr(
+        cli_dataset,
+        "_managed",
+        lambda call: (next(s for s in call.policy().shares if s.name == "datasets"), "root"),
+    )
+    assert manager(*retract, "--dry-run")[0] == 0 and not written
+    assert manager(*retract, "--yes")[0] == 0
+    assert [(one["verb"], one["outcome"], one["detail"]) for one in written] == [
+        ("share-retract", "done", "iris 1 of datasets")
+    ]
