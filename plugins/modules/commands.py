@@ -18,9 +18,10 @@ description:
   - Writes the commands C(project), C(container), C(image), C(workspace) and, for admins, C(lab), with their
     hyphenated names to C(/usr/local/bin), the broker and the programs of the boot unit and of the clean-up to
     C(/usr/local/sbin), and removes programs of this collection that it no longer has.
-  - Writes the greeting of lab users, C(/usr/local/bin/lab-greeting), and C(/etc/profile.d/lab-server.sh),
-    by which login shells show it. Those of zsh read C(/etc/zsh/zlogin) instead, where Debian's package of zsh
-    put it; there lines of ours are kept, which turn completion on as well. Without zsh nothing is written.
+  - Writes the greeting of lab users and admins, C(/usr/local/bin/lab-greeting), and
+    C(/etc/profile.d/lab-server.sh), by which login shells show it. Those of zsh read C(/etc/zsh/zlogin)
+    instead, where Debian's package of zsh put it; there lines of ours are kept, which turn completion on as
+    well. Without zsh nothing is written.
   - Writes the completion of the commands for bash to C(/usr/local/share/bash-completion/completions) and for
     zsh to C(/usr/local/share/zsh/site-functions), and their pages of the manual to
     C(/usr/local/share/man/man1). What of these this version no longer has is removed.
@@ -100,6 +101,7 @@ def _carried() -> None:
     """Name every file of the library, and never run: Ansible carries along what a module could import."""
     from ansible_collections.lab.server.plugins.module_utils._core import (  # noqa: F401  # see above
         accounts,
+        adminnotes,
         apart,
         archive,
         asuser,

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    adminnotes,
     ending,
     gpuhandover,
     gpuleases,
@@ -398,6 +399,8 @@ def test_a_window_that_begins_between_two_looks_is_waited_for(
 
     slept: list[float] = []
     monkeypatch.setattr(ending, "load", lambda: server.policy)
+    noted = mock.Mock()
+    monkeypatch.setattr(adminnotes, "refresh", noted)
     monkeypatch.setattr(ending.Engine, "connect", mock.Mock)
     monkeypatch.setattr(ending.time, "sleep", slept.append)
     for looks, naps, code in (
@@ -409,6 +412,10 @@ def test_a_window_that_begins_between_two_looks_is_waited_for(
         slept.clear()
         assert ending.main(["lab-lifecycle"]) == code
         assert slept == naps and not looks
+    assert noted.call_count == 3
+    monkeypatch.setattr(ending, "tick", lambda *_words, **_named: [])
+    assert ending.main(["lab-lifecycle", "--check"]) == 0
+    assert noted.call_count == 3
     assert "a._.2001 is stopped (reserved)." in capsys.readouterr().out
 
 

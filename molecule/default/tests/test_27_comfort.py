@@ -75,6 +75,21 @@ def test_nobody_else_and_no_program_is_greeted(server: Server) -> None:
     assert "Welcome" not in said and "my-thesis" not in said
 
 
+def test_an_admin_is_told_what_is_bad_and_a_user_is_not(server: Server) -> None:
+    place = "/run/lab-server-notices/admins"
+    made = (
+        "install -d -m 755 /run/lab-server-notices; "
+        f"printf '[\"the backup of nemo failed\"]' >{place}; chmod 640 {place}"
+    )
+    # In one call, as the look of every ten minutes removes it where all is well.
+    said = server.root(
+        f"{made}; {LOGIN.format('alice')}; echo BETWEEN; {LOGIN.format('root')}; rm -f {place}"
+    ).out
+    user, between, admin = said.partition("BETWEEN")
+    assert between and "nemo" not in user and "Welcome" in user
+    assert "bad   the backup of nemo failed" in admin and "see: lab status" in admin
+
+
 def test_the_shell_completes_projects_and_the_manual_is_there(server: Server) -> None:
     # The loader has another name in each release of bash-completion.
     typed = (

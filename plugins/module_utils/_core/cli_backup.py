@@ -68,7 +68,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _backup(call: Call) -> int:
-    from . import backup
+    from . import adminnotes, backup
 
     policy = _policy()
     if call.options.list:
@@ -90,6 +90,7 @@ def _backup(call: Call) -> int:
         found.append(asdict(one))
         if not call.json:
             call.out.line(f"{one.user}: {_told(one)}")
+    adminnotes.refresh(policy)
     if call.json:
         call.answer({"users": found})
     return 1 if any(one["problem"] for one in found) else 0
@@ -195,7 +196,7 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _drill(call: Call) -> int:
-    from . import drill
+    from . import adminnotes, drill
 
     policy = _policy()
     found = []
@@ -207,6 +208,7 @@ def _drill(call: Call) -> int:
         if not call.json:
             words = f"{one.compared} files are as they were, {one.changed} changed since"
             call.out.line(f"{one.user}: {f'failed: {one.drill_problem}' if one.drill_problem else words}")
+    adminnotes.refresh(policy)
     if call.json:
         call.answer({"users": found})
     return 1 if any(one["drill_problem"] for one in found) else 0

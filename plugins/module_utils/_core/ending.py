@@ -297,9 +297,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given not in ([], ["--check"]):
         say("usage: lab-lifecycle [--check]")
         return 2
+    from . import adminnotes
+
     check = bool(given)
     try:
         policy = load()
+        if not check:
+            adminnotes.refresh(policy)
         with closing(Engine.connect()) as engine:
             ended = tick(engine, policy, check=check)
             last = time.monotonic() + _BETWEEN

@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, lab.server contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a lab user sees on logging in: containers, quota, what is kept, news.
+"""What a lab user sees on logging in: containers, quota, what is kept, news. Admins see what is bad.
 
 All of it is the real state, and none of it costs a question to root or Docker, which would take several times
 as long: a user's containers are control groups that everybody sees (cgroups(7)), and what runs in them is the
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import PUBLIC_POLICY_PATH, WORKSPACE, mounts, names, notices, quota, room, where
+from . import PUBLIC_POLICY_PATH, WORKSPACE, adminnotes, mounts, names, notices, quota, room, where
 from .errors import HostError, NotFound
 from .policy import WORKSPACES_ROOT, Policy, User, load
 from .terminal import Terminal, duration, fit
@@ -31,11 +31,12 @@ PROGRAM = "/usr/local/bin/lab-greeting"
 #: For terminals alone, so that nothing is said to scp, rsync and sftp; once, and not in every pane of tmux.
 #: Whatever happens, a login goes on: it waits five seconds at most, and Ctrl-C ends that.
 PROFILE = f"""\
-# The greeting of lab users. 'touch ~/.hushlogin' turns it off.
+# The greeting of lab users; admins see what needs a hand. 'touch ~/.hushlogin' turns it off.
 case $- in
     *i*)
         if [ -z "${{LAB_SERVER_GREETED-}}" ] && [ -t 1 ] && [ -n "${{USER-}}" ] &&
-            [ -d "{WORKSPACES_ROOT}/$USER" ] && ! [ -e "${{HOME-}}/.hushlogin" ]; then
+            {{ [ -d "{WORKSPACES_ROOT}/$USER" ] || [ -r "{adminnotes.PATH}" ]; }} &&
+            ! [ -e "${{HOME-}}/.hushlogin" ]; then
             export LAB_SERVER_GREETED=1
             timeout --foreground -k 1 5 {PROGRAM} 2>/dev/null || :
         fi
@@ -242,12 +243,14 @@ def _wrapped(text: str, width: int, label: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Greet the lab user who logs in; say nothing to anybody else. Returns 0."""
+    """Greet the lab user who logs in, tell an admin what is bad, and nobody else anything. Returns 0."""
     del argv
     uid = os.getuid()
+    out = Terminal(sys.stdout, os.environ, lossy=True)
+    for line in adminnotes.lines(out):
+        out.line(line)
     with suppress(NotFound, HostError):
         policy = load(PUBLIC_POLICY_PATH)
-        out = Terminal(sys.stdout, os.environ, lossy=True)
         for line in lines(out, policy, policy.user_by_uid(uid), running(uid)):
             out.line(line)
     return 0

@@ -88,6 +88,11 @@ def _disks(policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
+def full(policy: Policy) -> list[str]:
+    """Return which disks are as good as full. Raises HostError when what is mounted cannot be read."""
+    return _filling(_disks(policy))[0]
+
+
 def _units() -> tuple[list[dict[str, Any]], str]:
     try:
         there = os.listdir(units.DIRECTORY)

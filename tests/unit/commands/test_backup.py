@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
+    adminnotes,
     asuser,
     backup,
     backuprules,
@@ -25,6 +28,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     journal,
     locks,
     metrics,
+    overview,
     policy,
     quota,
     restic,
@@ -40,6 +44,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.errors import (
     Refused,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy
+from ansible_collections.lab.server.plugins.module_utils._core.terminal import Terminal
 from conftest import Run
 
 RULES = BackupRules("/backup", ("*.ckpt",))
@@ -57,6 +62,8 @@ def admin(run: Run, backed_up: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(cli_backup, "load", lambda _path: backed_up)
     monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(adminnotes, "PATH", str(tmp_path / "notes/admins"))
+    monkeypatch.setattr(overview, "full", lambda _policy: [])
     return run
 
 
@@ -764,3 +771,65 @@ def test_a_restore_is_written_down_also_one_that_fails(
         ("restore", 2001, "done", what),
         ("restore", 2001, "failed", f"{what}: It is away."),
     ]
+
+
+# ---- at login --------------------------------------------------------------------------------------------
+
+
+def shown(width: int = 80) -> list[str]:
+    """Return what an admin sees at login."""
+    out = Terminal(io.StringIO(), {})
+    out.width = width
+    return adminnotes.lines(out)
+
+
+def test_a_failed_backup_is_told_at_login_until_one_succeeds(admin: Run, played: Restic) -> None:
+    played.slow = {"alice"}
+    assert shown() == []
+    admin("lab", "backup")
+    first, second = shown()
+    assert first.startswith("bad   the backup of alice failed: It took longer") and second == (
+        "      see: lab status"
+    )
+    status = os.stat(adminnotes.PATH)
+    assert status.st_mode & 0o777 == 0o640 and status.st_uid == 0
+    assert os.stat(os.path.dirname(adminnotes.PATH)).st_mode & 0o777 == 0o755
+    played.slow = set()
+    admin("lab", "backup", "alice")
+    assert shown() == [] and not os.path.lexists(adminnotes.PATH)
+
+
+def test_a_failed_drill_is_told_at_login(admin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_policy: Policy, user: policy.User) -> Record:
+        return backup.keep(replace(GOOD, user=user.name, done=time.time(), drill_problem="it differs"))
+
+    monkeypatch.setattr(drill, "drill", fail)
+    admin("lab", "drill")
+    first, second = shown()
+    assert first == "bad   the restore drill of alice failed: it differs"
+    assert second == "      and 1 more; see: lab status"
+
+
+def test_what_is_said_at_login_fits_and_is_for_who_may_read_it(
+    admin: Run, backed_up: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = [f"the backup of alice failed: {'x' * 300} \x1b[2J", "other"]
+    monkeypatch.setattr(adminnotes, "bad", lambda _policy, _now: bad)
+    adminnotes.refresh(backed_up)
+    for width in (40, 80):
+        assert len(shown(width)) == 2 and max(map(len, shown(width))) <= width
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert shown()[1] == "      and 1 more; see: sudo lab status"
+    for text in ("", "[]", "{", "[3"):
+        Path(adminnotes.PATH).write_text(text)
+        assert shown() == []
+
+
+def test_full_disks_and_damaged_records_are_told_at_login(
+    admin: Run, backed_up: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert adminnotes.bad(backed_up, NOW) == []
+    monkeypatch.setattr(overview, "full", lambda _policy: ["/home is 97 % full"])
+    state.write_record("gpus/reservations.json", "[")
+    damage, disk = adminnotes.bad(backed_up, NOW)
+    assert "reservations.json is damaged" in damage and disk == "/home is 97 % full"

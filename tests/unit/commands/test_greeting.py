@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     PUBLIC_POLICY_PATH,
+    adminnotes,
     greeting,
     install,
     quota,
@@ -174,6 +175,25 @@ def test_nobody_else_is_greeted(
     assert greeting.main() == 0 and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("uid", "welcome"), [(0, False), (2001, True)])
+def test_who_may_read_what_is_bad_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lab: Policy,
+    tmp_path: Path,
+    uid: int,
+    welcome: bool,
+) -> None:
+    (tmp_path / "admins").write_text('["the backup of alice failed: no disk"]')
+    monkeypatch.setattr(adminnotes, "PATH", str(tmp_path / "admins"))
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setattr(greeting, "load", lambda path: lab)
+    assert greeting.main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("bad   the backup of alice failed: no disk\n") and said.count("see: ") == 1
+    assert ("Welcome" in said) == welcome
+
+
 def test_a_server_without_a_policy_greets_nobody(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +249,7 @@ def login(tmp_path: Path) -> Callable[..., str]:
         program.write_text(f"#!/bin/sh\n{said}\n")
         program.chmod(0o755)
         text = greeting.PROFILE.replace(greeting.PROGRAM, str(program))
+        text = text.replace(adminnotes.PATH, str(tmp_path / "admins"))
         profile.write_text(text.replace(greeting.WORKSPACES_ROOT, str(tmp_path / "spaces")))
         typed = f"set -u; . {profile}; . {profile}; echo code=$? greeted=${{LAB_SERVER_GREETED-no}}; exit\n"
         ours, theirs = pty.openpty()
@@ -263,6 +284,15 @@ def login(tmp_path: Path) -> Callable[..., str]:
 def test_an_interactive_shell_on_a_terminal_greets_once(login: Callable[..., str], shell: str) -> None:
     shown = login(shell, "-i")
     assert shown.count("WELCOME") == 1 and "code=0 greeted=1" in shown
+
+
+@pytest.mark.parametrize("shell", LOGIN_SHELLS)
+def test_who_is_no_lab_user_is_greeted_where_there_is_something_to_read(
+    login: Callable[..., str], shell: str, tmp_path: Path
+) -> None:
+    (tmp_path / "admins").write_text("[]")
+    assert login(shell, "-i", USER="root").count("WELCOME") == 1
+    assert "WELCOME" not in login(shell, "-i", terminal=False, USER="root")
 
 
 @pytest.mark.parametrize("shell", LOGIN_SHELLS)
