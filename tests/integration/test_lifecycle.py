@@ -54,6 +54,9 @@ def test_told_put_off_stopped_and_retired(engine, limited, clock, thesis, inside
     containers.launch(engine, policy, user, "thesis")
     inside(user, "thesis", "echo > /tmp/mine")
     assert did(engine, policy) == {NAME: "nothing"}
+    far = notices.notices(user.uid)["thesis"]
+    assert notices.remark(far) == "" and notices.outlook(far) in ("stops in 9 h", "stops in 10 h")
+    assert far["at"] == far["latest"] and not far["idle"]
     clock(9)
     assert did(engine, policy, check=True) == did(engine, policy) == {NAME: "notice"}
     told = notices.notices(user.uid)["thesis"]

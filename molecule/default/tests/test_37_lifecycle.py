@@ -40,7 +40,8 @@ def test_told_put_off_and_stopped_and_a_damaged_record_stops_nobody(server: Serv
         assert "to be stopped in" in server.user("bob", "container list").out
         done = json.loads(server.user("bob", "container extend notes --hours 2 --json").out)
         assert done["changed"] and done["hours"] == 2
-        assert "to be stopped in" not in server.user("bob", "container list").out
+        listed = server.user("bob", "container list").out
+        assert "to be stopped in" not in listed and "stops in " in listed
 
         server.root(f"cp {RECORD} /root/record && truncate -s 20 {RECORD}")
         assert server.root(LOOK, check=False).rc != 0

@@ -262,10 +262,12 @@ def state(container: Mapping[str, Any] | None, unknown: bool = False) -> str:
 
 def remark_on(container: Mapping[str, Any] | None) -> str:
     newer = "newer image: retire, launch" if container and container.get("image_newer") else ""
-    ends = notices.remark((container or {}).get("ends"))
+    ends = (container or {}).get("ends")
+    near = notices.remark(ends)
+    far = "" if near else notices.outlook(ends)
     idle = (container or {}).get("gpu")
     gpu = f"its GPU {idle}" if idle else ""
-    return ", ".join(filter(None, [ends, gpu, on_job((container or {}).get("job")), newer]))
+    return ", ".join(filter(None, [near, gpu, on_job((container or {}).get("job")), newer, far]))
 
 
 def on_job(job: Any) -> str:

@@ -39,6 +39,7 @@ from .errors import HostError, LabError, NotFound
 from .gpuhandover import Handover
 from .gpuidle import Working
 from .lifecycle import (
+    IDLE,
     NOTHING,
     NOTICE,
     RETIRE,
@@ -51,6 +52,7 @@ from .lifecycle import (
     decide,
     extend,
     parse,
+    run_left,
     words,
 )
 from .liferules import HOUR
@@ -129,7 +131,7 @@ def tick(engine: Engine, policy: Policy, *, check: bool = False) -> list[Ended]:
             if not is_limited(policy, user, info.project):
                 continue  # it is looked at for the GPUs that it holds, and comes to no end
             due.append((user, info, decision))
-            told.setdefault(user.uid, []).append(_notice(policy, user, info, decision))
+            told.setdefault(user.uid, []).append(_notice(policy, user, info, decision, counted[look.name]))
         handed: list[Handover] = []
         try:
             handed, heard = gpuhandover.look(engine, policy, check=check)
@@ -202,12 +204,18 @@ def _do(engine: Engine, policy: Policy, user: User, info: ContainerInfo, decisio
     return ""
 
 
-def _notice(policy: Policy, user: User, info: ContainerInfo, decision: Decision) -> dict[str, Any]:
+def _notice(
+    policy: Policy, user: User, info: ContainerInfo, decision: Decision, counted: Counted
+) -> dict[str, Any]:
+    latest = run_left(counted, policy.limits_of(user, info.project))
     return {
         "project": info.project,
         "do": RETIRE if decision.about == "down" else STOP,
         "at": None if decision.left is None else int(time.time() + decision.left),
         "noticed": decision.do != NOTHING,
+        # Who uses it puts that end off, but not the one after the time that it may run at all.
+        "idle": decision.about == IDLE,
+        "latest": None if latest is None else int(time.time() + latest),
         "why": words(decision.about, policy.limits_of(user, info.project), policy.life),
     }
 
@@ -270,7 +278,7 @@ def put_off(
         limits = policy.limits_of(user, project)
         longer = extend(now, limits, policy.life, hours)
         decision, longer = decide(longer, limits, policy.life, live=True)
-        notice = _notice(policy, user, info, decision)
+        notice = _notice(policy, user, info, decision, longer)
         if not check:
             counted[name] = longer
             boot, up = (record.boot, record.up) if record.boot else _now()

@@ -174,20 +174,20 @@ def lines(out: Terminal, policy: Policy, user: User, held: Sequence[Running]) ->
 
 def _of_containers(held: Sequence[Running], ends: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
     room_for = max((len(one.project) for one in held), default=0)
-    return [
-        fit(
-            f"{label:<8}{names.printable(one.project):<{room_for}}  for {duration(one.age)}"
-            f"{_end(ends.get(one.project))}",
-            width,
-        )
-        for label, one in zip(["running", *[""] * len(held)], held)
-    ]
+    told = []
+    for label, one in zip(["running", *[""] * len(held)], held):
+        text = f"{names.printable(one.project):<{room_for}}  for {duration(one.age)}"
+        told += _wrapped(text + _end(ends.get(one.project)), width, f"{label:<8}")
+    return told
 
 
 def _end(notice: Mapping[str, Any] | None) -> str:
-    """Say when a container is to be stopped, where that was noticed, and how it is put off."""
+    """Say when a container is to be stopped, and, where that was noticed, how it is put off."""
     remark = notices.remark(notice)
-    return f", {remark}; {notices.advice(notice, str(notice['project']))}" if notice and remark else ""
+    if notice and remark:
+        return f", {remark}; {notices.advice(notice, str(notice['project']))}"
+    far = notices.outlook(notice)
+    return f", {far}" if far else ""
 
 
 def _of_gpus(out: Terminal, idle: Mapping[str, str], width: int) -> list[str]:

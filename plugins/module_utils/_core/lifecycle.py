@@ -144,10 +144,15 @@ def _ends(now: Counted, limits: Limits, rules: LifeRules, *, live: bool) -> dict
         return {DOWN: rules.retire_hours * HOUR - now.down} if rules.retire_hours else {}
     ends = {}
     if limits.run_hours:
-        ends[RUN] = limits.run_hours * HOUR + now.granted - now.ran
+        ends[RUN] = run_left(now, limits) or 0.0
     if limits.idle_hours:
         ends[IDLE] = limits.idle_hours * HOUR + now.granted - now.idle
     return ends
+
+
+def run_left(now: Counted, limits: Limits) -> float | None:
+    """Return in how many seconds a container ends whatever is done in it; None where that is not limited."""
+    return limits.run_hours * HOUR + now.granted - now.ran if limits.run_hours else None
 
 
 def extend(now: Counted, limits: Limits, rules: LifeRules, hours: int | None = None) -> Counted:

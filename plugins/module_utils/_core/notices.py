@@ -40,6 +40,23 @@ def remark(notice: Mapping[str, Any] | None) -> str:
     return f"to be {what} in {duration(left)}" if left > 0 else f"to be {what} now"
 
 
+def outlook(notice: Mapping[str, Any] | None) -> str:
+    """Return in a few words when a container ends, also where that is long to come; "" where it has no end.
+
+    One that ends for doing nothing goes on while it is used, until its own time is over, if that is limited.
+    """
+    if not isinstance(notice, dict) or notice.get("noticed") or not isinstance(notice.get("at"), int):
+        return remark(notice)
+    left = duration(notice["at"] - time.time())
+    if notice.get("do") == "retire":
+        return f"retired in {left}"
+    if not notice.get("idle"):
+        return f"stops in {left}"
+    latest = notice.get("latest")
+    used = f", else in {duration(latest - time.time())}" if isinstance(latest, int) else ""
+    return f"stops in {left} if idle{used}"
+
+
 def advice(notice: Mapping[str, Any] | None, project: str) -> str:
     """Return what can be done about the end of a container, in a few words."""
     if notice and notice.get("firm"):

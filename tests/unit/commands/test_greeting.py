@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
@@ -21,9 +23,11 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     adminnotes,
     greeting,
     install,
+    notices,
     quota,
     room,
 )
+from ansible_collections.lab.server.plugins.module_utils._core.calls import remark_on
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
 from ansible_collections.lab.server.plugins.module_utils._core.greeting import Running
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, Quota
@@ -102,6 +106,40 @@ def message(
     out = Terminal(io.StringIO(), {})
     out.width = width
     return greeting.lines(out, lab, lab.user("alice"), held)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "stops in 9 d"),
+        ({"idle": True}, "stops in 9 d if idle"),
+        ({"idle": True, "latest": 20}, "stops in 9 d if idle, else in 20 d"),
+        ({"latest": 9}, "stops in 9 d"),
+        ({"do": "retire"}, "retired in 9 d"),
+        ({"noticed": True}, "to be stopped in 9 d"),
+        ({"at": None}, ""),
+    ],
+)
+def test_when_a_container_ends_is_said_however_far_that_is(
+    monkeypatch: pytest.MonkeyPatch, lab: Policy, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    now = int(time.time()) + 60
+    told = {"project": "thesis", "do": "stop", "at": now + 9 * 86400, "noticed": False, "idle": False}
+    told = {**told, **changes}
+    if "latest" in told:
+        told["latest"] = now + told["latest"] * 86400
+    (tmp_path / "2001").write_text(json.dumps([told]))
+    monkeypatch.setattr(notices, "NOTICES", str(tmp_path))
+    held = [Running(name, 300, ("/workspace",), ()) for name in ("essay", "thesis")]
+    lines = message(monkeypatch, lab, 1, held, 100)
+    assert max(map(len, message(monkeypatch, lab, 1, held, 40))) <= 40
+    assert "running essay   for 5 min" in lines
+    more = "; put it off: container extend thesis" if told["noticed"] else ""
+    assert f"        thesis  for 5 min{', ' if said else ''}{said}{more}" in lines
+    # In lists it comes last, unless it is near.
+    assert remark_on({"ends": told, "image_newer": True}).endswith(
+        f", {said}" if said and not more else "launch"
+    )
 
 
 def test_the_message_says_what_runs_what_is_full_and_what_is_kept(
