@@ -157,7 +157,7 @@ def _backup_arguments(parser: argparse.ArgumentParser) -> None:
 def _server_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
-        metavar="NAME",
+        metavar="SERVER",
         default="",
         help="what another server, or this one's former name, backed up",
     )

@@ -169,7 +169,7 @@ def _image_history(call: Call) -> int:
         rows.append([*_row(one), count, _remark(one)])
     _say_table(call, ["IMAGE", "AGE", "SIZE", "PACKAGES", "REMARK"], rows)
     if len(rows) > 1:
-        call.out.line(f"Go back to an older one: image rollback {name} --to IMAGE")
+        call.out.line(f"Go back to an older one: image rollback {name} --to DIGITS")
     return 0
 
 
@@ -317,7 +317,7 @@ def _image_argument(value: str) -> str:
 
 def _to_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--to", metavar="IMAGE", type=_image_argument, help="an older image, by its first digits"
+        "--to", metavar="DIGITS", type=_image_argument, help="an older image, by its first digits"
     )
 
 
@@ -333,7 +333,7 @@ def _remove_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         action="append",
         default=[],
-        metavar="IMAGE",
+        metavar="DIGITS",
         type=_image_argument,
         help="only this image, by its first digits; may be given several times",
     )

@@ -21,7 +21,7 @@ def _archive_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="NAME", help=f"a project (the newest of it), or a name in {_STORE}")
+    parser.add_argument("what", metavar="KEPT", help=f"a project (the newest of it), or a name in {_STORE}")
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="an archive, or - for the standard input")
     parser.add_argument(
         "project",
-        metavar="NAME",
+        metavar="NEW",
         nargs="?",
         default="",
         help="another name for it than the one in the archive",

@@ -19,8 +19,15 @@ from .policy import Policy
 BASH_DIRECTORY = "/usr/local/share/bash-completion/completions"
 ZSH_DIRECTORY = "/usr/local/share/zsh/site-functions"
 #: What can be offered for an argument of that name; for others it is nothing.
-_PROJECTS, _IMAGES, _FILES = "projects", "images", "files"
-_OFFERED = {"NAME": _PROJECTS, "IMAGE": _IMAGES, "PATH": _FILES}
+_PROJECTS, _IMAGES, _FILES, _FOLDERS, _KEPT = "projects", "images", "files", "folders", "kept"
+_OFFERED = {
+    "NAME": _PROJECTS,
+    "IMAGE": _IMAGES,
+    "PATH": _FILES,
+    "FILE": _FILES,
+    "FOLDER": _FOLDERS,
+    "KEPT": _KEPT,
+}
 
 _BASH = r"""# Completion of bash for 'PROGRAM'.
 MARK
@@ -71,7 +78,19 @@ CASES
                 [[ $word == *[!a-z0-9-]* || $word == -* ]] || found+=("$word")
             done
             ;;
+        kept)
+            # What keeping.py calls its archives, and what it puts into the trash; none that cannot go back.
+            for word in "${HOME-}/workspace/.archive/"*.tar.gz "${HOME-}/workspace/.trash/"*/; do
+                word=${word%/} word=${word##*/}
+                [[ $word =~ ^([a-z0-9][a-z0-9-]*)-[0-9]{8}-[0-9]{6}(\.tar\.gz)?$ ]] || continue
+                [[ ! -e ${HOME-}/workspace/${BASH_REMATCH[1]} ]] || continue
+                for word in "${BASH_REMATCH[1]}" "$word"; do
+                    [[ $word != "$cur"* || " ${found[*]-} " == *" $word "* ]] || found+=("$word")
+                done
+            done
+            ;;
         files) compopt -o default 2>/dev/null ;;
+        folders) compopt -o dirnames 2>/dev/null ;;
     esac
     # Of a word with ':' readline replaces what is behind the last one only.
     [[ $cur != *:* || ${COMP_WORDBREAKS-:} != *:* ]] || found=("${found[@]#"${cur%"${cur##*:}"}"}")
@@ -89,6 +108,16 @@ _lab_server_projects() {
     found=(${(M)found:#[a-z0-9]*})
     found=(${found:#*[^a-z0-9-]*})
     _wanted projects expl project compadd -a found
+}
+_lab_server_kept() {
+    local -aU found
+    local expl one project
+    for one in ${HOME}/workspace/.archive/*.tar.gz(N:t) ${HOME}/workspace/.trash/*(N/:t); do
+        [[ $one =~ '^[a-z0-9][a-z0-9-]*-[0-9]{8}-[0-9]{6}([.]tar[.]gz)?$' ]] || continue
+        project=${${one%.tar.gz}%-*-*}
+        [[ -e ${HOME}/workspace/$project ]] || found+=($project $one)
+    done
+    _wanted kept expl 'kept project' compadd -a found
 }
 _lab_server_images() {
     local -a found
@@ -238,9 +267,13 @@ def _zsh_escaped(text: str) -> str:
 def _zsh_action(kind: str) -> str:
     if kind.startswith("="):
         return f"({kind[1:]})"
-    return {_PROJECTS: "_lab_server_projects", _IMAGES: "_lab_server_images", _FILES: "_files"}.get(
-        kind, "()"
-    )
+    return {
+        _PROJECTS: "_lab_server_projects",
+        _IMAGES: "_lab_server_images",
+        _KEPT: "_lab_server_kept",
+        _FILES: "_files",
+        _FOLDERS: "_files -/",
+    }.get(kind, "()")
 
 
 def _zsh_option(option: Option) -> str:

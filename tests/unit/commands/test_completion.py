@@ -21,10 +21,12 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     greeting,
     install,
     interface,
+    keeping,
 )
 from ansible_collections.lab.server.plugins.module_utils._core.policy import BaseImage, Policy
 
 IMAGES = ["lab/python", "lab/torch:2.1", "lab/torch:2.2"]
+KEPT = ["a-b-20260303-000000"]
 BASH, ZSH = shutil.which("bash"), shutil.which("zsh")
 needs_bash = pytest.mark.skipif(not BASH, reason="bash is not installed here")
 needs_zsh = pytest.mark.skipif(not ZSH, reason="zsh is not installed here")
@@ -47,6 +49,12 @@ def home(tmp_path: Path) -> Path:
     for name in [*names, "Upper", ".hidden"]:
         (tmp_path / "workspace" / name).mkdir(parents=True)
     (tmp_path / "workspace/file").touch()
+    for place, kept in {
+        ".archive": ["old-20260202-000000.tar.gz", "essay-20260202-000000.tar.gz", "$(touch pwned).tar.gz"],
+        ".trash": ["old-20260101-000000", *KEPT, "thesis-20260101-000000", "x", "`touch pwned`"],
+    }.items():
+        for name in kept:
+            (tmp_path / "workspace" / place / name).mkdir(parents=True)
     return tmp_path
 
 
@@ -57,7 +65,7 @@ Offer = Callable[..., list[str]]
 def offer(home: Path) -> Offer:
     """Return a function that says what bash offers behind a beginning of a line."""
 
-    def offered(line: str, *more: str) -> list[str]:
+    def offered(line: str, *more: str, begin: str = "") -> list[str]:
         program = next(one for one in interface.programs() if one.page == line.split()[0])
         script = completion.bash(program, IMAGES, "# mark")
         function = f"_lab_server_{program.page.replace('-', '_')}"
@@ -65,7 +73,13 @@ def offer(home: Path) -> Offer:
             f"COMP_LINE={shlex.quote(one)}; COMP_POINT=${{#COMP_LINE}}; {function}\n" for one in (line, *more)
         )
         done = subprocess.run(
-            [BASH or "bash", "--norc", "-u", "-c", f"{script}\n{lines}printf '%s\\n' \"${{COMPREPLY[@]}}\""],
+            [
+                BASH or "bash",
+                "--norc",
+                "-u",
+                "-c",
+                f"{begin}{script}\n{lines}printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            ],
             env={"PATH": "/nowhere", "HOME": str(home), "LANG": "C.UTF-8"},
             cwd=home,
             capture_output=True,
@@ -116,12 +130,62 @@ def offer(home: Path) -> Offer:
         ("lab share retract datasets iris --dr", ["--dry-run"]),
         ("lab-share ve", ["verify"]),
         ("workspace where ", []),  # readline offers files
+        ("image rollback thesis --to ", []),
+        ("image show thesis --to ", []),
+        ("image remove thesis --to ", []),
+        ("project restore ", ["old", "old-20260101-000000", "old-20260202-000000.tar.gz", "a-b", *KEPT]),
+        ("project-restore a-b-", KEPT),
+        ("project import f.tar.gz ", []),
+        ("project rename thesis ", []),
+        ("lab backup --server ", []),
         ("workspace usage --", ["--all", "--help", "--json"]),
         ("  project   launch   es", ["essay"]),
     ],
 )
 def test_what_bash_offers(offer: Offer, line: str, offered: list[str]) -> None:
     assert sorted(offer(line)) == sorted(offered)
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("project import ", "default"),
+        ("project export thesis ", "default"),
+        ("workspace where ", "default"),
+        ("lab restore alice x --to ", "dirnames"),
+        ("project launch ", ""),
+    ],
+)
+def test_files_and_folders_are_left_to_bash(offer: Offer, line: str, option: str) -> None:
+    # Outside of a completion there is none whose options could be set.
+    said = "compopt() { printf '%s\\n' \"$2\"; }\n"
+    assert [word for word in offer(line, begin=said) if word in ("default", "dirnames")] == [
+        *([option] if option else [])
+    ]
+
+
+def test_what_is_offered_is_what_the_parsers_take(home: Path) -> None:
+    """Of each kind all that would be offered, given to the parser's own type."""
+    workspace = str(home / "workspace")
+    kept = [one.project for one in keeping.kept(workspace)]
+    samples = {
+        completion._PROJECTS: ["thesis", "thesis-2", "x"],
+        completion._IMAGES: IMAGES,
+        completion._KEPT: [*kept, *KEPT],
+        completion._FILES: ["results.csv", "/srv/data/a b"],
+        completion._FOLDERS: ["/root/restored"],
+    }
+    kinds = set()
+    for command in cli.COMMANDS:
+        for action in cli.build_parser("-".join(command.words))._actions:
+            shown = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+            kind = completion._kind(shown, [str(choice) for choice in action.choices or ()])
+            kinds.add(kind)
+            for word in samples.get(kind, ()) if action.nargs != 0 and callable(action.type) else ():
+                assert action.type(word) == word, (command.words, shown)
+    assert set(samples) <= kinds
+    assert keeping.find(workspace, "a-b").path == f".trash/{KEPT[0]}" == keeping.find(workspace, KEPT[0]).path
 
 
 @needs_bash
@@ -231,6 +295,14 @@ def test_what_zsh_offers(zsh: Zsh, home: Path) -> None:
         "image-install es": "image-install essay ",
         "image-install essay numpy --ba": "image-install essay numpy --bake ",
         "workspace where res": "workspace where results.csv ",
+        "project import res": "project import results.csv ",
+        "project export essay res": "project export essay results.csv ",
+        "project restore a": "project restore a-b",
+        "project restore a-b-": f"project restore {KEPT[0]} ",
+        "project restore th": "project restore th",
+        "project restore old-20260202": "project restore old-20260202-000000.tar.gz ",
+        "image rollback essay --to lab": "image rollback essay --to lab",
+        "lab restore alice x --to wor": "lab restore alice x --to workspace/",
         "workspace nosuch x": "workspace nosuch x",
     }.items():
         assert zsh.complete(line) == became

@@ -65,7 +65,7 @@ def test_history_says_how_to_go_back(run: Run, broker: Callable[..., Path]) -> N
     code, out, _err = run("image", "history", "thesis")
     assert code == 0 and asked_of(asked) == ["image-history thesis"]
     assert [line.split()[4:5] for line in out.splitlines()[1:3]] == [["1"], ["?"]]
-    assert "image rollback thesis --to IMAGE" in out
+    assert "image rollback thesis --to DIGITS" in out
 
 
 def test_show_tells_base_size_age_and_packages(run: Run, broker: Callable[..., Path]) -> None:
