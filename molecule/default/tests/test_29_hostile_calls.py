@@ -526,6 +526,7 @@ def test_a_picture_shows_what_is_changed(pictures: Pictures, server: Server) -> 
     """Without this the other tests could not fail."""
     canary, home = "/srv/data/datasets/canary", "/home/.workspaces/carol/canary"
     roots = ("/srv/data", "/home/.workspaces", "/etc/lab-server")
+    server.user("carol", "project launch vision --detach")
     server.root(f"echo tweet > {canary}; echo song > {home}; touch -d '2020-01-01' {canary} {home}")
     before = pictures.take(*roots)
     # Of the same length, and of the same age as before.
