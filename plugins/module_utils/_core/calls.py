@@ -76,7 +76,7 @@ class Call:
 
     def answer(self, data: Mapping[str, Any]) -> None:
         """Print the answer as JSON, on one line."""
-        self.out.line(json.dumps(data, sort_keys=True))
+        self.out.verbatim(json.dumps(data, sort_keys=True))
 
 
 def _read(output: int, tick: Callable[[], None] | None) -> Iterator[str]:

@@ -85,7 +85,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("argument NAME: NAME:", "NAME:")
-        sys.stderr.write(f"{self.prog}: {names.printable(message)}\nTry '{self.prog} --help'.\n")
+        err = Terminal(sys.stderr, os.environ, lossy=True)
+        err.sentence(f"{self.prog}: {names.printable(message)}")
+        err.sentence(f"Try '{self.prog} --help'.")
         raise SystemExit(2)
 
 

@@ -135,7 +135,7 @@ def _gpu_why(call: Call) -> int:
     elif data.get("now"):
         given = ", ".join(str(one) for one in data.get("devices") or [])
         call.out.line(f"You can have that now: {names.printable(given)}")
-        call.out.line(f"  project launch NAME --gpus {wanted}")
+        call.out.command(f"project launch NAME --gpus {wanted}")
     else:
         call.out.line(names.printable(str(data.get("why"))))
         if data.get("hint"):

@@ -40,9 +40,10 @@ def _image_update(call: Call) -> int:
         call.out.line(f"The image of {name} is up to date; nothing was built.")
     lock = facts.get("lock")
     if isinstance(lock, dict):
-        call.out.line(f"  locked: the versions of {lock.get('packages')} packages, as in {lock.get('image')}")
+        versions = f"the versions of {lock.get('packages')} packages, as in {lock.get('image')}"
+        call.out.sentence(versions, "  locked: ")
     for note in told(facts, "notes"):
-        call.out.line(call.out.style(f"  note: {note}", "warn"))
+        call.out.sentence(note, "  note: ", "warn")
     _say_change(call, facts)
     return 0
 
@@ -66,7 +67,7 @@ def _say_change(call: Call, facts: Mapping[str, Any]) -> None:
     name = call.options.name
     if facts.get("in_use"):
         call.out.line("Your container was made of another image. To change over:")
-        call.out.line(f"  container retire {name} && project launch {name}")
+        call.out.command(f"container retire {name} && project launch {name}")
 
 
 def _marked(call: Call, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _image_install(call: Call) -> int:
         call.out.line(f"The next image has it; at once with: image-update {name}")
     if facts.get("dockerfile") is False:
         note = "The Dockerfile does not mention requirements.txt; let it install it."
-        call.out.line(call.out.style(f"  note: {note}", "warn"))
+        call.out.sentence(note, "  note: ", "warn")
     return 0
 
 
@@ -194,7 +195,7 @@ def _image_show(call: Call) -> int:
     if build:
         rows["build"] = build
     for label, value in rows.items():
-        call.out.line(names.printable(f"{label + ':':<10}{value}"))
+        call.out.sentence(names.printable(str(value)), f"{label + ':':<10}")
     for package in packages:
         call.out.line(f"  {package}")
     return 0
@@ -306,7 +307,7 @@ def _say_leaving(call: Call, facts: Mapping[str, Any], leaving: Sequence[Mapping
     _say_table(call, ["IMAGE", "AGE", "SIZE", "REMARK"], [[*_row(one), _remark(one)] for one in leaving])
     staying = [f"{_first_digits(one)} ({_remark(one) or 'kept'})" for one in _images_of(facts, "kept")]
     if staying:
-        call.out.line(f"These stay: {', '.join(staying)}")
+        call.out.sentence(", ".join(staying), "These stay: ")
 
 
 def _image_argument(value: str) -> str:

@@ -83,7 +83,7 @@ def _container_run(call: Call) -> int:
     call.err.clear()
     # Not on the output, which is the command's own.
     for note in told(facts, "notes"):
-        call.err.line(f"note: {note}")
+        call.err.sentence(note, "note: ")
     say_end(call.err, user, name)
     verb, words = (EXEC, command) if command else (ATTACH, ())
     hand_over(verb, name, *words)
@@ -120,7 +120,7 @@ def _container_logs(call: Call) -> int:
             return _say_output(call, said, lines, job)
         call.out.line(call.out.style(f"{place}: {_told_of(job)}; Ctrl-C ends watching alone", "faint"))
         for line in lines:
-            call.out.line(_plain(line))
+            call.out.verbatim(_plain(line))
         return _follow(call, file, job)
 
 
@@ -133,14 +133,14 @@ def _say_output(call: Call, said: list[str], lines: list[str], job: Mapping[str,
         log = names.printable(str(job.get("log")))
         call.out.line(call.out.style(f"~/workspace/{name}/{log}: {_told_of(job)}", "faint"))
         for line in lines:
-            call.out.line(_plain(line))
+            call.out.verbatim(_plain(line))
     if said:
         call.out.line(call.out.style("What the container itself wrote:", "faint"))
         for line in said:
-            call.out.line(line)
+            call.out.verbatim(line)
     if job is None and not said:
         call.out.line("Nothing was written. A job's output comes here:")
-        call.out.line(f"  project launch {name} --command ...")
+        call.out.command(f"project launch {name} --command ...")
     return 0
 
 
@@ -182,7 +182,7 @@ def _plain(line: str) -> str:
 def _follow(call: Call, file: BinaryIO, job: Mapping[str, Any]) -> int:
     """Print what comes until the job is over."""
     for line in _coming(call, file, running=bool(job.get("running"))):
-        call.out.line(_plain(line))
+        call.out.verbatim(_plain(line))
     return 0
 
 

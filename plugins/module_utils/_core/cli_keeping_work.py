@@ -221,7 +221,7 @@ def restore_project(call: Call) -> int:
     if not one.trash:
         call.out.line(f"  {_files(facts['files'], facts['bytes'])}; every checksum is right")
         call.out.line("  The archive stays, and counts for your quota. When you need it no more:")
-        call.out.line(f"  rm {_HOME}/{one.path}")
+        call.out.command(f"rm {_HOME}/{one.path}")
     call.out.line(f"Go on with it: project launch {one.project}")
     return 0
 

@@ -55,7 +55,7 @@ def _project_init(call: Call) -> int:
         return 0
     call.out.line(f"{call.out.style(name, 'strong')} is laid out in ~/workspace/{name} ({len(created)} new).")
     call.out.line("Nothing that was there has been changed. Next:")
-    call.out.line(f"  project launch {name}")
+    call.out.command(f"project launch {name}")
     return 0
 
 
@@ -136,12 +136,12 @@ def _say_jupyter(call: Call, where: Mapping[str, Any]) -> int:
     name = call.options.name
     if not where["ready"]:
         call.out.line(call.out.style("Jupyter does not answer yet. What it says:", "warn"))
-        call.out.line(f"  container exec {name} -- cat {JUPYTER_LOG}")
+        call.out.command(f"container exec {name} -- cat {JUPYTER_LOG}")
         return 1
     call.out.line("Jupyter runs in it. On your own computer, leave this running:")
-    call.out.line(f"  {where['tunnel']}")
+    call.out.command(where["tunnel"])
     call.out.line("and open this there; whoever has the address can run programs as you:")
-    call.out.line(f"  {where['url']}")
+    call.out.command(where["url"])
     call.out.line(f"It ends with the container: container stop {name}")
     return 0
 
@@ -193,9 +193,8 @@ def _say_launched(call: Call, facts: Mapping[str, Any], took: str) -> None:
     _say_kept(call, facts)
     brought = facts.get("brought")
     if isinstance(brought, dict):
-        call.out.line(
-            f"  brought:   {brought.get('files')} files of the environment, to {brought.get('folder')}"
-        )
+        files = f"{brought.get('files')} files of the environment, to {brought.get('folder')}"
+        call.out.sentence(files, "  brought:   ")
     for note in told(facts, "notes"):
         call.out.sentence(note, "  note: ", "warn")
 
@@ -210,7 +209,7 @@ def _say_kept(call: Call, facts: Mapping[str, Any]) -> None:
         size = format_size(int(limits.get("memory") or 0))
         call.out.line(f"  limits:    {limits.get('cpus')} cpus, {size} of memory")
     if told(facts, "gpus"):
-        call.out.line(f"  gpus:      {', '.join(told(facts, 'gpus'))}")
+        call.out.sentence(", ".join(told(facts, "gpus")), "  gpus:      ")
     for port in facts.get("ports") or []:
         call.out.line(f"  port:      127.0.0.1:{port.get('host')} is {port.get('container')} in it")
     lost = ", ".join(told(facts, "lost"))

@@ -32,7 +32,7 @@ def _project_status(call: Call) -> int:
             call.out.line(f"{'':13}{line}")
     if data.get("drift"):
         call.out.line("To follow the policy:")
-        call.out.line(f"  container retire {name} && project launch {name}")
+        call.out.command(f"container retire {name} && project launch {name}")
     return 0
 
 

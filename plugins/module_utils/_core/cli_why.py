@@ -39,6 +39,7 @@ _STATES = ("made", "replaced", "started", "not-started", "stopped", "retired", "
 # Exit codes above 128 are signals (sh(1)); these two are the usual ones.
 _ENDS = {137: "it was killed", 143: "it was told to end"}
 _SHOWN = 20
+_WHEN = 18  # columns of an event's time
 
 
 def _container_why(call: Call) -> int:
@@ -53,7 +54,8 @@ def _container_why(call: Call) -> int:
     if told:
         call.out.line()
     for line in told:
-        call.out.line(names.printable(line))
+        when, said = line[:_WHEN], line[_WHEN:]
+        call.out.sentence(names.printable(said), names.printable(when))
     return 0
 
 
@@ -75,8 +77,8 @@ def history(events: Sequence[Mapping[str, Any]], *, everything: bool = False) ->
         jump = event.get("clock_changed")
         if isinstance(jump, int) and jump:
             way = "forward" if jump > 0 else "back"
-            lines.append(f"{'':18}(the server's clock was put {way} by {duration(abs(jump))})")
-        lines.append(f"{moment(event.get('time')):<16}  {_said(event)}")
+            lines.append(f"{'':{_WHEN}}(the server's clock was put {way} by {duration(abs(jump))})")
+        lines.append(f"{moment(event.get('time')):<{_WHEN}}{_said(event)}")
     left_out = 0 if everything else max(0, len(events) - _SHOWN)
     return ([f"{left_out} earlier ones: --all"] if left_out else []) + lines
 

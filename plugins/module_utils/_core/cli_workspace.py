@@ -128,7 +128,7 @@ def _workspace_where(call: Call) -> int:
             verdict = call.out.style(f"{one['verdict']:<9}", colour)
             call.out.line(f"{verdict}{names.printable(one['path'])}")
             for sentence in one["why"]:
-                call.out.line(f"{'':9}{names.printable(sentence)}")
+                call.out.sentence(names.printable(sentence), " " * 9)
     return 0 if all(one["exists"] for one in found) else EXIT_CODES["not-found"]
 
 

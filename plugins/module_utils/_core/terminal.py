@@ -9,6 +9,7 @@ terminal that can do them: not with ``NO_COLOR`` (https://no-color.org) and not 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from .names import printable
 
 _COLOURS = {"good": "32", "warn": "33", "bad": "31", "faint": "2", "strong": "1"}
 _CLEAR = "\r\x1b[K"
+_STYLED = re.compile(r"\x1b\[[0-9;]*m")
+_WORD = re.compile(r" *[^ ]+")
 _NARROWEST = 20  # columns; below this nothing can be laid out
 
 
@@ -26,6 +29,23 @@ def fit(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     return text[: max(width - 2, 0)] + ".."[: max(width, 0)]
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Return the lines of ``text``, broken between words at ``width`` columns; colours take none of them.
+
+    Each but the first begins with ``indent``. A word that is longer than a line stays whole: people copy it.
+    """
+    lines, line, used = [], "", 0
+    for word in _WORD.findall(text):
+        columns = len(_STYLED.sub("", word))
+        if line and used + columns > width:
+            lines.append(line)
+            first = word.lstrip(" ")
+            line, used = indent + first, len(indent) + len(_STYLED.sub("", first))
+        else:
+            line, used = line + word, used + columns
+    return [*lines, line]
 
 
 def gauge(fraction: float, width: int = 24) -> str:
@@ -118,27 +138,26 @@ class Terminal:
         self.clear()
         self._write(text)
 
-    def line(self, text: str = "") -> None:
-        """Print one line."""
+    def verbatim(self, text: str) -> None:
+        """Print one line as it is, however long: JSON, and what other programs wrote."""
         self.clear()
         self._write(text + "\n")
+
+    def command(self, text: str) -> None:
+        """Print what is to be typed or opened, on one line however long, so that it can be copied."""
+        self.verbatim(f"  {text}")
+
+    def line(self, text: str = "") -> None:
+        """Print one line; on a terminal that is narrower wrapped between words, behind its own indent."""
+        self.sentence(text.lstrip(" "), text[: len(text) - len(text.lstrip(" "))])
 
     def sentence(self, text: str, label: str = "", colour: str = "") -> None:
         """Print a sentence behind a label: on a terminal wrapped between words, else on one line."""
         lines = [label + text]
-        if self.interactive:
-            import textwrap
-
-            lines = textwrap.wrap(
-                text,
-                self.width,
-                initial_indent=label,
-                subsequent_indent=" " * len(label),
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+        if self.interactive and len(_STYLED.sub("", lines[0])) > self.width:
+            lines = wrapped(lines[0], self.width, " " * len(label))
         for line in lines:
-            self.line(self.style(line, colour) if colour else line)
+            self.verbatim(self.style(line, colour) if colour else line)
 
     def status(self, text: str) -> None:
         """Show ``text`` on the line that updates itself; as a plain line where lines cannot be updated."""

@@ -4,19 +4,85 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import PUBLIC_POLICY_PATH, calls, cli
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
+from ansible_collections.lab.server.plugins.module_utils._core.terminal import Terminal
 
+WIDTH, LONG_NAME = 80, "n" * 32
+#: What a line that is to be copied begins with, beside our own programs.
+_TYPED = ("rm ", "ssh ", "http://127.0.0.1:")
 Run = Callable[..., tuple[int, str, str]]
 LIMITS = {"containers": 2, "cpus": 2, "memory": "1g", "pids": 512, "shm": "64m", "gpus": 0}
 QUOTA = {"soft": "200m", "hard": "250m", "inodes_soft": 20000, "inodes_hard": 25000}
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
+
+
+class _Narrow(Terminal):
+    """A terminal of a test's own, on which everything is printed once more."""
+
+
+def too_wide(text: str, width: int = WIDTH) -> list[str]:
+    """Return the lines that are wider than a terminal and are no single word and no command to type."""
+    found = []
+    # A line that updates itself is taken away before the next one.
+    for line in re.sub(r"\x1b\[[0-9;]*m|[^\n]*\r\x1b\[K", "", text).splitlines():
+        words = re.sub(r"^ *(\w[\w -]*: *)?", "", line)
+        if len(line) > width and " " in words and not is_typed(line):
+            found.append(line)
+    return found
+
+
+def is_typed(line: str) -> bool:
+    """Say whether a line is one to copy: a command of ours or a known one, behind two spaces."""
+    word = line[2:].split(" ")[0]
+    return line.startswith("  ") and (word in cli.programs() or line[2:].startswith(_TYPED))
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Print all that a test prints on terminals of 80 columns, too: with a long name, in colour and not.
+
+    Where a line is longer and could be broken, the test fails. So whoever prints a line is looked at here.
+    """
+    seen: list[str] = []
+
+    def watched(name: str) -> Callable[..., None]:
+        plain = getattr(Terminal, name)
+
+        @functools.wraps(plain)
+        def printed(out: Terminal, text: str = "", *more: Any, **named: Any) -> None:
+            plain(out, text, *more, **named)
+            for term in () if isinstance(out, _Narrow) else ("dumb", "xterm"):
+                screen = Screen()
+                again = _Narrow(screen, {"TERM": term, "COLUMNS": str(WIDTH)})
+                plain(again, re.sub(r"\bthesis\b", LONG_NAME, text), *more, **named)
+                seen.append(screen.getvalue())
+                if name == "command":
+                    assert is_typed(screen.getvalue()), f"no command to type: {text}"
+
+        return printed
+
+    for name in ("line", "sentence", "command"):
+        monkeypatch.setattr(Terminal, name, watched(name))
+    yield
+    assert too_wide("".join(seen)) == []
 
 
 @pytest.fixture
