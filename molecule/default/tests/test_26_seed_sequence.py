@@ -79,6 +79,11 @@ def plain(shown: str) -> str:
     return CONTROL.sub("", shown.replace("\r\n", "\n").replace("\r", "\n"))
 
 
+def words(shown: str) -> str:
+    """Return what was shown as words with one space between, wherever its lines were broken."""
+    return " ".join(plain(shown).split())
+
+
 @pytest.fixture(scope="module")
 def screen(server: Server) -> Iterator[Screen]:
     """Bob's terminal, and a small project of his with a Dockerfile."""
@@ -103,8 +108,8 @@ def test_a_login_is_greeted(screen: Screen) -> None:
 def test_what_is_in_the_workspace_is_kept_and_all_else_is_lost(screen: Screen) -> None:
     screen.type("mkdir -p ~/workspace/datasets/imagenet && echo tabby > ~/workspace/datasets/imagenet/labels")
     screen.type(f"ln -s ../datasets/imagenet {PROJECT}/imagenet")
-    said = screen.enter("project launch seeds")
-    assert "kept:      /workspace" in said and "lost when you retire" in said
+    said = words(screen.enter("project launch seeds"))
+    assert "kept: /workspace" in said and "lost when you retire" in said
     inside = plain(
         screen.type(
             "pwd; ls ~/workspace/; cat imagenet/labels; "
@@ -123,18 +128,18 @@ def test_what_is_in_the_workspace_is_kept_and_all_else_is_lost(screen: Screen) -
         ("lost", "/home/bob/checkpoint.pt"),
         ("kept", "imagenet/labels"),
     ]
-    retired = screen.read("container retire seeds")
+    retired = words(screen.read("container retire seeds"))
     assert "Your workspace is untouched" in retired and "iniconfig" in retired
 
 
 def test_a_package_of_the_dockerfile_is_there_for_ever(screen: Screen, server: Server) -> None:
     look = "ls models ~; cat imagenet/labels; python3 -c 'import iniconfig; print(1 + 1)'"
-    assert "in a new container" in screen.read("project launch seeds --detach")
+    assert "in a new container" in words(screen.read("project launch seeds --detach"))
     again = screen.type(f'container exec seeds -- sh -c "{look}"', code=1)
     assert "checkpoint.pt" in again and "tabby" in again and again.count("checkpoint.pt") == 1
     assert "ModuleNotFoundError" in again
     screen.type(f"echo 'RUN pip install --no-cache-dir iniconfig' >> {PROJECT}/Dockerfile")
-    updated = screen.read("image-update seeds")
+    updated = words(screen.read("image-update seeds"))
     assert "container retire seeds" in updated
     screen.read("container retire seeds && project launch seeds --detach")
     assert "2" in plain(screen.type(f'container exec seeds -- sh -c "{look}"')).split()
