@@ -896,7 +896,7 @@ def test_replacement_broken_off_is_healed(built, engine, policy, alice, monkeypa
     wanted = [Wanted("alice", "thesis", pids=32)]
     containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)
 
-    class Off(Exception):
+    class Off(BaseException):
         pass
 
     def broken(*arguments):

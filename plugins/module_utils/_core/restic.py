@@ -158,10 +158,9 @@ def sparse(repository: Repository) -> list[str]:
 def lines(repository: Repository, arguments: Sequence[str], timeout: float = 86400.0) -> Iterator[str]:
     """Yield the lines that restic writes, one after the other; raise HostError as ``run`` does."""
     late = threading.Event()
-    with (
-        _log_of_ssh(repository.url) as log,
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
-    ):
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_log_of_ssh(repository.url))
+        said = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
         command, options = _prepared(repository, arguments, (), (), log)
         try:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, **options)
