@@ -115,7 +115,7 @@ def lint() -> list[Step]:
     ]
 
 
-def unit(*, limit: float = 1200) -> list[Step]:
+def unit(*, limit: float = 2400) -> list[Step]:
     """Return the step of the unit tests, ended after ``limit`` seconds."""
     command = tool("pytest", "tests/unit")
     return [Step("unit", command, {"PYTHONPATH": ".ansible/collections"}, junit=True, limit=limit)]

@@ -171,6 +171,7 @@ def test_a_killed_caller_is_outlived_and_a_killed_builder_is_told(asked, url, po
     assert asked("image-update", alice)[0]["changed"]
 
 
+@pytest.mark.thorough
 def test_a_log_of_100_megabytes_with_escapes_is_bounded_and_harmless(asked, alice, thesis, tiny, root):
     loud = r"printf '\033[2J\033]0;title\007\033[31mred\033[0m\n'; yes 0123456789abcdefghijklmnopqrstuvwxyz"
     thesis.write("Dockerfile", f"FROM {tiny}\nRUN echo begins; {loud} | head -c 100000000; echo; echo ends\n")

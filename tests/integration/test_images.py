@@ -745,6 +745,7 @@ def test_a_lock_that_the_requirements_contradict(engine, policy, learner, thesis
     assert images.build(engine, policy, learner, "thesis").changed
 
 
+@pytest.mark.thorough
 def test_a_lock_that_is_not_kept_is_told(engine, policy, learner, thesis, with_wheels, python):
     """A Dockerfile can take the constraints away, or pay no heed to them; that it did is in the result."""
     (thesis.path / ".lab-server-lock.txt").symlink_to("/etc/shadow")

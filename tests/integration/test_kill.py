@@ -297,8 +297,8 @@ def test_killed_while_it_is_retired_and_while_it_is_restored(
     assert inside(alice, "thesis", "ls /tmp/work").strip() == "/tmp/work"
 
 
-@pytest.mark.parametrize("seconds", [0, 0.01])
-@pytest.mark.parametrize("worked", [False, True])
+@pytest.mark.parametrize("seconds", [0, pytest.param(0.01, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("worked", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_killed_while_it_is_replaced(
     engine, policy, alice, launched, killed, settled, left, inside, seconds, worked
 ):

@@ -83,7 +83,10 @@ def test_links_lead_to_the_cache(cache: Cache) -> None:
         assert got.body == wheel("labone", "labtwo")[1], file
 
 
-@pytest.mark.parametrize("how", ["refused", "no name", "broken", "silent"])
+@pytest.mark.parametrize(
+    "how",
+    ["refused", "broken", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("no name", "silent"))],
+)
 def test_what_was_fetched_is_there_whatever_way_the_index_fails(cache: Cache, world: World, how: str) -> None:
     path = next(path for host, path, _accept in world.answers if host == FILES and "labone" in path)
     file = path.replace("/packages/", "/_files/0/")
@@ -121,6 +124,7 @@ def test_half_a_file_is_not_kept(cache: Cache, world: World) -> None:
     assert cache.get(file).body == world.answers[FILES, path, ""].body
 
 
+@pytest.mark.thorough
 def test_it_starts_while_no_name_is_known(cache: Cache, world: World) -> None:
     page = cache.get(PAGE)
     cache.stop()
@@ -317,6 +321,7 @@ def test_files_of_the_indexs_own_server_are_linked_without_its_name(world: World
         made.close()
 
 
+@pytest.mark.thorough
 def test_it_keeps_no_more_than_it_may(world: World) -> None:
     made = Cache(CACHE, NETWORK, world.certificate, package_cache_size="3m")
     try:
@@ -522,6 +527,7 @@ def test_apt_needs_no_repository_the_second_time(
     assert "here" in build(engine, cached, alice)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(UV is None, reason="uv, of requirements-dev.txt, is not installed")
 def test_uv_needs_no_index_the_second_time(engine, cached, alice, thesis, python_image, served, world):
     shutil.copy(UV, thesis.path / "uv")
