@@ -143,7 +143,7 @@ def integration(*, limit: float = 2400) -> list[Step]:
 
 
 def molecule(
-    distro: str, scenario: str = "default", *, limit: float = 4900, more: Mapping[str, str] | None = None
+    distro: str, scenario: str = "default", *, limit: float = 5200, more: Mapping[str, str] | None = None
 ) -> list[Step]:
     """Return the step of a scenario on a virtual machine of ``distro``, ended after ``limit`` seconds.
 

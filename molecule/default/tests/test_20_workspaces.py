@@ -89,6 +89,7 @@ def test_the_workspace_survives_a_restart_of_the_daemon_while_containers_run(ser
     assert server.root(TREE).out == before
 
 
+@pytest.mark.thorough
 def test_launch_twice_makes_one_container(server: Server) -> None:
     identity = server.inspect("my-thesis", ALICE)["Id"]
     server.user("alice", "project launch my-thesis --detach & project launch my-thesis --detach & wait")
@@ -106,6 +107,7 @@ def test_stop_keeps_the_container_and_launch_brings_it_back(server: Server) -> N
     server.inside("my-thesis", ALICE, "ls ~/still-here")
 
 
+@pytest.mark.thorough
 def test_a_retired_container_can_be_brought_back(server: Server) -> None:
     server.inside("my-thesis", ALICE, "echo mine > ~/notes")
     identity = server.inspect("my-thesis", ALICE)["Id"]

@@ -91,6 +91,7 @@ def test_a_device_cannot_be_made_and_a_setuid_bit_does_nothing(evil: Server) -> 
     assert became == ["2004", "2004"]
 
 
+@pytest.mark.thorough
 def test_a_volume_of_the_image_goes_with_the_container(evil: Server) -> None:
     evil.user("bob", "container retire evil --yes")
     assert evil.root("docker volume ls -q").out == ""
@@ -161,6 +162,7 @@ def test_a_planted_dockerfile_is_a_clear_error(server: Server, plant: str) -> No
     assert "Dockerfile" in failed.text and "root:" not in failed.text and "Traceback" not in failed.text
 
 
+@pytest.mark.thorough
 def test_a_link_in_the_context_copies_nobodys_secret(server: Server) -> None:
     server.user(
         "alice", "install -m 600 /dev/null ~/workspace/secret && echo alices-secret > ~/workspace/secret"
