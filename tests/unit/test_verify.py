@@ -614,6 +614,12 @@ def test_the_names_of_images(listed: list[dict[str, Any]], word: str) -> None:
     assert len(found) == bool(word) and (not word or word in found[0])
 
 
+def test_who_removed_all_images_but_one_that_is_in_use_has_no_current_one_and_no_problem() -> None:
+    listed = [image([f"lab/2001/thesis:{A}"])]
+    assert checks_docker.image_problems(listed, {listed[0]["Id"]}) == []
+    assert len(checks_docker.image_problems(listed, {"another"})) == 1
+
+
 def test_a_folder_has_one_identity_however_it_is_reached(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -198,10 +198,15 @@ def _identity(path: str, pid: int = 0) -> tuple[int, int] | None:
 # ---- images ----------------------------------------------------------------------------------------------
 
 
-def image_problems(listed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return which names of projects' images do not belong to what carries them, from Docker's listing."""
+def image_problems(listed: Sequence[Mapping[str, Any]], used: Collection[str] = ()) -> list[str]:
+    """Return which names of projects' images do not belong to what carries them, from Docker's listing.
+
+    Where all that is left of a project's images is in use (``used`` holds their ids), as by a container that
+    is kept for undo, its user removed the others, and none need be current.
+    """
     problems = []
-    current: dict[str, int] = {}
+    current: set[str] = set()
+    loose: set[str] = set()
     for image in listed:
         labels = image.get("Labels") or {}
         for tag in image.get("RepoTags") or ():
@@ -210,12 +215,15 @@ def image_problems(listed: Sequence[Mapping[str, Any]]) -> list[str]:
                 continue
             said = f"lab/{labels.get(spec.LABEL_OWNER)}/{labels.get(spec.LABEL_PROJECT)}"
             digest = str(labels.get(versions.LABEL_FINGERPRINT, ""))
-            current[repository] = current.get(repository, 0) + (version == "latest")
+            if version == "latest":
+                current.add(repository)
+            elif image.get("Id") not in used:
+                loose.add(repository)
             if said != repository:
                 problems.append(f"{tag} names an image that is not of that project")
             elif version not in ("latest", digest[:12]):
                 problems.append(f"{tag} names an image with another fingerprint")
-    problems += [f"{name} has no current image" for name, count in sorted(current.items()) if not count]
+    problems += [f"{name} has no current image" for name in sorted(loose - current)]
     return problems
 
 
@@ -230,7 +238,7 @@ def _is_projects(repository: str) -> bool:
 
 def _images(server: Server) -> Outcome:
     listed = server.engine.images()
-    problems = image_problems(listed)
+    problems = image_problems(listed, {str(one.get("ImageID")) for one in server.listed})
     here = {str(tag) for image in listed for tag in image.get("RepoTags") or ()}
     missing = [base.name for base in server.policy.base_images if not _is_here(base.name, here)]
     problems += [f"the base image {name} is not here" for name in missing]
