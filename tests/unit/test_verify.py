@@ -377,6 +377,9 @@ def test_each_fault_of_an_account_fails_one_check(declared: Server) -> None:
         declared.__dict__["accounts"] = replace(there, **change)
         found = failing(declared)
         assert list(found) == [name] and word in found[name]
+    # What runs is looked at by the check of the slices alone.
+    declared.__dict__["accounts"] = replace(there, stale={"lab-2001.slice": ("memory",)})
+    assert failing(declared) == {}
 
 
 def test_a_slice_that_runs_holds_its_limits(declared: Server, tmp_path: Path) -> None:

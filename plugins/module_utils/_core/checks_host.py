@@ -203,6 +203,7 @@ def _accounts(server: Server) -> Outcome:
         subordinate=frozenset(),
         homes={user.name: accounts.Home(user.uid, 0o700) for user in policy.users},
         units=texts,
+        stale={},
     )
     problems = list(accounts.conflicts(wanted, actual))
     if not problems:
