@@ -237,7 +237,8 @@ def test_while_the_shared_data_move(server: Server, play: Play, machine: Callabl
     server.root(
         "mkdir -p /srv/data/datasets/cut/deep && cd /srv/data/datasets/cut && chown :students deep && "
         "chmod 2770 deep && head -c 90000000 /dev/urandom | split -b 900000 - deep/part- && "
-        "ln deep/part-aa again && ln -s deep/part-ab link && setfattr -n user.note -v kept again && sync"
+        "ln deep/part-aa again && ln -s deep/part-ab link && "
+        'python3 -c \'import os; os.setxattr("again", "user.note", b"kept")\' && sync'
     )
     before = data(server)
     server.user("alice", "project launch my-thesis --detach")
