@@ -489,7 +489,7 @@ class Pictures:
         """Take a picture of what is below the roots, and of the rest of the server; return its name."""
         started = time.monotonic()
         self._number += 1
-        # A block counts in a quota when it is given its place, which may be half a minute after it was written.
+        # A block counts in a quota when it is given its place, half a minute after it was written or later.
         self.server.root("sync")
         name = f"{PLACE}/{self._number}.json"
         counted: dict[str, int] = json.loads(self._script("take", name, *roots))
