@@ -218,7 +218,8 @@ def data(server: Server) -> str:
     """Return the checksum of the checksums, owners and modes of the shared data, and of their ACLs."""
     return server.root(
         "cd /srv/data && { find . -path ./lost+found -prune -o -printf '%p %U %G %m %y %l\\n' | sort; "
-        "find . -type f -print0 | sort -z | xargs -0 -r sha256sum; getfacl -R -n . 2>/dev/null; } | sha256sum"
+        "find . -type f -print0 | sort -z | xargs -0 -r sha256sum; find . -path ./lost+found "
+        "-prune -o ! -type l -print0 | sort -z | xargs -0 getfacl -n 2>/dev/null; } | sha256sum"
     ).out
 
 
