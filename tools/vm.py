@@ -308,10 +308,10 @@ class Machine:
             *_disk("root", self.folder / "root.qcow2", "qcow2"),
         ]
         for role in DISKS:
-            if (
-                role not in without and (self.folder / f"{role}.img").exists()
-            ):  # an older machine may lack one
-                command += _disk(role, self.folder / f"{role}.img", "raw")
+            disk = self.folder / f"{role}.img"
+            # A machine that was made by an older version may lack one.
+            if role not in without and disk.exists():
+                command += _disk(role, disk, "raw")
         self.pidfile.unlink(missing_ok=True)
         self.console.write_bytes(b"")
         run([*command, "-daemonize", "-pidfile", str(self.pidfile)])

@@ -432,7 +432,7 @@ class Elsewhere:
 
     def clear(self) -> None:
         """Remove all repositories, as when the disk over there is not mounted."""
-        shutil.rmtree(self.sftp.folder / "home/lab", ignore_errors=True)
+        shutil.rmtree(self.sftp.folder / "home/lab", ignore_errors=True)  # it may be gone already
         if self.kind == "s3":
             client = s3_client("s3", self.port, *self.secrets[:2])
             while there := client.list_objects_v2(Bucket="backups").get("Contents", []):

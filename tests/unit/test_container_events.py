@@ -23,6 +23,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     journal,
     locks,
     names,
+    notices,
     quota,
     replacing,
     retired,
@@ -535,7 +536,7 @@ def limited(lab: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pol
     """Return the policy with a limit of time, of which the notice has stood for the user's container."""
     user = lab.user("alice")
     monkeypatch.setattr(ending, "NOTICES", str(tmp_path / "notices"))
-    monkeypatch.setattr(ending.os, "chown", lambda *_words: None)
+    monkeypatch.setattr(notices.os, "chown", lambda *_words: None)
     monkeypatch.setattr(journal, "record", lambda **_values: None)
     monkeypatch.setattr(ending, "_look", lambda _engine, info, _typed: Look(info.name, info.id, info.running))
     monkeypatch.setattr(ending.sessions, "typed", lambda _names: {})

@@ -152,7 +152,7 @@ class Clocked:
         monkeypatch.setattr(gpuhandover, "look", lambda *_words, **_more: ([], gpuhandover.Record()))
         monkeypatch.setattr(gpuhandover, "keep", lambda _record: None)
         monkeypatch.setattr(gpuleases, "forget_dead", lambda: None)
-        monkeypatch.setattr(ending.os, "chown", lambda *_words: None)
+        monkeypatch.setattr(notices.os, "chown", lambda *_words: None)
         monkeypatch.setattr(gpus, "look", lambda **_how: self.seen())
         for module in (ending, gpuidle):
             monkeypatch.setattr(module, "state", server.records)

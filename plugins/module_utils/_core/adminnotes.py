@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import names
 from .errors import LabError
-from .notices import NOTICES
+from .notices import NOTICES, publish
 from .terminal import Terminal, fit
 
 if TYPE_CHECKING:
@@ -43,21 +43,8 @@ def bad(policy: Policy, now: float) -> list[str]:
 
 def refresh(policy: Policy) -> None:
     """Write down what is bad now. It is beside the work of its callers: what goes wrong is left out."""
-    from . import safefs
-
     with suppress(LabError, OSError):
-        found = bad(policy, time.time())
-        if not found:
-            with suppress(FileNotFoundError):
-                os.unlink(PATH)
-            return
-        directory = posixpath.dirname(PATH)
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        os.chmod(directory, 0o755)  # noqa: S103  # to be entered; each file in it has its own readers
-        text = json.dumps([names.printable(one) for one in found[:_MOST]])
-        safefs.write_atomically(PATH, text.encode("ascii"), 0o640)
-        os.chown(PATH, 0, _gid())
-        os.chmod(PATH, 0o640)  # whatever the umask is
+        publish(PATH, [names.printable(one) for one in bad(policy, time.time())[:_MOST]], _gid())
 
 
 def _gid() -> int:

@@ -99,12 +99,12 @@ def running(uid: int) -> list[str]:
 
 def forget(uid: int, project: str) -> None:
     """Remove the log of a project; the caller holds the lock of its images."""
-    shutil.rmtree(_folder(uid, project), ignore_errors=True)
+    shutil.rmtree(_folder(uid, project), ignore_errors=True)  # no trouble with a log is one of a build
 
 
 def forget_all(uid: int) -> None:
     """Remove all logs of a user."""
-    shutil.rmtree(state.place(f"{_FOLDER}/{int(uid)}"), ignore_errors=True)
+    shutil.rmtree(state.place(f"{_FOLDER}/{int(uid)}"), ignore_errors=True)  # as above
 
 
 class Reader:

@@ -36,7 +36,7 @@ from .boot import NOTICES
 from .capacity import Capacity
 from .errors import HostError, LabError
 from .inspection import FAIL, PASS, PLAYBOOK, SKIP, WARN, Check, Outcome, Server, desired, judged
-from .names import printable, slice_name
+from .names import printable
 from .policy import HOME_ROOT, WORKSPACES_ROOT, User
 from .protocol import BROKER
 from .sizes import format_size
@@ -348,18 +348,11 @@ def _slices(server: Server) -> Outcome:
     for user in server.policy.users:
         wanted = unit_texts(user)
         problems += [f"{name} is not as declared" for name, text in wanted.items() if there.get(name) != text]
-        for parent, unit in (
-            (slices.ROOT_SLICE, slice_name(user.uid)),
-            (slices.SESSIONS, f"user-{user.uid}.slice"),
-        ):
-            directory = posixpath.join(slices.CGROUPS, parent, unit)
-            read = slices.read_live(directory)
-            if read:
-                live += 1
-                wrong = slices.not_held(user.limits, read, os.sysconf("SC_PAGE_SIZE"))
-                problems += [f"{unit} of {user.name} does not hold its limit of {', '.join(wrong)}"] * bool(
-                    wrong
-                )
+        for unit, _name, read in slices.live(user.uid):
+            live += 1
+            wrong = slices.not_held(user.limits, read)
+            if wrong:
+                problems.append(f"{unit} of {user.name} does not hold its limit of {', '.join(wrong)}")
     return judged(problems, f"{len(server.policy.users)} users are declared, {live} slices run and hold")
 
 

@@ -276,9 +276,7 @@ def reconcile(
     then. With ``check`` nothing is done, and the results say what would be, or why it would be refused: see
     ``_foresee``. ``engine`` is None where Docker is not installed yet.
     """
-    items = [_Item(one, ItemResult(f"{one.user}/{one.project}")) for one in wanted]
-    snapshot = observe(engine)
-    _plan_all(snapshot, policy, items)
+    snapshot, items = _wished(engine, policy, wanted)
     if check:
         _tell_losses(engine, policy, items)
         _foresee(engine, policy, snapshot, _in_parts(items))
@@ -293,9 +291,15 @@ def differing(engine: Engine | None, policy: Policy, wanted: Sequence[Wanted]) -
 
     Whether anything would be in the way of putting it right is not asked, which takes a while for each.
     """
+    return [item.result for item in _wished(engine, policy, wanted)[1]]
+
+
+def _wished(engine: Engine | None, policy: Policy, wanted: Sequence[Wanted]) -> tuple[Snapshot, list[_Item]]:
+    """Return what there is, and for each wish what is to be done about it."""
     items = [_Item(one, ItemResult(f"{one.user}/{one.project}")) for one in wanted]
-    _plan_all(observe(engine), policy, items)
-    return [item.result for item in items]
+    snapshot = observe(engine)
+    _plan_all(snapshot, policy, items)
+    return snapshot, items
 
 
 def _in_parts(items: Sequence[_Item]) -> list[list[_Item]]:
@@ -699,7 +703,8 @@ def _said(error: Exception) -> str:
     import traceback  # what is rarely needed is not to be waited for
 
     journal.record(syslog.LOG_WARNING, outcome="failed", detail=traceback.format_exc()[-_TOLD:])
-    return f"Unexpected {type(error).__name__}: {error}. The details are in the server's system log."
+    said = names.printable(str(error))
+    return f"Unexpected {type(error).__name__}: {said}. The details are in the server's system log."
 
 
 def _nothing_yet(result: ItemResult) -> None:

@@ -9,8 +9,6 @@ without asking root: for the greeting, and for ``container list``.
 
 from __future__ import annotations
 
-import json
-import os
 import posixpath
 import sys
 import time
@@ -28,7 +26,6 @@ from . import (
     journal,
     locks,
     names,
-    safefs,
     sessions,
     state,
 )
@@ -56,7 +53,7 @@ from .lifecycle import (
     words,
 )
 from .liferules import HOUR
-from .notices import IDLE_GPUS, NOTICES, idle_words, notices
+from .notices import IDLE_GPUS, NOTICES, idle_words, notices, publish
 from .policy import Policy, User, load
 
 _RECORD = gpuidle.RECORD
@@ -244,16 +241,9 @@ def _publish_idle(
 
 def _write(told: Mapping[int, list[dict[str, Any]]], suffix: str = "") -> None:
     try:
-        os.makedirs(NOTICES, mode=0o755, exist_ok=True)
-        os.chmod(NOTICES, 0o755)  # noqa: S103  # to be read in; each file is its user's alone
         for uid, found in told.items():
-            path = posixpath.join(NOTICES, f"{int(uid)}{suffix}")
-            if not found:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-                continue
-            safefs.write_atomically(path, json.dumps(found, sort_keys=True).encode("ascii"), 0o640)
-            os.chown(path, 0, uid)  # the user's own group has the same number
+            # The user's own group has the same number.
+            publish(posixpath.join(NOTICES, f"{int(uid)}{suffix}"), found, uid)
     except OSError as error:
         raise HostError(f"{NOTICES} could not be written: {error.strerror}.") from error
 

@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import posixpath
-import syslog
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -769,14 +768,7 @@ def _store(name: str, data: Any) -> None:
     try:
         json.loads("null" if text is None else text)
     except (ValueError, RecursionError):
-        journal.record(
-            syslog.LOG_WARNING,
-            uid=0,
-            user="root",
-            verb="gpu-record",
-            outcome="damaged",
-            detail=f"{posixpath.join(STATE_DIRECTORY, name)} was damaged and is begun anew",
-        )
+        journal.damaged("gpu-record", name, "was damaged and is begun anew")
     state.write_record(name, json.dumps(data, sort_keys=True))
 
 

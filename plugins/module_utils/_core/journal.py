@@ -10,10 +10,12 @@ syslog(3), so trust a line by what its sender cannot choose (systemd.journal-fie
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import syslog
 import threading
 from collections.abc import Iterator
 
+from . import STATE_DIRECTORY
 from .names import printable
 
 IDENT = "lab-server"
@@ -42,6 +44,12 @@ def record(priority: int = syslog.LOG_NOTICE, **values: object) -> None:
             syslog.syslog(priority, line(**values))
         finally:
             syslog.closelog()
+
+
+def damaged(verb: str, name: str, words: str) -> None:
+    """Write that a record of root's (its name below the state directory) was damaged, and what follows."""
+    detail = f"{posixpath.join(STATE_DIRECTORY, name)} {words}"
+    record(syslog.LOG_WARNING, uid=0, user="root", verb=verb, outcome="damaged", detail=detail)
 
 
 @contextlib.contextmanager

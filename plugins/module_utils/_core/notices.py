@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -62,6 +63,22 @@ def advice(notice: Mapping[str, Any] | None, project: str) -> str:
     if notice and notice.get("firm"):
         return str(notice.get("why") or "")
     return f"put it off: container extend {project}"
+
+
+def publish(path: str, found: Sequence[Any], gid: int) -> None:
+    """Write what a group is told at login; where that is nothing, take it away. Raises OSError, HostError."""
+    from . import safefs  # a login only reads
+
+    directory = posixpath.dirname(path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    os.chmod(directory, 0o755)  # noqa: S103  # to be entered; each file in it has its own readers
+    if not found:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    safefs.write_atomically(path, json.dumps(found, sort_keys=True).encode("ascii"), 0o640)
+    os.chown(path, 0, gid)
+    os.chmod(path, 0o640)  # whatever the umask is
 
 
 def idle_gpus(uid: int) -> dict[str, str]:

@@ -13,13 +13,12 @@ import contextlib
 import json
 import posixpath
 import re
-import syslog
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import STATE_DIRECTORY, events, homes, journal, locks, names, state
+from . import events, homes, journal, locks, names, state
 from .engine import ADDED, DELETED, Engine, ignore
 from .errors import EngineError, InvalidInput, LabError, NotFound, Refused
 from .plan import Actual, actual_of
@@ -347,12 +346,5 @@ def _read() -> dict[str, Any]:
         seen = {str(key): float(value) for key, value in data["seen"].items()}
         return {"last": float(data["last"]), "clock": float(data["clock"]), "seen": seen}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        journal.record(
-            syslog.LOG_WARNING,
-            uid=0,
-            user="root",
-            verb="cleanup",
-            outcome="damaged",
-            detail=f"{STATE_DIRECTORY}/{_RECORD} is damaged, so the time of retired containers begins anew",
-        )
+        journal.damaged("cleanup", _RECORD, "is damaged, so the time of retired containers begins anew")
         return empty

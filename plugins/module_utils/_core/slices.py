@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from . import hostfiles
 from .names import printable, slice_name
@@ -118,8 +118,20 @@ def read_live(directory: str) -> dict[str, str]:
     return found
 
 
-def not_held(limits: Limits, read: Mapping[str, str], page: int) -> list[str]:
-    """Return which limits in a cgroup's files (by name) are not those of a user; ``page`` in bytes."""
+def live(uid: int) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield (unit, name of its file of limits, files of its cgroup) of the slices of a user that run."""
+    for parent, unit, name in (
+        (ROOT_SLICE, slice_name(uid), slice_name(uid)),
+        (SESSIONS, f"user-{uid}.slice", session_name(uid)),
+    ):
+        read = read_live(os.path.join(CGROUPS, parent, unit))
+        if read:
+            yield unit, name, read
+
+
+def not_held(limits: Limits, read: Mapping[str, str]) -> list[str]:
+    """Return which limits in a cgroup's files (by name) are not those of a user."""
+    page = os.sysconf("SC_PAGE_SIZE")
     quota_us, _blank, period = read.get("cpu.max", "").partition(" ")
     percent = round(int(quota_us) / int(period) * 100) if quota_us.isdigit() and period.isdigit() else 0
     found = []
@@ -140,18 +152,8 @@ def stale(limits: Limits, uid: int) -> dict[str, tuple[str, ...]]:
 
     A run that was cut off may have written a unit file, and not told systemd.
     """
-    found = {}
-    for parent, unit, name in (
-        (ROOT_SLICE, slice_name(uid), slice_name(uid)),
-        (SESSIONS, f"user-{uid}.slice", session_name(uid)),
-    ):
-        read = read_live(os.path.join(CGROUPS, parent, unit))
-        # Where the kernel cannot limit something, no run could change that.
-        wrong = (
-            not_held(limits, read, os.sysconf("SC_PAGE_SIZE"))
-            if {"memory.max", "pids.max", "cpu.max"} <= set(read)
-            else []
-        )
-        if wrong:
-            found[name] = tuple(wrong)
-    return found
+    # Where the kernel cannot limit something, no run could change that.
+    there = [
+        (name, read) for _unit, name, read in live(uid) if {"memory.max", "pids.max", "cpu.max"} <= set(read)
+    ]
+    return {name: tuple(wrong) for name, read in there if (wrong := not_held(limits, read))}
