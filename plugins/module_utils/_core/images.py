@@ -263,6 +263,10 @@ class _Watch:
             self._reader = buildlog.Reader(self._uid, self._project, build.id)
             since = time.strftime("%H:%M", time.localtime(build.started))
             self._progress(f"A build of {self._project} is at work since {since}; this shows it.")
+        self.rest()
+
+    def rest(self) -> None:
+        """Show what is new of the build that was shown; it may have ended by now."""
         for line in self._reader.more()[-_SHOWN:] if self._reader is not None else ():
             self._progress(line)
 
@@ -329,6 +333,8 @@ def build(
         watch=watch,
     )
     with work.locked(), buildlog.writing(user.uid, project) as log:
+        if watch is not None:
+            watch.rest()
         return _build_if_new(replace(work, log=log))
 
 

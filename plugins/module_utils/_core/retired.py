@@ -29,6 +29,8 @@ from .spec import ContainerSpec
 _NAME = re.compile(r"(?P<base>.+)\.retired-(?P<seconds>[0-9]{1,12})")
 #: Kept ones of one user. Each keeps its image from being removed, however little is in it.
 AT_MOST = 10
+# So many seconds ahead of the clock may the names of containers be that are retired one right after the other.
+_BURST = 60
 _SHOWN_PATHS, _SHOWN_PACKAGES = 20, 100
 _DAY = 86400
 # The clean-up runs daily. A longer gap is a server that was off or a clock that jumped, and ages nothing.
@@ -230,11 +232,15 @@ def retire(engine: Engine, policy: Policy, actual: Actual, *, wait: float = lock
 
 def _put_aside(engine: Engine, actual: Actual) -> int:
     now = int(time.time())
-    for seconds in range(now, now + 60):
+    # Several in one second are called by the seconds that come: the newest stays the newest, also where the
+    # bounds have freed an earlier name. A name of another day's clock counts for nothing.
+    ahead = [one.retired for one in kept(engine, container=actual.name) if now <= one.retired < now + _BURST]
+    first = max(ahead, default=now - 1) + 1
+    for seconds in range(first, first + _BURST):
         try:
             engine.rename(actual.id, f"{actual.name}.retired-{seconds}")
         except Refused:
-            continue  # two in one second
+            continue  # retired by a clock that went back
         return seconds
     raise EngineError("The container could not be put aside.", "Try again.")
 

@@ -15,7 +15,7 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import (
     MODIFIED,
     _changes,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError, InvalidInput
+from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError, InvalidInput, Refused
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Actual
 from ansible_collections.lab.server.plugins.module_utils._core.policy import from_inventory
 from ansible_collections.lab.server.plugins.module_utils._core.spec import ContainerSpec
@@ -80,6 +80,44 @@ def test_the_newest_is_first_and_foreign_ones_are_none() -> None:
     assert {(one.container, one.uid, one.project) for one in found} == {("thesis._.2001", 2001, "thesis")}
     assert retired.among([listed("thesis._.2001.retired-1")], uid=2002) == []
     assert retired.among([listed("thesis._.2001.retired-1")], container="other._.2001") == []
+
+
+class Names:
+    """As much of an engine as naming needs."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = {name: name for name in names}
+
+    def containers(self) -> list[dict[str, Any]]:
+        return [{**listed(name), "Id": key} for key, name in self.names.items()]
+
+    def rename(self, container: str, name: str) -> None:
+        if name in self.names.values():
+            raise Refused("The name is taken.")
+        self.names[container] = name
+
+    def newest_first(self) -> list[str]:
+        return [one.actual.id for one in retired.among(self.containers(), container=SPEC.name)]
+
+
+def test_of_those_of_one_second_the_newest_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retired.time, "time", lambda: 1000.7)
+    engine: Any = Names(f"{SPEC.name}.retired-990", "other._.2001.retired-1030")
+    for number in range(5):
+        retired._put_aside(engine, replace(ACTUAL, id=f"new-{number}"))
+        if number >= 2:
+            # The bounds free a name that is earlier than those of the newest.
+            del engine.names[f"new-{number - 2}"]
+    assert engine.newest_first()[:2] == ["new-4", "new-3"]
+
+
+def test_a_name_of_a_clock_that_was_ahead_moves_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retired.time, "time", lambda: 1000.7)
+    engine: Any = Names(f"{SPEC.name}.retired-99999999")
+    assert retired._put_aside(engine, ACTUAL) == 1000
+    # One that is in the way is stepped over.
+    engine = Names(*(f"{SPEC.name}.retired-{seconds}" for seconds in (1000, 1060)))
+    assert retired._put_aside(engine, ACTUAL) == 1001
 
 
 class Docker:
