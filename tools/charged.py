@@ -69,6 +69,10 @@ class Machine:
         """Run a command on the host, as the user."""
         shell(f"runuser -u {self.user.name} -- sh -c '{command}'")
 
+    def in_session(self, command: str) -> None:
+        """Run a command in a session of the user, as after a login."""
+        shell(f"sudo -niu {self.user.name} sh -c '{command}'")
+
     def workspace(self, name: str) -> str:
         """Return a path of the host in the user's project."""
         return f"{self.policy.workspace(self.user)}/{self.project}/{name}"
@@ -118,6 +122,8 @@ def files(machine: Machine) -> list[Kind]:
         kind("file in the workspace, from the host", own, machine.as_user, machine.workspace(".charged")),
         kind("file in the workspace, from the container", own, machine.inside, f"/workspace/{work}"),
         kind("file in the home on the host", own, machine.as_user, f"{machine.user.home}/.charged"),
+        kind("file in `/tmp` of the server", own, machine.in_session, "/tmp/.charged"),  # noqa: S108  # meant
+        kind("file in `/var/tmp` of the server", own, machine.in_session, "/var/tmp/.charged"),  # noqa: S108  # meant
         kind("file in `/opt` or `/var` of the container", layer, machine.inside, _inner("var/tmp")),
         kind("file in `/tmp` of the container", layer, machine.inside, _inner("tmp")),
         kind(

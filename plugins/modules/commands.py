@@ -211,6 +211,7 @@ def _carried() -> None:
         plan,
         policy,
         policy_gpus,
+        privatetmp,
         processes,
         protocol,
         publishing,

@@ -152,6 +152,12 @@ options:
     description: Whether C(/home) has a file system of its own, without which no home is made.
     type: bool
     default: false
+  private_tmp:
+    description:
+      - Whether lab users have C(/tmp) and C(/var/tmp) of their own, below C(/home/.tmp) and within their
+        quota, from their next session on (pam_namespace(8), through pam-auth-update(8)).
+      - Without it nothing of that kind is made or removed.
+    type: bool
 """
 
 EXAMPLES = r"""
@@ -183,7 +189,7 @@ results:
   elements: dict
   contains:
     name:
-      description: The user, C(group NAME), or the slice of all users.
+      description: The user, C(group NAME), the slice of all users, or C(private /tmp).
       type: str
       returned: always
     changed:
@@ -222,6 +228,7 @@ results:
 from typing import Any
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core import privatetmp
 from ansible_collections.lab.server.plugins.module_utils._core.accounts import from_options, reconcile
 
 _LIMITS = {
@@ -268,13 +275,17 @@ def main() -> None:
             "users": {"type": "list", "elements": "dict", "default": [], "options": _USER},
             "closed_groups": {"type": "list", "elements": "str", "default": []},
             "mounted": {"type": "bool", "default": False},
+            "private_tmp": {"type": "bool"},
         }
     )
     given: dict[str, Any] = module.params
 
     def work() -> Any:
         desired = from_options(given["gid"], given["groups"], given["users"], given["closed_groups"])
-        return reconcile(desired, mounted=given["mounted"], check=module.check_mode)
+        done = reconcile(desired, mounted=given["mounted"], check=module.check_mode)
+        if given["private_tmp"] is not None:
+            done.append(privatetmp.reconcile(wanted=given["private_tmp"], check=module.check_mode))
+        return done
 
     run_items(module, work)
 

@@ -117,12 +117,21 @@ def test_a_user_leaves(engine, policy, root, alice, bob, thesis, home, inside, l
     assert (thesis.path / "result").exists()
     assert leave(hand_over=over) == []
 
+    temporary = root / "home/.tmp/tmp-alice"
+    (temporary / "deep").mkdir(parents=True)
+    (temporary / "deep/x").touch()
+    give(temporary / "deep", alice.uid)
+    os.chown(temporary / "deep", alice.uid, alice.uid)
+    temporary.chmod(0o1777)
+    temporary.parent.chmod(0)
     leave(purge=True, fails="kept until")
+    assert (temporary / "deep/x").exists()
     assert home.exists() and engine.images("lab/2001/*")
     promised = leave(time.time() + LATER, check=True, purge=True)
     assert leave(time.time() + LATER, purge=True) == promised
     assert not home.exists() and not Path(policy.workspace(alice)).exists()
     assert not (root / "home/.homes/alice").exists()
+    assert f"remove {temporary}" in str(promised[-1]) and not temporary.exists()
     assert retired.kept(engine, uid=2001) == [] and engine.images("lab/2001/*") == []
     assert copy.exists() and len(list(archives.iterdir())) == 3
     assert leave(time.time() + LATER, purge=True) == []

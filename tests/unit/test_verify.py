@@ -20,6 +20,7 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     inspection,
     mounts,
     names,
+    privatetmp,
     quota,
     scratch,
     slices,
@@ -337,6 +338,41 @@ def declared(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     )
     server.__dict__["accounts"] = as_declared(server.policy)
     return server
+
+
+def test_each_check_is_on_the_page_for_admins() -> None:
+    page = (Path(__file__).parents[2] / "docs/admin.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    listed = [line.split("`")[1] for line in rows]
+    assert [one.name for one in verify.CHECKS] == [
+        name for name in listed if name in {one.name for one in verify.CHECKS}
+    ]
+
+
+def test_temporary_files_in_common_are_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = "session [success=1 default=ignore] pam_succeed_if.so quiet user notingroup lab\n"
+    wanted = {
+        **privatetmp.files(),
+        **dict.fromkeys(privatetmp.STACKS, f"{stack}session optional pam_namespace.so\n"),
+    }
+    monkeypatch.setattr(privatetmp, "can_be", lambda: True)
+    monkeypatch.setattr(privatetmp, "_is_right", lambda _path: True)
+    monkeypatch.setattr(hostfiles, "read_text", wanted.get)
+    assert check("tmp", server).verdict == "pass"
+    for path in list(wanted):
+        kept = wanted.pop(path)
+        outcome = check("tmp", server)
+        assert outcome.verdict == "fail" and path in outcome.detail
+        wanted[path] = kept
+    # What comes between the two lines would be what is left out.
+    wanted[privatetmp.STACKS[0]] = (
+        f"{stack}session optional pam_umask.so\nsession optional pam_namespace.so\n"
+    )
+    assert check("tmp", server).verdict == "fail"
+    monkeypatch.setattr(privatetmp, "can_be", lambda: False)
+    assert check("tmp", server).verdict == "skip"
+    server.policy = replace(server.policy, disks=replace(server.policy.disks, private_tmp=False))
+    assert check("tmp", server).verdict == "pass"
 
 
 ACCOUNT_CHECKS = ("accounts", "subids", "docker-group", "slices")

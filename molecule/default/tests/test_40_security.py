@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
-from conftest import ALICE, BOB, CAROL, Server
+from conftest import ALICE, BOB, CAROL, Outcome, Server
 
 EVIL = r"""FROM lab/python
 RUN cp /bin/bash /usr/local/bin/rootbash && chmod 4755 /usr/local/bin/rootbash
@@ -24,6 +26,36 @@ def evil(server: Server) -> Server:
     server.user("bob", "project launch evil --detach")
     yield server
     server.user("bob", "container retire evil --yes")
+
+
+def test_temporary_files_on_the_server_are_ones_own_and_within_the_quota(server: Server) -> None:
+    def session(name: str, command: str, *, check: bool = True) -> Outcome:
+        return server.root(f"sudo -niu {name} sh -c {shlex.quote(command)}", check=check)
+
+    session("alice", "echo secret > /tmp/mine; echo secret > /var/tmp/mine")
+    try:
+        assert session("alice", "cat /tmp/mine /var/tmp/mine").out.split() == ["secret", "secret"]
+        gone = "ls /tmp/mine /var/tmp/mine 2>/dev/null | wc -l"
+        assert session("bob", gone).out == "0" and server.root(gone).out == "0"
+        assert "denied" in session("bob", "ls /home/.tmp/ 2>&1", check=False).out
+        limit = int(server.root("repquota -u -n -p /home | awk '$1 == \"#2001\" {print $5}'").out)
+        filled = session("alice", f"head -c {limit}K /dev/zero > /var/tmp/full", check=False)
+        assert filled.rc != 0 and "quota exceeded" in (filled.out + filled.err).lower()
+        told = session("alice", "workspace usage --json; workspace where /tmp/mine", check=False).out
+        assert '"/var/tmp"' in told and "removed when unused for 10 days" in told
+    finally:
+        session("alice", "rm -f /tmp/mine /var/tmp/mine /var/tmp/full")
+    # As after ten days: the rule for the one, with another age, and none for the other.
+    session("alice", "echo old | tee /tmp/old /var/tmp/old")
+    rules = "/etc/tmpfiles.d/lab-server-tmp.conf"
+    server.root(f"sleep 2; sed -n 's/ 10d$/ 1s/p' {rules} | tee /run/soon.conf | grep -q tmp-")
+    server.root("systemd-tmpfiles --clean /run/soon.conf; rm /run/soon.conf")
+    assert session(
+        "alice", "ls -d /tmp /tmp/old /var/tmp/old 2>/dev/null; rm -f /var/tmp/old"
+    ).out.split() == [
+        "/tmp",
+        "/var/tmp/old",
+    ]
 
 
 def test_the_user_inside_is_the_user_outside(server: Server) -> None:

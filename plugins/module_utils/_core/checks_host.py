@@ -23,6 +23,7 @@ from . import (
     hostfiles,
     install,
     mounts,
+    privatetmp,
     quota,
     room,
     scratch,
@@ -246,6 +247,16 @@ def _homes(server: Server) -> Outcome:
         for path in (user.home, server.policy.workspace(user)):
             problems += _private(path, user)
     return judged(problems, f"{len(server.policy.users)} users, each alone in home and workspace")
+
+
+def _temporary(server: Server) -> Outcome:
+    if not server.policy.disks.private_tmp:
+        return Outcome(PASS, "as is declared, those of all users lie together")
+    if not privatetmp.can_be():
+        return Outcome(SKIP, "there is no pam-auth-update, so those of all users lie together")
+    return judged(
+        privatetmp.problems(), f"each lab user has {' and '.join(privatetmp.FOLDERS)} of the own", PLAYBOOK
+    )
 
 
 def _private(path: str, user: User) -> list[str]:
@@ -509,6 +520,7 @@ CHECKS: tuple[Check, ...] = (
     Check("overcommit", "the quotas that are promised fit on the disk", _overcommit),
     Check("accounts", "users and groups are as declared, who left is shut out", _accounts),
     Check("homes", "homes and workspaces are open to their users alone", _homes),
+    Check("tmp", "temporary files of a user are the user's alone, and within the quota", _temporary),
     Check("subids", "no lab user has subordinate ids", _subids),
     Check("docker-group", "nobody but root reaches Docker", _docker_group),
     Check("sudo", "lab users may run the broker as root and nothing else", _sudo),

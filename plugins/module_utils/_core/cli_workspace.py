@@ -29,7 +29,7 @@ _GLANCE = 0.1
 
 
 def _workspace_usage(call: Call) -> int:
-    from . import quota, room, tree
+    from . import mounts, privatetmp, quota, room, tree
 
     user = call.user()
     usage = quota.usage(call.policy(), user)
@@ -40,6 +40,12 @@ def _workspace_usage(call: Call) -> int:
         raise HostError(
             f"Your workspace {workspace} cannot be read: {error.strerror}.", "Tell your admins."
         ) from error
+    # Where they are the user's own, they are on the same disk and count as well.
+    own = [mount.point for mount in mounts.read() if privatetmp.holds(mount)]
+    temporary = [
+        (point, *tree.total(point, seconds=math.inf if call.options.all else _GLANCE)) for point in own
+    ]
+    complete = found.complete and all(whole for _point, _one, whole in temporary)
     limits = usage.quota
     beside = _beside(call)
     if call.json:
@@ -52,27 +58,36 @@ def _workspace_usage(call: Call) -> int:
                 "inodes": usage.inodes,
                 "inodes_soft": limits.inodes_soft,
                 "inodes_hard": limits.inodes_hard,
-                "complete": found.complete,
+                "complete": complete,
                 "largest": [
                     {"path": one.path, "bytes": one.size, "files": one.files} for one in found.largest
+                ],
+                "temporary": [
+                    {"path": point, "bytes": one.size, "files": one.files} for point, one, _whole in temporary
                 ],
             }
         )
         return 0
     for line in room.lines(call.out, usage):
         call.out.line(line)
-    call.out.line("Your home and your workspace count together.")
+    if own:
+        call.out.sentence(f"Your home, your workspace, {' and '.join(own)} count together.")
+    else:
+        call.out.line("Your home and your workspace count together.")
     over = room.over(usage, time.time())
     if over:
         call.out.sentence(over, colour="warn")
     for line in room.beside(call.out, beside):
         call.out.line(line)
-    if found.largest:
+    shown = [(f"~/workspace/{one.path}", one) for one in found.largest]
+    shown += [(point, one) for point, one, _whole in temporary if one.size]
+    if shown:
         call.out.line()
-        rows = [[format_size(one.size), str(one.files), f"~/workspace/{one.path}"] for one in found.largest]
+        shown.sort(key=lambda pair: -pair[1].size)
+        rows = [[format_size(one.size), str(one.files), path] for path, one in shown]
         for line in table(["SIZE", "FILES", "LARGEST DIRECTORIES"], rows, call.out.width):
             call.out.line(line)
-    if not found.complete:
+    if not complete:
         call.out.line("Not all was looked at; there may be larger ones: workspace usage --all")
     return 0
 

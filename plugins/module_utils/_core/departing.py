@@ -35,6 +35,7 @@ from . import (
     keeping,
     locks,
     names,
+    privatetmp,
     retired,
     safefs,
     slices,
@@ -373,6 +374,7 @@ class Host:
         found = [f"remove the retired container {one.container}" for one in self._kept()]
         found += [f"remove the image {name}" for name in self._images()]
         found += [f"remove {one.path}" for one in self.trees()]
+        found += [f"remove {path}" for path in privatetmp.own(self._name) if os.path.lexists(path)]
         return [*found, *([f"remove the account {self._name}"] if self._has_account() else [])]
 
     def _kept(self) -> list[retired.Kept]:
@@ -403,11 +405,22 @@ class Host:
         for tree_ in self._places():
             _remove_tree(self._who(), tree_.path)
         _remove_folder(self._kept_root())
+        for path in privatetmp.own(self._name):
+            self._remove_temporary(path)
         if self._has_account():
             hostfiles.run(("userdel", self._name))
         # userdel(8) leaves the private group where login.defs says so.
         if not self._is_foreign() and self._has_group():
             hostfiles.run(("groupdel", self._name))
+
+    def _remove_temporary(self, path: str) -> None:
+        """Remove a folder of root's, and what the user has in it, if it is there.
+
+        The user's process gets it as a descriptor, as only root passes through the folder above.
+        """
+        with contextlib.suppress(NotFound, FileNotFoundError), safefs.opened(path) as folder:
+            asuser.run_as_user(self._who(), lambda: _empty_open(folder), _TIMEOUT, keep=(folder,))
+        _remove_folder(path)
 
     def _has_group(self) -> bool:
         """Whether the private group is there, which has the number of its user."""
@@ -655,8 +668,13 @@ def _empty(path: str) -> None:
     with safefs.opened(path) as folder:
         os.fchmod(folder, 0o700)
     with safefs.opened(path) as folder:
-        for name in os.listdir(folder):
-            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                tree.remove(folder, name)
-            else:
-                os.unlink(name, dir_fd=folder)
+        _empty_open(folder)
+
+
+def _empty_open(folder: int) -> None:
+    """Remove all that is in an open folder."""
+    for name in os.listdir(folder):
+        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            tree.remove(folder, name)
+        else:
+            os.unlink(name, dir_fd=folder)

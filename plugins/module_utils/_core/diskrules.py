@@ -35,6 +35,7 @@ class DiskRules:
     default: Quota | None = None
     overcommit: float = 1.5
     build_minutes: int = 240
+    private_tmp: bool = True
 
     @property
     def ask(self) -> str:
@@ -56,6 +57,7 @@ def read(root: _Table, prefix: str, quota: Callable[[_Table], Quota]) -> DiskRul
         default=None if default is None else quota(_defaults(root, prefix, default)),
         overcommit=root.number(prefix + "overcommit", 0.1, 1000),
         build_minutes=root.integer(prefix + "build_minutes", 1, 1440),
+        private_tmp=root.boolean(prefix + "private_tmp", default=True),
     )
     marks.done()
     if rules.warn > rules.refuse:
@@ -103,4 +105,5 @@ def dump(rules: DiskRules) -> dict[str, Any]:
         "quota_default": None if rules.default is None else asdict(rules.default),
         "overcommit": rules.overcommit,
         "build_minutes": rules.build_minutes,
+        "private_tmp": rules.private_tmp,
     }

@@ -146,19 +146,21 @@ def _refuse_owner(owner: int, user: User, path: str) -> None:
         )
 
 
-def root_folder(path: str) -> None:
-    """Make a folder of root's through which users pass but which they cannot list; its parent is root's.
+def root_folder(path: str, mode: int = _ROOT_MODE) -> None:
+    """Make a folder of root's, by default one through which users pass but which they cannot list.
+
+    Its parent is root's.
 
     Raises HostError, OSError.
     """
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path, _ROOT_MODE)
+        os.mkdir(path, mode)
     descriptor = safefs.open_directory(path)
     try:
         status = os.fstat(descriptor)
         _refuse_foreign(status.st_uid, path)
-        if stat.S_IMODE(status.st_mode) != _ROOT_MODE:
-            os.fchmod(descriptor, _ROOT_MODE)  # the umask took something away
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.fchmod(descriptor, mode)  # the umask took something away
     finally:
         os.close(descriptor)
 

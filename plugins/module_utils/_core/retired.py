@@ -29,7 +29,7 @@ from .spec import ContainerSpec
 _NAME = re.compile(r"(?P<base>.+)\.retired-(?P<seconds>[0-9]{1,12})")
 #: Kept ones of one user. Each keeps its image from being removed, however little is in it.
 AT_MOST = 10
-# So many seconds ahead of the clock may the names of containers be that are retired one right after the other.
+# So many seconds ahead of the clock names may be, of containers that are retired one right after the other.
 _BURST = 60
 _SHOWN_PATHS, _SHOWN_PACKAGES = 20, 100
 _DAY = 86400

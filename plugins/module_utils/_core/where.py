@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import WORKSPACE, mounts
+from . import WORKSPACE, mounts, privatetmp
 from .mounts import Mount
 from .policy import HOME_ROOT, HOMES_ROOT, HOST_HOME, WORKSPACES_ROOT, Policy, User
 
@@ -34,6 +34,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "server_memory": (LOST, "It is in memory: lost as soon as the server restarts."),
     "temporary": (LOST, "It is a temporary file: lost when the server restarts."),
     "clutter": (LOST, "It is a temporary file: the server may remove it at any time."),
+    "own_temporary": (LOST, "It is a temporary file of yours: removed when unused for 10 days."),
+    "own_clutter": (LOST, "It is a temporary file of yours: removed when unused for 30 days."),
     "server": (FOREIGN, "It is part of the server itself, and not yours to change."),
     "another": (FOREIGN, "It is in the home or workspace of another user."),
     "unshared": (FOREIGN, "It is in a folder that is not shared with you."),
@@ -149,6 +151,8 @@ def judge(policy: Policy, user: User, place: Place, table: Iterable[Mount]) -> s
         return "kernel"
     if mount.fstype in MEMORY_TYPES:
         return "server_memory"
+    if privatetmp.holds(mount):
+        return _OWN_TEMPORARY[mount.point]
     own = {
         policy.workspace(user): "workspace",
         posixpath.join(HOMES_ROOT, user.name): "kept_home",
@@ -171,6 +175,8 @@ def judge(policy: Policy, user: User, place: Place, table: Iterable[Mount]) -> s
 
 #: tmpfiles.d(5): distributions empty the first at every start, and the second when they like.
 _TEMPORARY = {"/tmp": "temporary", "/var/tmp": "clutter"}  # noqa: S108  # told of, not written to
+#: The same where they are the user's own (privatetmp).
+_OWN_TEMPORARY = {"/tmp": "own_temporary", "/var/tmp": "own_clutter"}  # noqa: S108  # as above
 
 
 def _of_data(policy: Policy, user: User, real: str) -> str:

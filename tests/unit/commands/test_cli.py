@@ -21,6 +21,8 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     cli,
     cli_project,
     cli_workspace,
+    mounts,
+    privatetmp,
     protocol,
     quota,
     room,
@@ -560,7 +562,25 @@ def test_usage_shows_used_limit_and_the_largest(
     code, out, _err = run("workspace", "usage", "--json")
     shown = json.loads(out)
     assert shown["used"] == 125 << 20 and shown["hard"] == 250 << 20 and shown["complete"] is True
-    assert shown["largest"][0]["path"] == "thesis"
+    assert shown["largest"][0]["path"] == "thesis" and shown["temporary"] == []
+    assert "Your home and your workspace count together." in run("workspace", "usage")[1]
+
+
+def test_usage_counts_temporary_files_of_ones_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quota, "usage", usage(125 << 20, 25000, LIMITS))
+    point = tmp_path / "mine"
+    point.mkdir()
+    (point / "model.pt").write_bytes(b"x" * 100_000)
+    monkeypatch.setitem(privatetmp.FOLDERS, str(point), ("tmp", 10))
+    own = mounts.Mount(str(point), "/dev/vdb", "ext4", frozenset({"rw"}), "8:1", "/.tmp/tmp-alice")
+    monkeypatch.setattr(mounts, "read", lambda: (own,))
+    code, out, _err = run("workspace", "usage")
+    assert code == 0 and re.search(rf"[0-9.]+K +1 +{str(point)[:20]}", out, re.MULTILINE)
+    assert f"Your home, your workspace, {point} count together." in " ".join(out.split())
+    temporary = json.loads(run("workspace", "usage", "--json")[1])["temporary"]
+    assert [(one["path"], one["files"]) for one in temporary] == [(str(point), 1)]
 
 
 def test_shares_are_those_that_one_may_use(

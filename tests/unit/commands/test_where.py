@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import homes, mounts, where
+from ansible_collections.lab.server.plugins.module_utils._core import homes, mounts, privatetmp, where
 from ansible_collections.lab.server.plugins.module_utils._core.mounts import Mount
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Policy, from_inventory
 from hypothesis import HealthCheck, given, settings
@@ -106,6 +106,29 @@ def test_every_kind_of_place_on_the_server(shared: Policy, real: str, kind: str)
         "/home/alice/sshfs fuse.sshfs",
     )  # fmt: skip  # read as a table, several to a line
     assert where.judge(shared, shared.user("alice"), where.Place(real), mounted) == kind
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/tmp/x", "own_temporary"), ("/var/tmp", "own_clutter"), ("/tmpx", "server"), ("/var/tmpx", "server")],
+)
+def test_temporary_files_of_ones_own_are_told(shared: Policy, path: str, kind: str) -> None:
+    own = table("/home ext4", "/tmp ext4 rw /.tmp/tmp-alice", "/var/tmp ext4 rw /home/.tmp/var-tmp-alice")
+    assert where.judge(shared, shared.user("alice"), where.Place(path), own) == kind
+    for verdict, sentence in (where.KINDS["own_temporary"], where.KINDS["own_clutter"]):
+        assert verdict == "lost" and "of yours" in sentence
+    # A disk of its own, or a folder of another kind, is no user's.
+    other = table("/tmp ext4", "/var/tmp ext4 rw /scratch")
+    kinds = [
+        where.judge(shared, shared.user("alice"), where.Place(one), other) for one in ("/tmp", "/var/tmp")
+    ]
+    assert kinds == ["temporary", "clutter"]
+
+
+def test_how_long_they_stay_is_what_the_server_is_told() -> None:
+    days = {point: days for point, (_name, days) in privatetmp.FOLDERS.items()}
+    said = {point: where.KINDS[kind][1] for point, kind in where._OWN_TEMPORARY.items()}
+    assert all(f"for {days[point]} days" in sentence for point, sentence in said.items()) and len(said) == 2
 
 
 def test_who_has_the_home_of_the_server_in_a_container_is_told(shared: Policy) -> None:

@@ -15,7 +15,11 @@ from ansible_collections.lab.server.plugins.module_utils._core.engine import (
     MODIFIED,
     _changes,
 )
-from ansible_collections.lab.server.plugins.module_utils._core.errors import EngineError, InvalidInput, Refused
+from ansible_collections.lab.server.plugins.module_utils._core.errors import (
+    EngineError,
+    InvalidInput,
+    Refused,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.plan import Actual
 from ansible_collections.lab.server.plugins.module_utils._core.policy import from_inventory
 from ansible_collections.lab.server.plugins.module_utils._core.spec import ContainerSpec
