@@ -26,7 +26,7 @@ export LAB_VM_NAME
 export CMD
 
 PACKAGES_PYTHON := python3 python3-venv openssh-client
-PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs
+PACKAGES_MACHINE := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs rsync
 PACKAGES_SHELLS := bash dash zsh busybox-static gcc groff-base libc6-dev mandoc man-db
 # From Debian 13 on the client is a package of its own.
 PACKAGES_ENGINE := docker.io apparmor busybox-static iproute2 iptables libnginx-mod-stream nginx openssl \

@@ -28,6 +28,9 @@ hyphen between its words it is the same command: `project-launch my-thesis` is `
   was begun goes on. `container exec` ends with the exit code of the command that it ran.
 - Losing the connection does not stop what was begun. A job of `project launch NAME --command ...` goes on
   when you log out, and its output is kept in a file of the project.
+- Files come from your own computer and go back by `scp`, `sftp` and `rsync`, such as
+  `rsync -a data/ alice@server:workspace/my-thesis/data/`. Where your server has object storage, what is
+  large goes by `workspace push` and `workspace pull`.
 - Do not put passwords or keys into commands: whoever else is on the server may see what runs.
 - `lab` is for the admins of the server: `sudo lab status`. It only looks. `lab verify` ends with 1 when a
   check failed. `lab share` is for everybody, and publishes for data managers: [datasets](shares.md).

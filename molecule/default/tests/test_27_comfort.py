@@ -1,12 +1,16 @@
-"""What makes the commands pleasant: kept or lost, greeting, completion, manual, cleaning (A8, B6, E7)."""
+"""What makes the commands pleasant: kept or lost, greeting, completion, manual, cleaning (A8, B6, E7, E9)."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from conftest import ALICE, CAROL, Server
+from conftest import ALICE, CAROL, MACHINES, Server
 
 WORKSPACE = "It is in your workspace, which outlives every container."
 SHARED = "It is shared data, which IT keeps; containers can only read it."
@@ -100,6 +104,45 @@ def test_the_shell_completes_projects_and_the_manual_is_there(server: Server) ->
     completed, _heading, name = server.user("alice", typed).out.splitlines()
     assert completed == "my-thesis"
     assert "build, start and enter" in name
+
+
+@pytest.fixture
+def upload(server: Server, tmp_path: Path) -> Iterator[Path]:
+    """Return a folder of this computer to upload, with an empty one to fetch it back into."""
+    (tmp_path / "data/deep").mkdir(parents=True)
+    (tmp_path / "data/deep/a b.bin").write_bytes(os.urandom(300_000))
+    (tmp_path / "data/notes").write_text("n\n")
+    (tmp_path / "back").mkdir()
+    yield tmp_path
+    server.user("bob", "rm -rf ~/workspace/uploads")
+
+
+@pytest.mark.parametrize("way", ["scp", "sftp", "rsync"])
+def test_files_come_and_go_by_what_people_know(server: Server, upload: Path, way: str) -> None:
+    config = MACHINES / os.environ["LAB_VM_NAME"] / "ssh_config"
+    place, there, back = "workspace/uploads", "bob@server:workspace/uploads", upload / "back"
+    commands = {
+        "scp": [
+            ["scp", "-q", "-F", str(config), "-r", f"{upload}/data", f"{there}/"],
+            ["scp", "-q", "-F", str(config), "-r", f"{there}/data", str(back)],
+        ],
+        "sftp": [["sftp", "-q", "-F", str(config), "-b", f"{upload}/batch", "bob@server"]],
+        "rsync": [
+            ["rsync", "-a", "-e", f"ssh -F {config}", f"{upload}/data", f"{there}/"],
+            ["rsync", "-a", "-e", f"ssh -F {config}", f"{there}/data", str(back)],
+        ],
+    }
+    batch = f"put -R {upload}/data {place}\nget -R {place}/data {back}\n"
+    (upload / "batch").write_text(batch, encoding="utf-8")
+    server.user("bob", f"rm -rf ~/{place} && mkdir ~/{place}")
+    for command in commands[way]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Nothing of ours is said in between, which would break the protocol.
+        assert done.returncode == 0 and "Welcome" not in done.stdout + done.stderr, done.stderr
+    for path in ("deep/a b.bin", "notes"):
+        assert (back / "data" / path).read_bytes() == (upload / "data" / path).read_bytes()
+    owner = server.root("stat -c %U /home/.workspaces/bob/uploads/data/deep/*").out
+    assert owner == "bob"
 
 
 @pytest.mark.thorough
