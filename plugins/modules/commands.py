@@ -194,6 +194,7 @@ def _carried() -> None:
         leases,
         lifecycle,
         liferules,
+        loaded,
         locks,
         manual,
         metrics,

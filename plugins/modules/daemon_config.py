@@ -15,9 +15,10 @@ description:
   - Merges settings into C(/etc/docker/daemon.json) and lets the installed engine judge the result
     before the file is replaced.
   - Where the engine is older than 23.0 or not installed, the names of the settings are checked.
-  - Also reports a change when the engine runs with an older file, so that an interrupted play
-    restarts it the next time.
-  - The same holds for the certificates that the engine trusts, which it reads when it starts.
+  - Does not restart the engine, which reads the file when it starts. O(lab.server.units#module:current) does,
+    after an interrupted play, too.
+  - Of the certificates that the engine trusts, which it reads when it starts as well, it tells whether they
+    are newer than the engine.
 extends_documentation_fragment:
   - lab.server.attributes
 options:

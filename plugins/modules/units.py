@@ -15,6 +15,8 @@ description:
   - Writes unit files and drop-ins below C(/etc/systemd/system), all in one call.
   - Lets systemd read them anew once, and only if one has changed.
   - Enables and starts the units of O(running), and no others.
+  - Restarts or reloads the units of O(current) that have not read their files as these are now. No handler is
+    needed, which would be lost with a run that is cut off.
 extends_documentation_fragment:
   - lab.server.attributes
 options:
@@ -29,6 +31,36 @@ options:
     type: list
     elements: str
     default: []
+  current:
+    description:
+      - Units that run by their files as these are now, and are restarted or reloaded if they do not.
+      - One that does not run is left alone, since it reads them when it starts. Let it run by O(running).
+      - What a unit has read is noted below C(/run/lab-server). Of a start that is not noted, such as the one
+        at boot, the times of the files tell.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      unit:
+        description: The name of the unit.
+        type: str
+        required: true
+      files:
+        description: >-
+          The files that it reads, by their whole paths. Those of O(units) are below C(/etc/systemd/system).
+        type: list
+        elements: path
+        required: true
+      reload:
+        description: Whether a reload is enough for it to read them.
+        type: bool
+        default: false
+      changing:
+        description: >-
+          Whether an earlier task has changed one of the files, or in a check would. A unit with
+          O(current[].reload) is then reloaded whatever it has read; of others only a check needs to know.
+        type: bool
+        default: false
 """
 
 EXAMPLES = r"""
@@ -38,6 +70,21 @@ EXAMPLES = r"""
       docker.service.d/disk.conf: |
         [Unit]
         RequiresMountsFor=/var/lib/docker
+
+- name: The ssh server has its settings
+  ansible.builtin.copy:
+    src: lab.conf
+    dest: /etc/ssh/sshd_config.d/lab.conf
+    mode: "0644"
+  register: sshd_settings
+
+- name: The ssh server knows them
+  lab.server.units:
+    current:
+      - unit: ssh.service
+        files: [/etc/ssh/sshd_config.d/lab.conf]
+        reload: true
+        changing: "{{ sshd_settings is changed }}"
 """
 
 RETURN = r"""
@@ -48,7 +95,9 @@ results:
   elements: dict
   contains:
     name:
-      description: The name of the unit file.
+      description: >-
+        The name of the unit file, or of a unit with what is to hold of it. C(systemd) where an earlier run
+        was cut off before systemd had read what it wrote.
       type: str
       returned: always
     changed:
@@ -85,7 +134,15 @@ results:
 """
 
 from ansible_collections.lab.server.plugins.module_utils._ansible import build_module, run_items
+from ansible_collections.lab.server.plugins.module_utils._core.loaded import Reads
 from ansible_collections.lab.server.plugins.module_utils._core.units import reconcile
+
+_CURRENT = {
+    "unit": {"type": "str", "required": True},
+    "files": {"type": "list", "elements": "path", "required": True},
+    "reload": {"type": "bool", "default": False},
+    "changing": {"type": "bool", "default": False},
+}
 
 
 def main() -> None:
@@ -94,11 +151,13 @@ def main() -> None:
         {
             "units": {"type": "dict", "default": {}},
             "running": {"type": "list", "elements": "str", "default": []},
+            "current": {"type": "list", "elements": "dict", "default": [], "options": _CURRENT},
         }
     )
     units: dict[str, str] = module.params["units"]
     running: list[str] = module.params["running"]
-    run_items(module, lambda: reconcile(units, running, check=module.check_mode))
+    current = [Reads(**{**one, "files": tuple(one["files"])}) for one in module.params["current"]]
+    run_items(module, lambda: reconcile(units, running, current, check=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,24 @@ def test_an_engine_with_older_settings_is_restarted_for_those(path: Path, bundle
     for file in (path, bundle):
         os.utime(file, (30, 30))
     assert not daemon.trust(str(bundle), path=str(path)).changed
-    assert daemon.stale(str(path), daemon.PID_FILE)
+    assert daemon.outdated(str(path))
+
+
+def test_settings_that_were_written_anew_alike_are_none_that_are_older(
+    path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"ActiveState": "active", "InvocationID": "a"}
+    monkeypatch.setattr(daemon.units, "runs_systemd", lambda: True)
+    monkeypatch.setattr(daemon.units, "states", lambda names: dict.fromkeys(names, state))
+    monkeypatch.setattr(daemon.loaded, "RUN_DIRECTORY", str(path.parent))
+    daemon.loaded.note(daemon.UNIT, state, daemon.loaded.digest([str(path)], {}))
+    for file in (path, bundle):
+        os.utime(file, (30, 30))
+    assert not daemon.outdated(str(path))
+    # So it is restarted for the certificates.
+    assert daemon.trust(str(bundle), path=str(path)).changed
+    path.write_text("{}")
+    assert daemon.outdated(str(path))
 
 
 @pytest.mark.parametrize(

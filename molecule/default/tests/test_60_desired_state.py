@@ -67,6 +67,25 @@ def test_who_is_not_declared_any_more_is_shut_out_and_keeps_the_files(server: Se
     assert server.user("erin", "project list", check=False).rc != 0
 
 
+@pytest.mark.thorough
+def test_what_a_run_that_was_cut_off_did_not_restart_the_next_one_does(server: Server, play: Play) -> None:
+    server.user("alice", "project launch my-thesis --detach")
+    started = server.inspect("my-thesis", ALICE)["State"]["StartedAt"]
+    # As it is when a run has written the files and has come no further.
+    server.root('sed -i \'s/"digest": "/&0/\' /run/lab-server/loaded/*.json')
+    late = [
+        "lab.server.docker : Docker runs by its settings and behind its firewall, also after the next boot",
+        "lab.server.package_cache : The cache runs by its settings, also after the next boot",
+        "lab.server.users : The ssh server knows",
+    ]
+    promised, done, again = play("--check"), play(), play()
+    assert [one.rc for one in (promised, done, again)] == [0, 0, 0], done.text[-3000:]
+    assert sorted(promised.changed()) == sorted(done.changed()) == late
+    assert again.changed() == []
+    assert server.inspect("my-thesis", ALICE)["State"]["StartedAt"] == started
+    assert "LAB-SERVER" in server.root("iptables -w -S DOCKER-USER").out
+
+
 def test_bad_input_is_one_sentence_and_nothing_is_changed(server: Server, play: Play) -> None:
     before = server.root("sha256sum /etc/lab-server/policy.json /etc/passwd /etc/fstab").out
     refused = play("-e", json.dumps({"lab_shares": [{"name": "x", "access": "group", "group": "nobodys"}]}))

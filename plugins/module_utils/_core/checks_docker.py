@@ -48,7 +48,7 @@ def settings(text: str | None, policy: Policy) -> list[str]:
 
 def _daemon(server: Server) -> Outcome:
     problems = [f"{daemon.PATH}: {one}" for one in settings(hostfiles.read_text(daemon.PATH), server.policy)]
-    if daemon.stale():
+    if daemon.outdated():
         problems.append("dockerd started before its settings were written")
     problems += live_settings(server.engine.info(), server.policy, apparmor=_has_apparmor())
     return judged(problems, "dockerd runs with the settings of the policy")

@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from . import hostfiles
+from . import hostfiles, loaded, units
 from .errors import HostError, InvalidInput
 from .items import ItemResult
+from .loaded import Reads
 from .names import printable
 
 PATH = "/etc/docker/daemon.json"
+UNIT = "docker.service"
 # The daemon writes it at its start (dockerd --pidfile).
 PID_FILE = "/run/docker.pid"
 
@@ -117,6 +119,18 @@ def stale(path: str = PATH, pid_file: str = PID_FILE) -> bool:
         return False
 
 
+def outdated(path: str = PATH) -> bool:
+    """Return whether the running dockerd has other settings than the file, as far as that is known.
+
+    A file that was written anew with what it held before makes no difference. Raises HostError.
+    """
+    if not stale(path, PID_FILE):
+        return False
+    reads = Reads(UNIT, (path,))
+    state = units.states([UNIT])[UNIT] if units.runs_systemd() else {}
+    return not loaded.is_current(reads, state, loaded.digest(reads.files, {}))
+
+
 def trust(bundle: str, *, renewed: bool = False, path: str = PATH) -> ItemResult:
     """Return as an item whether dockerd is to be restarted, as it runs with older certificates than these.
 
@@ -126,7 +140,7 @@ def trust(bundle: str, *, renewed: bool = False, path: str = PATH) -> ItemResult
     """
     item = ItemResult(bundle)
     late = os.path.exists(PID_FILE) and (renewed or stale(bundle, PID_FILE))
-    if not late or stale(path, PID_FILE):
+    if not late or outdated(path):
         return item
     if parse(hostfiles.read_text(path), path).get("live-restore") is True:
         item.changed, item.actions = True, ["needs a restart"]
@@ -142,8 +156,7 @@ def trust(bundle: str, *, renewed: bool = False, path: str = PATH) -> ItemResult
 def reconcile(settings: Mapping[str, Any], *, check: bool, path: str = PATH) -> list[ItemResult]:
     """Merge ``settings`` into the file, validated before it is replaced; return one item.
 
-    It counts as changed, too, when dockerd runs with an older file: a play that was cut off before its
-    handlers then restarts it on the next run. Raises LabError; the file stays as it was.
+    Raises LabError; the file stays as it was.
     """
     old = hostfiles.read_text(path)
     before = parse(old, path)
@@ -151,9 +164,6 @@ def reconcile(settings: Mapping[str, Any], *, check: bool, path: str = PATH) -> 
     check_settings(after)
     item = ItemResult(path)
     if after == before:
-        if stale(path):
-            item.changed, item.actions = True, ["needs a restart"]
-            item.reason = "dockerd started before the file was written"
         return [item]
     text = render(after)
     validate(text)

@@ -37,7 +37,6 @@ from . import (
     sharesize,
     state,
     storage,
-    units,
 )
 from . import policy as policies
 from .engine import Engine
@@ -488,8 +487,7 @@ class Host:
         wanted = self._wanted(fstab, record, record.target)
         os.makedirs(place("old"), mode=0o700, exist_ok=True)
         if wanted != fstab:
-            hostfiles.write_text(storage.FSTAB, wanted)
-            units.reload()
+            storage.write_fstab(wanted)
         number = mounts.device_number(self._to.device)
         mount = mounts.at(self._root, mounts.read())
         if mount is None or mount.number != number:
@@ -537,8 +535,7 @@ class Host:
         fstab = _fstab()
         wanted = storage.fstab_without(fstab, place("old"))
         if wanted != fstab:
-            hostfiles.write_text(storage.FSTAB, wanted)
-            units.reload()
+            storage.write_fstab(wanted)
         for name in ("old", "new"):
             with contextlib.suppress(OSError):
                 os.rmdir(place(name))

@@ -413,8 +413,7 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
                 wanted, filesystem.mount, fstab_line(filesystem, device.uuid if device else "")
             )
     if wanted != fstab:
-        hostfiles.write_text(FSTAB, wanted)
-        units.reload()  # it makes the units of the mounts
+        write_fstab(wanted)
     for filesystem, steps in planned:
         for step in steps:
             if step.verb == "mount":
@@ -426,6 +425,13 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
                 quota.enforce(_source(filesystem.mount), filesystem.mount)
         if steps:
             _verify(filesystem)
+
+
+def write_fstab(text: str) -> None:
+    """Replace fstab, and let systemd make the units of its mounts. Raises HostError."""
+    units.announce()
+    hostfiles.write_text(FSTAB, text)
+    units.reload()
 
 
 def make(filesystem: Filesystem) -> None:
