@@ -52,6 +52,7 @@ NO_TIMES = {
 }
 # Folders in which a user's own entries come and go, so that their own times and sizes say nothing.
 SHARED_FOLDERS = (
+    "/home/.tmp",
     "/tmp",
     "/var/tmp",
     "/dev/shm",
@@ -268,7 +269,10 @@ class Difference:
     def __init__(self, before: dict[str, Any], after: dict[str, Any], uid: int, name: str) -> None:
         self.before, self.after, self.uid, self.name = before, after, uid, name
         self._own_name = re.compile(rf"\._\.{uid}(?![0-9])")
-        self._own_trees = (f"/home/{name}", f"/home/.workspaces/{name}", f"/run/user/{uid}")
+        self._own_trees = (
+            *(f"/home/{name}", f"/home/.workspaces/{name}", f"/run/user/{uid}"),
+            *(f"/home/.tmp/tmp-{name}", f"/home/.tmp/var-tmp-{name}"),
+        )
         own = {key: one for picture in (before, after) for key, one in self._own_containers(picture).items()}
         self._own_ids = set(own)
 
