@@ -5,6 +5,7 @@
     vm.py up NAME [--distro debian-12|debian-13] [--memory MIB] [--without home|data|docker]
     vm.py ssh NAME [--user USER] [-- COMMAND...]
     vm.py stop|down NAME, vm.py start NAME [--without ROLE], vm.py destroy NAME...
+    vm.py plug NAME ROLE        gives a machine that was started without a disk that disk, while it runs
     vm.py twin NAME OTHER       shuts NAME down, copies it, boots both
     vm.py status [NAME], vm.py inventory NAME, vm.py build DISTRO [--force]
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import os
 import re
@@ -141,6 +143,12 @@ class Machine:
         self.console = self.folder / "console.log"
         self.pidfile = self.folder / "qemu.pid"
         self.ssh_config = self.folder / "ssh_config"
+
+    @property
+    def monitor(self) -> Path:
+        """The socket at which QEMU takes orders; its path must be short (unix(7))."""
+        digest = hashlib.sha256(os.fsencode(self.folder.absolute())).hexdigest()[:16]
+        return _control_folder() / f"{digest}.qmp"
 
     @property
     def exists(self) -> bool:
@@ -312,6 +320,7 @@ class Machine:
             # A machine that was made by an older version may lack one.
             if role not in without and disk.exists():
                 command += _disk(role, disk, "raw")
+        command += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         self.pidfile.unlink(missing_ok=True)
         self.console.write_bytes(b"")
         run([*command, "-daemonize", "-pidfile", str(self.pidfile)])
@@ -388,6 +397,30 @@ class Machine:
             while self.pid() is not None:
                 time.sleep(0.1)
         self._forget_connection()
+
+    def plug(self, role: str) -> None:
+        """Give a machine that runs a disk that it was started without, as a slow controller would."""
+        self.settings()
+        if self.pid() is None:
+            raise ToolError(f"{self.name} is off. Start it with: tools/vm.py start {self.name}")
+        file = {"driver": "file", "filename": str((self.folder / f"{role}.img").absolute())}
+        cache = {"no-flush": True}  # as of the disks that are there from the start
+        self._order("blockdev-add", driver="raw", **{"node-name": role}, file=file, cache=cache)
+        self._order("device_add", driver="virtio-blk-pci", id=role, drive=role, serial=f"lab-{role}")
+
+    def _order(self, name: str, **arguments: object) -> None:
+        """Give QEMU an order, and wait for its answer (QEMU's QMP)."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(str(self.monitor))
+            with connection.makefile("rw", encoding="utf-8") as stream:
+                for order in ({"execute": "qmp_capabilities"}, {"execute": name, "arguments": arguments}):
+                    stream.write(json.dumps(order) + "\n")
+                    stream.flush()
+                    # A greeting, and what happens meanwhile, come in between.
+                    answer = next(one for one in map(json.loads, stream) if {"return", "error"} & set(one))
+                    if "error" in answer:
+                        raise ToolError(f"{self.name}: {name}: {answer['error'].get('desc')}")
 
     def _forget_connection(self) -> None:
         """Close the shared ssh connection, which would wait for a machine that is gone."""
@@ -558,6 +591,8 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=lambda arguments: Machine(arguments.name).stop())
     down = verbs.add_parser("down", help="pull the plug")
     down.set_defaults(run=lambda arguments: Machine(arguments.name).power_off())
+    plug = verbs.add_parser("plug", help="give a machine that runs a disk that it was started without")
+    plug.set_defaults(run=lambda arguments: Machine(arguments.name).plug(arguments.role))
     destroy = verbs.add_parser("destroy", help="remove machines and their disks")
     destroy.add_argument("names", nargs="+", metavar="name")
     destroy.set_defaults(run=_destroy)
@@ -569,8 +604,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     ssh = verbs.add_parser("ssh", help="log in, or run a command")
     ssh.set_defaults(run=_ssh)
-    for verb in (up, start, stop, down, twin, inventory, ssh):
+    for verb in (up, start, stop, down, plug, twin, inventory, ssh):
         verb.add_argument("name")
+    plug.add_argument("role", choices=DISKS)
     twin.add_argument("other")
     for verb in (up, start):
         verb.add_argument(

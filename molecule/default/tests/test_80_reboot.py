@@ -147,13 +147,15 @@ def test_without_the_data_disk_nothing_pretends(
     assert server.root(TREE).out == before
 
 
-def test_with_the_data_disk_back_everything_is_back(
+def test_a_data_disk_that_comes_late_brings_everything_back(
     server: Server, before: str, machine: Callable[..., None]
 ) -> None:
-    machine("stop")
-    machine("start")
-    server.wait(
-        lambda: reachable(server) and running(server), "the containers of alice and carol run again", 400
-    )
+    machine("plug", "data")
+    server.wait(lambda: running(server), "the containers of alice and carol run again", 400)
     assert f"paused._.{CAROL}" not in server.containers()
     assert server.root(TREE).out == before
+    assert server.inside("vision", CAROL, "cat /srv/data/datasets/reboot.txt").out == "published"
+    server.wait(
+        lambda: '"verdict": "pass"' in server.root("lab verify --check boot --json", check=False).out,
+        "nothing is missing any more",
+    )
