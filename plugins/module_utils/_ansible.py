@@ -7,12 +7,14 @@ A module file is its documentation, its argument spec and one call of ``run_item
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ._core import locks
 from ._core.errors import LabError
 from ._core.items import ItemResult
 
@@ -25,13 +27,22 @@ def build_module(argument_spec: Mapping[str, Any]) -> AnsibleModule:
     return AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, no_log=True)
 
 
-def run_items(module: AnsibleModule, function: Callable[[], Sequence[ItemResult]]) -> None:
+def run_items(
+    module: AnsibleModule, function: Callable[[], Sequence[ItemResult]], *, alone: bool = False
+) -> None:
     """Call ``function``, report item by item, and leave the module.
 
+    ``alone``: no other that changes the server itself does so meanwhile (``locks.host``). A check changes
+    nothing and waits for nobody.
     Items that failed do not hide what was done to the others: the task fails at the end, with all reasons
     in its message and every result in ``results``. The ``notes`` of an item, sentences, become warnings.
     """
-    items = list(_told(module, function))
+
+    def work() -> Sequence[ItemResult]:
+        with locks.host() if alone and not module.check_mode else contextlib.nullcontext():
+            return function()
+
+    items = list(_told(module, work))
     for item in items:
         for note in item.facts.get("notes", []):
             module.warn(f"{item.name}: {note}")

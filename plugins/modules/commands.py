@@ -266,6 +266,7 @@ def main() -> None:
     _ansible.run_items(
         module,
         lambda: install.reconcile(policy.parse(module.params["policy"]), check=module.check_mode),
+        alone=True,
     )
 
 

@@ -125,7 +125,7 @@ def main() -> None:
             items.append(trust(given["certificates"], renewed=given["certificates_renewed"]))
         return items
 
-    run_items(module, found)
+    run_items(module, found, alone=True)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def main() -> None:
         declared = [Filesystem(**{**one, "options": tuple(one["options"])}) for one in wanted]
         return reconcile(declared, check=module.check_mode)
 
-    run_items(module, work)
+    run_items(module, work, alone=True)
 
 
 if __name__ == "__main__":

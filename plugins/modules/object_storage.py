@@ -110,6 +110,7 @@ def main() -> None:
         lambda: reconcile(
             parse(module.params["policy"]), module.params["credentials"], check=module.check_mode
         ),
+        alone=True,
     )
 
 

@@ -271,7 +271,7 @@ def main() -> None:
             check=module.check_mode,
         )
 
-    run_items(module, work)
+    run_items(module, work, alone=True)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def main() -> None:
         shares = [from_options(share) for share in given["shares"]]
         return reconcile(given["path"], shares, mounted=given["mounted"], check=module.check_mode)
 
-    run_items(module, work)
+    run_items(module, work, alone=True)
 
 
 if __name__ == "__main__":

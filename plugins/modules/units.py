@@ -157,7 +157,7 @@ def main() -> None:
     units: dict[str, str] = module.params["units"]
     running: list[str] = module.params["running"]
     current = [Reads(**{**one, "files": tuple(one["files"])}) for one in module.params["current"]]
-    run_items(module, lambda: reconcile(units, running, current, check=module.check_mode))
+    run_items(module, lambda: reconcile(units, running, current, check=module.check_mode), alone=True)
 
 
 if __name__ == "__main__":

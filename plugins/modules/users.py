@@ -287,7 +287,7 @@ def main() -> None:
             done.append(privatetmp.reconcile(wanted=given["private_tmp"], check=module.check_mode))
         return done
 
-    run_items(module, work)
+    run_items(module, work, alone=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.lab.server.plugins.module_utils._core import gpuleases
+from ansible_collections.lab.server.plugins.module_utils._core import gpuleases, locks
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.engine import Engine
 from ansible_collections.lab.server.plugins.module_utils._core.gpudevices import Device
@@ -93,12 +93,16 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 def _effects(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """Return the differences without notes of what was looked at, which only save the next run time.
 
-    Nor do those count that tell users why a container of theirs was not started (``container why``).
+    Nor do those count that tell users why a container of theirs was not started (``container why``), and
+    the folder of locks, which is made by the first who needs it, and stays.
     """
     return {
         key: pair
         for key, pair in _differences(new, old).items()
-        if not key.endswith(".look.json") and "/state/events" not in key
+        if not key.endswith(".look.json")
+        and "/state/events" not in key
+        and key != "/run/lab-server"
+        and not key.startswith("/run/lab-server/locks")
     }
 
 
@@ -299,11 +303,38 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
 }
 
 
+#: Those of which each reads what is there, and writes it back.
+ALONE = {"commands", "daemon_config", "filesystems", "object_storage", "quotas", "shares", "units", "users"}
+
+
 @pytest.mark.parametrize("name", ON_THE_HOST)
 def test_on_the_host(private_root: PrivateRoot, name: str) -> None:
     prepare, steps = ON_THE_HOST[name]
     prepare(private_root)
     keep_promises(name, steps, private_root.content, private_root.call)
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_two_runs_at_once_do_not_mix(
+    private_root: PrivateRoot, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SET_UP", 0.1)
+    prepare, steps = ON_THE_HOST[name]
+    prepare(private_root)
+    arguments = next(step.arguments for step in steps if step.changes)
+    folder = private_root.path / "run/lab-server/locks"
+    folder.mkdir(parents=True)
+    before = private_root.content()
+    with locks.hold("host", directory=str(folder)):
+        promise = run_module(name, arguments, check=True, call=private_root.call)
+        refused = run_module(name, arguments, check=False, call=private_root.call)
+    assert promise["changed"] and not promise.get("failed")
+    assert refused["msg"] == (
+        "Somebody else is at work on the set-up of this server, such as another run of ansible-playbook. "
+        "Wait until that is done, then try again."
+    )
+    assert _effects(private_root.content(), before) == {}
+    assert run_module(name, arguments, check=False, call=private_root.call)["changed"]
 
 
 def test_data_move(writable_root: PrivateRoot) -> None:

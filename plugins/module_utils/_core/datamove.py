@@ -481,6 +481,10 @@ class Host:
 
     def switch(self, record: Record) -> None:
         """Write fstab, and mount by it. Who still looks at the old one sees it, read-only, until the end."""
+        with locks.host():
+            self._switch(record)
+
+    def _switch(self, record: Record) -> None:
         fstab = _fstab()
         if not self.look().written:
             self._check_source(frozen=True)
@@ -532,10 +536,11 @@ class Host:
         """Take the old one from the server; its disk is not written."""
         if mounts.at(place("old"), mounts.read()) is not None:
             hostfiles.run(["umount", place("old")])
-        fstab = _fstab()
-        wanted = storage.fstab_without(fstab, place("old"))
-        if wanted != fstab:
-            storage.write_fstab(wanted)
+        with locks.host():
+            fstab = _fstab()
+            wanted = storage.fstab_without(fstab, place("old"))
+            if wanted != fstab:
+                storage.write_fstab(wanted)
         for name in ("old", "new"):
             with contextlib.suppress(OSError):
                 os.rmdir(place(name))

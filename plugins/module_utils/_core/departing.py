@@ -167,8 +167,9 @@ class Host:
     def shut(self) -> None:
         """Note the uid, and close the account."""
         formeruids.add(self._uid, self._name)
-        planned = self._shutting()
-        accounts.carry_out([planned])
+        with locks.host():
+            planned = self._shutting()
+            accounts.carry_out([planned])
         if planned.item.failed:
             raise HostError(planned.item.message)
 

@@ -20,6 +20,8 @@ from .names import printable
 PATIENCE = 600.0
 #: The same in what the server does by itself: who holds a lock decides how long, and a later look comes.
 BRIEF = 2.0
+#: The same for the set-up of the server: longer than any part of a run holds it.
+SET_UP = 300.0
 _PER_USER = 32
 
 
@@ -61,6 +63,16 @@ def hold(
         yield
     finally:
         os.close(descriptor)
+
+
+def host() -> contextlib.AbstractContextManager[None]:
+    """Return the lock of who changes the server itself: accounts, fstab, units, quotas, programs, policy.
+
+    What is read there and written back is read inside it. Nobody takes it twice, nor waits for another of
+    these locks that somebody who waits for it may hold. Raises InUse after SET_UP seconds.
+    """
+    title = "the set-up of this server, such as another run of ansible-playbook"
+    return hold("host", timeout=SET_UP, title=title)
 
 
 def of_project(kind: str, uid: int, project: str) -> str:
