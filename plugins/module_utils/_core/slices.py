@@ -14,7 +14,6 @@ import contextlib
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 
 from . import hostfiles
@@ -26,6 +25,8 @@ CONTROL = "/run/systemd/system.control"
 ROOT_SLICE = "lab.slice"
 SESSIONS = "user.slice"
 BROKER_SLICE = "lab-broker.slice"  # what root does for lab users; systemd makes it when it is started
+# The words of ``not_held`` for what ``systemctl set-property`` sets.
+_WORDS = {"MemoryMax": "memory", "MemorySwapMax": "swap", "TasksMax": "processes", "CPUQuota": "cores"}
 _HEAD = "# Managed by lab.server; changes are lost.\n[Unit]\n"
 
 
@@ -95,17 +96,37 @@ def properties(text: str) -> list[str]:
 def apply(name: str, text: str) -> None:
     """Let a slice that runs hold the limits of its new unit file; ``systemctl daemon-reload`` follows.
 
-    What systemd notes below /run about it is taken away: it would win over later unit files.
+    What systemd notes below /run about it is taken away, whether it runs or not: it would win over later unit
+    files. A run that is cut off between any two of these steps is seen by ``stale``, or by ``units.unread``.
     Raises HostError.
     """
     limits = properties(text)
     unit = name.split(".d/")[0]
     parent = ROOT_SLICE if unit == name else SESSIONS
-    if not limits or not os.path.isdir(os.path.join(CGROUPS, parent, unit)):
-        return
-    hostfiles.run(["systemctl", "set-property", "--runtime", unit, *limits])
-    with contextlib.suppress(FileNotFoundError):  # where systemd noted nothing
-        shutil.rmtree(os.path.join(CONTROL, f"{unit}.d"))
+    if limits and os.path.isdir(os.path.join(CGROUPS, parent, unit)):
+        hostfiles.run(["systemctl", "set-property", "--runtime", unit, *limits])
+    notes = overrides(unit)
+    for path in notes:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    if notes:
+        with contextlib.suppress(OSError):  # where there are others of somebody else's
+            os.rmdir(os.path.join(CONTROL, f"{unit}.d"))
+
+
+def overrides(unit: str) -> dict[str, tuple[str, ...]]:
+    """Return which limits of a slice files of ``systemctl set-property --runtime`` set, by their paths."""
+    found = {}
+    directory = os.path.join(CONTROL, f"{unit}.d")
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
+            lines = (hostfiles.read_text(path) or "").splitlines()
+            keys = [line.partition("=")[0].strip() for line in lines]
+            words = tuple(word for key, word in _WORDS.items() if key in keys)
+            if words:
+                found[path] = words
+    return found
 
 
 def read_live(directory: str) -> dict[str, str]:
@@ -148,12 +169,17 @@ def not_held(limits: Limits, read: Mapping[str, str]) -> list[str]:
 
 
 def stale(limits: Limits, uid: int) -> dict[str, tuple[str, ...]]:
-    """Return which limits of a user the slices that run do not hold, by the names of their unit files.
+    """Return which limits of a user the slices do not hold, by the names of their unit files.
 
-    A run that was cut off may have written a unit file, and not told systemd.
+    A run that was cut off may have written a unit file, and not told systemd; or it has, and what systemd
+    noted of that would win over the next unit file.
     """
     # Where the kernel cannot limit something, no run could change that.
     there = [
         (name, read) for _unit, name, read in live(uid) if {"memory.max", "pids.max", "cpu.max"} <= set(read)
     ]
-    return {name: tuple(wrong) for name, read in there if (wrong := not_held(limits, read))}
+    found = {name: wrong for name, read in there if (wrong := not_held(limits, read))}
+    for name in (slice_name(uid), session_name(uid)):
+        for words in overrides(name.split(".d/")[0]).values():
+            found[name] = [*found.get(name, []), *words]
+    return {name: tuple(dict.fromkeys(wrong)) for name, wrong in found.items()}
