@@ -55,9 +55,7 @@ def test_a_slice_that_runs_is_told_of_its_new_limits(tmp_path: Path, monkeypatch
     assert calls[1] == ["systemctl", "set-property", "--runtime", "user-2001.slice", *limits]
 
 
-def test_what_systemd_noted_wins_over_no_later_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_systemd_noted_wins_over_no_later_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run was cut off after it had told systemd of the limits, and the slice has ended since."""
     limits = Limits(containers=1, cpus=1, memory=1 << 30, pids=512, shm=0, gpus=0)
     monkeypatch.setattr(slices.hostfiles, "run", lambda _arguments: pytest.fail("it does not run"))

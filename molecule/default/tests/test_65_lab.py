@@ -126,3 +126,28 @@ def test_an_admin_sees_the_server_its_users_and_what_was_done(server: Server) ->
 def test_a_user_gets_one_sentence(server: Server) -> None:
     refused = server.user("alice", "lab verify", check=False)
     assert refused.rc == 3 and "admins" in refused.err and refused.out == ""
+
+
+@pytest.mark.thorough
+def test_metrics_are_written_where_node_exporter_reads_them(
+    server: Server, play: Callable[..., PlayOutcome]
+) -> None:
+    folder = "/var/lib/prometheus/node-exporter"
+    server.root(f"mkdir -p {folder}")
+    arguments = ("--tags", "metrics", "-e", f"metrics_directory={folder}")
+    try:
+        done = play(*arguments)
+        assert done.rc == 0, done.text[-3000:]
+        server.root(f"systemctl start lab-server-metrics.service && test -s {folder}/lab.prom")
+        text = server.root(f"cat {folder}/lab.prom").out
+        assert 'lab_server_user_limit_bytes{user="bob"} 262144000' in text
+        assert "lab_server_docker_up 1" in text
+        mode = server.root(f"stat -c %a:%U {folder}/lab.prom; ls -A {folder}").out.split()
+        assert mode == ["644:root", "lab.prom"]
+        assert server.root("systemctl is-active lab-server-metrics.timer").out == "active"
+        again = play(*arguments)
+        assert again.rc == 0 and again.count("changed") == 0, again.text[-3000:]
+    finally:
+        made = f"/etc/systemd/system/lab-server-metrics.* {folder}"
+        server.root("systemctl disable --now lab-server-metrics.timer", check=False)
+        server.root(f"rm -rf {made} && systemctl daemon-reload")
