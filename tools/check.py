@@ -32,7 +32,7 @@ HEARTBEAT = 60
 """Seconds between two lines of progress of a step."""
 BRIEF = "-m 'not thorough'"
 """The options of pytest that leave out what tells less in a minute than the rest."""
-THOROUGH = {"LAB_TEST_LEASE_ROUNDS": "1000", "LAB_TEST_JUPYTERLAB": "1"}
+THOROUGH = {"LAB_TEST_LEASE_ROUNDS": "1000", "LAB_TEST_JUPYTERLAB": "1", "LAB_TEST_KILL_POINTS": "60"}
 """What asks for tests that only ``test-all`` has the time for."""
 TAIL = 80
 """Lines of the log that are shown of a step that failed."""

@@ -80,7 +80,9 @@ results:
   elements: dict
   contains:
     name:
-      description: The mount point.
+      description:
+        - The mount point.
+        - C(systemd) where an earlier run was cut off before systemd had read what it wrote.
       type: str
       returned: always
     changed:

@@ -189,7 +189,9 @@ results:
   elements: dict
   contains:
     name:
-      description: The user, C(group NAME), the slice of all users, or C(private /tmp).
+      description:
+        - The user, C(group NAME), the slice of all users, or C(private /tmp).
+        - C(systemd) where an earlier run was cut off before systemd had read what it wrote.
       type: str
       returned: always
     changed:

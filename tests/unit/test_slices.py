@@ -49,7 +49,7 @@ def test_a_slice_that_runs_is_told_of_its_new_limits(tmp_path: Path, monkeypatch
     slices.apply(name, text)
     limits = ["MemoryMax=1073741824", "MemorySwapMax=0", "CPUQuota=100%", "TasksMax=512"]
     assert calls == [["systemctl", "set-property", "--runtime", name, *limits]]
-    assert not note.exists()
+    assert list(note.iterdir()) == []
     (tmp_path / "user.slice" / "user-2001.slice").mkdir(parents=True)
     slices.apply(*slices.session_unit(2001, cpus=1, memory=1 << 30, pids=512))
     assert calls[1] == ["systemctl", "set-property", "--runtime", "user-2001.slice", *limits]

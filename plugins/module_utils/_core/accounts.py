@@ -667,14 +667,17 @@ def reconcile(desired: Desired, *, mounted: bool, check: bool) -> list[ItemResul
     if found:
         raise HostError(" ".join(found))
     planned = plan(desired, actual)
+    owed = units.plan_unread()
     if not check:
-        carry_out(planned)
-    return [one.item for one in planned]
+        carry_out(planned, reload=bool(owed))
+    return [*(one.item for one in planned), *owed]
 
 
-def carry_out(planned: Sequence[Planned]) -> None:
-    """Do the steps of all items; one that fails is marked so and does not stop the others."""
-    reload = False
+def carry_out(planned: Sequence[Planned], *, reload: bool = False) -> None:
+    """Do the steps of all items; one that fails is marked so and does not stop the others.
+
+    ``reload``: systemd reads its unit files anew in any case.
+    """
     for one in planned:
         try:
             for step in one.steps:

@@ -105,13 +105,9 @@ def apply(name: str, text: str) -> None:
     parent = ROOT_SLICE if unit == name else SESSIONS
     if limits and os.path.isdir(os.path.join(CGROUPS, parent, unit)):
         hostfiles.run(["systemctl", "set-property", "--runtime", unit, *limits])
-    notes = overrides(unit)
-    for path in notes:
+    for path in overrides(unit):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-    if notes:
-        with contextlib.suppress(OSError):  # where there are others of somebody else's
-            os.rmdir(os.path.join(CONTROL, f"{unit}.d"))
 
 
 def overrides(unit: str) -> dict[str, tuple[str, ...]]:

@@ -395,9 +395,12 @@ def reconcile(filesystems: Sequence[Filesystem], *, check: bool) -> list[ItemRes
     if problems:
         raise HostError(" ".join(problems))
     planned = [(filesystem, *plan(filesystem, actual)) for filesystem, actual in found]
+    owed = units.plan_unread()
     if not check:
+        if owed:
+            units.reload()
         carry_out([(filesystem, steps) for filesystem, _item, steps in planned], fstab)
-    return [item for _filesystem, item, _steps in planned]
+    return [*(item for _filesystem, item, _steps in planned), *owed]
 
 
 def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) -> None:

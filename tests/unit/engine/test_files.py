@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import (
     asuser,
     fingerprint,
+    hostfiles,
     locks,
     safefs,
     scaffold,
@@ -270,6 +271,47 @@ def test_lock_dies_with_its_holder(tmp_path):
 def test_lock_names(name, tmp_path):
     with pytest.raises(InvalidInput), locks.hold(name, directory=str(tmp_path)):
         pass
+
+
+# Files of the host
+
+
+def test_what_a_killed_process_left_goes_with_the_next_that_writes_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.conf"
+    path.write_text("old")
+    path.chmod(0o640)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(os, "replace", lambda *_names: os.kill(os.getpid(), signal.SIGKILL))
+        hostfiles.write_text(str(path), "killed")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.glob(".*.conf"))
+    hostfiles.write_text(str(path), "new")
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+
+
+def test_two_that_write_one_file_are_not_in_each_others_way(tmp_path, monkeypatch):
+    path, replace, inner = tmp_path / "file", os.replace, []
+
+    def late(*names):
+        if not inner:
+            inner.append(names)
+            hostfiles.write_text(str(path), "second")
+            assert path.read_text() == "second"
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", late)
+    hostfiles.write_text(str(path), "first")
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    # Nor is anything that is there under the name of the temporary file.
+    name = os.path.basename(inner[0][0])
+    (tmp_path / "other").write_text("other's")
+    (tmp_path / name).symlink_to("other")
+    hostfiles.write_text(str(path), "third")
+    assert path.read_text() == "third" and (tmp_path / "other").read_text() == "other's"
 
 
 def test_markers(tmp_path, monkeypatch):
