@@ -67,13 +67,18 @@ def policy(
         "data_root": checked.data_root,
         "docker_root": checked.docker_root,
         "filesystems": [{"role": role, **values} for role, values in plain["filesystems"].items()],
-        "groups": plain["groups"],
-        "users": [{**user, "ssh_keys": list(keys[user["name"]])} for user in plain["users"]],
+        "groups": [_for_roles(group) for group in plain["groups"]],
+        "users": [{**_for_roles(user), "ssh_keys": list(keys[user["name"]])} for user in plain["users"]],
         "shares": plain["shares"],
         "base_images": plain["base_images"],
         "projects": plain["projects"],
         "package_cache": _package_cache(checked.package_cache),
     }
+
+
+def _for_roles(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group or user without the environment of containers: accounts have none of it."""
+    return {key: value for key, value in one.items() if key != "environment"}
 
 
 def _package_cache(cache: PackageCache | None) -> dict[str, Any] | None:

@@ -172,6 +172,32 @@ def test_create_options(launched, engine):
     assert "NVIDIA_VISIBLE_DEVICES=void" in config["Env"]
 
 
+def test_variables_of_a_user_are_in_the_users_containers_alone(
+    engine, policy, alice, bob, tiny, project_of, inside
+):
+    wanted = [
+        Wanted("alice", "a", environment=(("PLACE", "project"),)),
+        Wanted("alice", "b"),
+        Wanted("bob", "a"),
+    ]
+    for one in wanted:
+        project_of(policy.user(one.user), one.project).write("Dockerfile", f"FROM {tiny}\n")
+        images.build(engine, policy, policy.user(one.user), one.project)
+    results = containers.reconcile(engine, policy, wanted, check=False)
+    assert all(result.changed and not result.failed for result in results), results
+    show = "echo $LAB $PLACE $HF_HOME"
+    assert inside(alice, "b", show).split() == ["test"]
+    hers = (("HF_HOME", "/workspace/.cache/huggingface"), ("LAB", "hers"), ("PLACE", "user"))
+    users = tuple(replace(one, environment=hers if one == alice else ()) for one in policy.users)
+    results = containers.reconcile(engine, replace(policy, users=users), wanted, check=False)
+    assert [result.changed for result in results] == [True, True, False], results
+    assert inside(alice, "a", show).split() == ["hers", "project", "/workspace/.cache/huggingface"]
+    assert inside(alice, "b", show).split() == ["hers", "user", "/workspace/.cache/huggingface"]
+    assert inside(bob, "a", show).split() == ["test"]
+    results = containers.reconcile(engine, replace(policy, users=users), wanted, check=False)
+    assert not any(result.changed for result in results), results
+
+
 def test_home_is_lost_workspace_is_kept(launched, engine, policy, alice, inside, thesis):
     inside(alice, "thesis", "touch ~/marker /tmp/marker kept")
     assert containers.retire(engine, policy, alice, "thesis").changed

@@ -100,6 +100,27 @@ def test_a_user_has_the_groups_values_and_her_own_overrides() -> None:
     assert checked.workspace(carol) == "/home/.workspaces/carol"
 
 
+def test_a_user_has_the_groups_variables_and_own_ones_before_them() -> None:
+    given = inventory()
+    before = policy.dump(policy.from_inventory(given)[0])
+    given["lab_environment"] = {"ALL": "server"}
+    given["lab_groups"][0]["environment"] = {"HF_HOME": "/workspace/a", "TEAM": "a"}
+    given["lab_users"][0]["environment"] = {"HF_HOME": "/workspace/b"}
+    checked, _keys = policy.from_inventory(given)
+    # Who is in a group besides the own one has its shares, not its variables: carol is in 'students', too.
+    assert {user.name: dict(user.environment) for user in checked.users} == {
+        "alice": {"HF_HOME": "/workspace/b", "TEAM": "a"},
+        "carol": {},
+    }
+    assert policy.parse(json.loads(json.dumps(policy.dump(checked)))) == checked
+    # Users read the public part of it, and not what another one's variables hold.
+    assert "workspace/" not in json.dumps(policy.dump(policy.public(checked)))
+    # A policy that was written before there were such variables is read as it always was.
+    for one in (*before["groups"], *before["users"]):
+        assert one.pop("environment") == {}
+    assert not any(user.environment for user in policy.parse(before).users)
+
+
 def test_a_project_that_it_declared_has_hours_and_kept_folders_of_its_own() -> None:
     given = inventory()
     given["lab_groups"][0]["limits"] |= {"run_hours": 10, "idle_hours": 4}
@@ -186,6 +207,19 @@ BAD_INPUT = [
     ("lab_environment/PATH", "/x", r"^lab_environment\.PATH: is set by lab\.server"),
     ("lab_environment/LD_PRELOAD", "/x", r"^lab_environment\.LD_PRELOAD: is set by lab\.server"),
     ("lab_environment/A", 1, r"^lab_environment\.A: expected text"),
+    (
+        "lab_groups/0/environment",
+        {"PATH": "/x"},
+        r"^lab_groups\[0\] \(students\)\.environment\.PATH: is set by lab\.server",
+    ),
+    (
+        "lab_users/0/environment",
+        {"LD_PRELOAD": "/x"},
+        r"^lab_users\[0\] \(alice\)\.environment\.LD_PRELOAD: is set by lab\.server",
+    ),
+    ("lab_users/0/environment", {"A": "b\nc"}, r"^lab_users\[0\] \(alice\)\.environment\.A: holds a line"),
+    ("lab_users/0/environment", {"A-B": "c"}, r"^lab_users\[0\] \(alice\)\.environment: 'A-B'"),
+    ("lab_users/0/environment", ["A=b"], r"^lab_users\[0\] \(alice\)\.environment: expected a mapping"),
     (
         "lab_filesystems/home/fstype",
         "btrfs",

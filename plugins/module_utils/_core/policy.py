@@ -150,17 +150,18 @@ class Filesystem:
 
 @dataclass(frozen=True)
 class Group:
-    """A group of lab users, with the limits and the quota that each of them gets."""
+    """A group of lab users, with the limits, the quota and the environment that each of them gets."""
 
     name: str
     gid: int
     limits: Limits
     quota: Quota
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class User:
-    """A lab user; limits and quota are the group's with the user's own overrides.
+    """A lab user; limits, quota and environment are the group's with the user's own overrides.
 
     ``account`` is one of ACCOUNTS. ``main_group`` is the gid of an account that exists already; 0 for the
     private group.
@@ -175,6 +176,8 @@ class User:
     quota: Quota
     account: str = LOCAL
     main_group: int = 0
+    #: Variables of all the user's containers, beside those of the server and below those of a project.
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def gid(self) -> int:
@@ -387,6 +390,11 @@ class Policy:
         """Return the group shares that the user may write, in the order of the inventory."""
         mine = {user.group, *user.groups}
         return tuple(share for share in self.shares if share.access == "group" and share.group in mine)
+
+
+def overlaid(*layers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the variables of all layers of an environment by their names; a later layer wins."""
+    return tuple(sorted({name: text for layer in layers for name, text in layer}.items()))
 
 
 def _find(items: Iterable[T], wanted: Callable[[T], bool], message: str) -> T:
@@ -737,6 +745,7 @@ def _group(table: _Table) -> Group:
         gid=table.integer("gid", FIRST_ID, LAST_ID),
         limits=_limits(table.table("limits", table.required("limits"))),
         quota=_quota(table.table("quota", table.required("quota"))),
+        environment=table.environment("environment"),
     )
     table.done()
     return group
@@ -770,6 +779,7 @@ def _user(table: _Table, groups: Mapping[str, Group]) -> User:
         comment=table.line("comment"),
         limits=_limits(table.overlaid("limits", _as_dict(groups[group].limits))),
         quota=_quota(table.overlaid("quota", _as_dict(groups[group].quota))),
+        environment=overlaid(groups[group].environment, table.environment("environment")),
     )
 
 
@@ -1157,7 +1167,7 @@ def _record(value: Any) -> dict[str, Any]:
         item = getattr(value, one.name)
         if isinstance(item, (Limits, Quota)):
             record[one.name] = _as_dict(item)
-        elif one.name in ("files", "environment") and isinstance(value, Project):
+        elif one.name in ("files", "environment") and isinstance(value, (Group, User, Project)):
             record[one.name] = dict(item)
         elif one.name == "keep":
             record[one.name] = [asdict(kept) for kept in item]
@@ -1214,8 +1224,14 @@ def parse(data: object) -> Policy:
 
 def public(policy: Policy) -> Policy:
     """Return what every user of the server may read: no environment, which may hold secrets, no files."""
-    projects = tuple(replace(project, environment=(), files=()) for project in policy.projects)
-    return replace(policy, environment=(), projects=projects, backup=None)
+    return replace(
+        policy,
+        environment=(),
+        groups=tuple(replace(group, environment=()) for group in policy.groups),
+        users=tuple(replace(user, environment=()) for user in policy.users),
+        projects=tuple(replace(project, environment=(), files=()) for project in policy.projects),
+        backup=None,
+    )
 
 
 def load(path: str = POLICY_PATH) -> Policy:

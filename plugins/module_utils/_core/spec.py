@@ -29,6 +29,7 @@ from .policy import (
     User,
     kept_folders,
     kept_path,
+    overlaid,
 )
 from .sizes import format_size
 
@@ -291,7 +292,7 @@ def decide(
         memory=memory,
         pids=pids,
         shm=_within("shm", wishes.shm, min(limits.shm, memory), user, format_size),
-        environment=tuple(sorted({**dict(policy.environment), **dict(wishes.environment)}.items())),
+        environment=overlaid(policy.environment, user.environment, wishes.environment),
         home_mode=wishes.home,
         home_source=policy.home_source(user, names.project_name(project), wishes.home),
         ports=tuple(sorted(ports)),

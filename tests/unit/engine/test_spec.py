@@ -75,6 +75,29 @@ any_spec = st.builds(
 )
 
 
+def test_variables_are_the_projects_the_users_the_groups_and_the_servers_in_this_order():
+    group = {"name": "students", "gid": 3101, "limits": LIMITS, "quota": QUOTA}
+    made, _keys = from_inventory(
+        {
+            "lab_environment": dict.fromkeys("ABCD", "server"),
+            "lab_groups": [{**group, "environment": dict.fromkeys("BCD", "group")}],
+            "lab_users": [
+                {
+                    "name": "alice",
+                    "uid": 2001,
+                    "group": "students",
+                    "environment": dict.fromkeys("CD", "user"),
+                },
+                {"name": "bob", "uid": 2002, "group": "students"},
+            ],
+        }
+    )
+    alice = specs.decide(made, made.user("alice"), "thesis", Wishes(environment=(("D", "project"),)))
+    assert dict(alice.environment) == {"A": "server", "B": "group", "C": "user", "D": "project"}
+    bob = specs.decide(made, made.user("bob"), "thesis")
+    assert dict(bob.environment) == {"A": "server", "B": "group", "C": "group", "D": "group"}
+
+
 @given(any_spec)
 def test_round_trip(spec):
     assert specs.parse(spec.canonical()) == spec
