@@ -98,6 +98,10 @@ _KEYS = {"campus": {"access_key": "AKCAMPUS", "secret_key": "not-to-be-shown-1"}
 WORKS = {
     "the users of a bare server": Work("users", _users()),
     "users that change while their slices run": Work("users", _NEW_LIMITS, (_users(),), _with_sessions),
+    "users whose temporary files become their own": Work("users", _users(private_tmp=True), (_users(),)),
+    "users that have them in common again": Work(
+        "users", _users(private_tmp=False), (_users(private_tmp=True),)
+    ),
     "users that leave": Work("users", _users(users=[]), (_users(),)),
     "the file systems of a bare server": Work(
         "filesystems", {"filesystems": [HOME]}, prepare=lambda root: root.add_disk(HOME["device"])
