@@ -1148,6 +1148,32 @@ def test_the_hosts_home_without_its_keys(built, engine, policy, alice, inside, h
     assert sorted(os.listdir(home)) == [".ssh", "mine"]
 
 
+def test_the_programs_are_beside_the_hosts_home_and_nothing_is_in_it(
+    built, engine, policy, alice, inside, homes_root
+):
+    home = homes_root / "alice"
+    home.mkdir(mode=0o700)
+    os.chown(home, 2001, 2001)
+    wanted = [Wanted("alice", "thesis", home="host")]
+    assert containers.reconcile(engine, policy, wanted, check=False)[0].changed
+    assert inside(alice, "thesis", "command -v image-install; command -v workspace").split() == [
+        "/home/.lab-server/bin/image-install",
+        "/home/.lab-server/bin/workspace",
+    ]
+    told = json.loads(inside(alice, "thesis", "workspace where --json ~ /tmp"))
+    assert [one["verdict"] for one in told["paths"]] == ["kept", "lost"], told
+    assert "denied" in inside(alice, "thesis", "touch /home/.lab-server/bin/workspace 2>&1 || true")
+    assert os.listdir(home) == [".ssh"]
+    # They are nothing that would be lost, and where the home is the container's own they are not there twice.
+    assert containers.lost(engine, policy, alice, "thesis")["lost"]["files"] == 0
+    assert containers.reconcile(engine, policy, [Wanted("alice", "thesis")], check=False)[0].changed
+    assert inside(alice, "thesis", "command -v workspace; ls -A /home").split() == [
+        "/home/alice/.local/bin/workspace",
+        ".workspaces",
+        "alice",
+    ]
+
+
 @pytest.mark.parametrize("planted", ["link", "file", "nothing"])
 def test_what_is_in_the_place_of_the_keys(built, engine, policy, homes_root, root, planted):
     home = homes_root / "alice"

@@ -1186,6 +1186,8 @@ def _is_directory(engine: Engine, container: str, path: str) -> bool:
 def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profile: bool) -> bytes:
     """Return a tar with the account files and, unless one is mounted there, the home.
 
+    Beside a home of the host it has the programs for the user, as root's.
+
     It names every folder on the way: Docker's extraction follows a link among the parents, but replaces one
     that the archive itself has as a folder.
     """
@@ -1223,6 +1225,11 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
                 add(posixpath.join(spec.home, folder), None, 0o755, spec.uid)
             for path, text in homes.programs().items():
                 add(posixpath.join(spec.home, path), text, 0o755, spec.uid)
+        if spec.home_mode == HOST_HOME:
+            for folder in (posixpath.dirname(specs.PROGRAMS), specs.PROGRAMS):
+                add(folder, None, 0o755, 0)
+            for path, text in homes.programs(specs.PROGRAMS).items():
+                add(path, text, 0o755, 0)
     return buffer.getvalue()
 
 

@@ -18,9 +18,11 @@ import stat
 from . import asuser, image_install, quota, safefs, where_inside
 from .errors import HostError, InvalidInput, NotFound
 from .policy import HOST_HOME, PERSISTENT_HOME, Policy, User
-from .spec import WORKSPACE, ContainerSpec
+from .spec import PROGRAMS, WORKSPACE, ContainerSpec
 
 _ROOT_MODE, _MODE = 0o711, 0o700
+#: The folder of programs in a home.
+_PROGRAMS = ".local/bin"
 
 # Imported, so that Ansible puts it into the zip file that it makes of a module.
 _INSTALL_FILE = f"{image_install.__name__.rpartition('.')[2]}.py"
@@ -46,17 +48,22 @@ def first_files(*, kept: bool) -> dict[str, str]:
     return {".profile": _PROFILE.format(lost=lost), ".bashrc": _BASHRC.format(lost=lost)}
 
 
-def programs() -> dict[str, str]:
-    """Return the programs that a new home has for the user, by their path in it; it is in PATH (spec.py)."""
+def programs(folder: str = _PROGRAMS) -> dict[str, str]:
+    """Return the programs for the user by their paths in ``folder``, by default one of a new home.
+
+    That one and the one in the place of it beside the host's home are in PATH (spec.py).
+    """
     return {
-        ".local/bin/image-install": f"#!/usr/bin/env python3\n{INSTALL_SOURCE}",
-        ".local/bin/workspace": where_inside.program(),
+        posixpath.join(folder, "image-install"): f"#!/usr/bin/env python3\n{INSTALL_SOURCE}",
+        posixpath.join(folder, "workspace"): where_inside.program(),
     }
 
 
-def own_files() -> list[str]:
-    """Return all that lab.server puts into a new home, by its path in it."""
-    return [*first_files(kept=False), *programs(), "workspace"]
+def own_files(spec: ContainerSpec) -> set[str]:
+    """Return the paths of all that lab.server puts into a container for its user: the home, what is in it."""
+    inside = [*first_files(kept=False), *programs(), "workspace"]
+    beside = programs(PROGRAMS) if spec.home_mode == HOST_HOME else {}
+    return {*(posixpath.join(spec.home, name) for name in inside), *beside}
 
 
 def prepare(policy: Policy, user: User, spec: ContainerSpec, *, check: bool = False) -> None:

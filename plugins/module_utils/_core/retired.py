@@ -135,7 +135,7 @@ def _ours(spec: ContainerSpec | None) -> frozenset[str]:
     paths |= {"/dev", "/proc", "/sys", "/home/.workspaces"}
     if spec is not None:
         paths |= {spec.home, spec.data_root, *spec.shares, posixpath.join("/home/.workspaces", spec.user)}
-        paths |= {posixpath.join(spec.home, name) for name in homes.own_files()}
+        paths |= homes.own_files(spec)
     return frozenset(paths)
 
 

@@ -51,6 +51,8 @@ _FORMAT = 1
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DOCKER_MEMORY_MINIMUM = 6 << 20
 _STOP_SECONDS = 10
+#: Where the programs for the user are in a container whose home is the host's: nothing of ours goes in there.
+PROGRAMS = "/home/.lab-server/bin"
 _VOLUMES_LIMIT = 16
 #: Where Jupyter listens in a container.
 JUPYTER_PORT = 8888
@@ -393,7 +395,8 @@ def check_volumes(spec: ContainerSpec, image: ImageFacts) -> None:
             f"The image declares {len(image.volumes)} volumes.", f"No more than {_VOLUMES_LIMIT} are allowed."
         )
     kept = [path for path, _source in spec.kept]
-    ours = (WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares, *kept)
+    ours = [WORKSPACE, spec.data_root, spec.home, "/home/.workspaces", *spec.shares, *kept]
+    ours += [PROGRAMS] if spec.home_mode == HOST_HOME else []
     for volume in image.volumes:
         path = posixpath.normpath("/" + volume.strip().lstrip("/"))
         for own in ours:
@@ -458,13 +461,14 @@ def environment(spec: ContainerSpec, image: ImageFacts, visible: Sequence[str] =
 
     ``visible``: the uuids of the GPUs that the toolkit's hook is to give it. By CDI there is no hook.
     """
+    programs = f"{PROGRAMS}:" if spec.home_mode == HOST_HOME else ""
     values = {
         "LANG": "C.UTF-8",
         **dict(spec.environment),
         "HOME": spec.home,
         "USER": spec.user,
         "LOGNAME": spec.user,
-        "PATH": f"{spec.home}/.local/bin:{image.path or _DEFAULT_PATH}",
+        "PATH": f"{spec.home}/.local/bin:{programs}{image.path or _DEFAULT_PATH}",
         # The NVIDIA runtime gives GPUs to whoever asks in the environment; an image could ask for all.
         "NVIDIA_VISIBLE_DEVICES": ",".join(visible) or "void",
         "LD_PRELOAD": "",

@@ -249,6 +249,21 @@ def test_a_kept_home_is_mounted_and_the_hosts_keys_are_hidden(policy):
         specs.decide(policy, alice, "thesis", Wishes(home="/etc"))
 
 
+def test_the_programs_are_found_beside_the_hosts_home_alone(policy, alice):
+    def path(home):
+        spec = specs.decide(policy, alice, "thesis", Wishes(home=home))
+        values = dict(entry.split("=", 1) for entry in specs.environment(spec, IMAGE))
+        return spec, values["PATH"].split(":")
+
+    spec, found = path("host")
+    assert found == ["/home/alice/.local/bin", specs.PROGRAMS, "/opt/conda/bin", "/usr/bin"]
+    with pytest.raises(Refused, match="VOLUME"):
+        specs.check_volumes(spec, ImageFacts("x", volumes=("/home/.lab-server",)))
+    for home in ("container", "persistent"):
+        assert path(home)[1] == ["/home/alice/.local/bin", "/opt/conda/bin", "/usr/bin"]
+        specs.check_volumes(path(home)[0], ImageFacts("x", volumes=("/home/.lab-server",)))
+
+
 def test_the_port_of_jupyter_is_the_users_own_wish(policy, alice):
     own = OwnWishes(port=20001)
     spec = specs.decide(policy, alice, "thesis", own=own)
