@@ -16,9 +16,11 @@ import grp
 import os
 import posixpath
 import pwd
+import re
 import stat
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +37,11 @@ KEY_DIRECTORY = "/etc/ssh/lab_authorized_keys"
 SHELL = "/bin/bash"
 SKELETON = "/etc/skel"
 _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
+_SHADOW, _GSHADOW = "/etc/shadow", "/etc/gshadow"
+# What the tools of shadow make beside the files that they change (commonio_lock in its lib/commonio.c).
+_LEFT = re.compile(r"(?:passwd|shadow|group|gshadow|subuid|subgid)(?:\.lock|\.[0-9]+|\+)")
+_FILES_LOCK = "/etc/.pwd.lock"
+_LOCKED_FOR = 15.0  # seconds, as lckpwdf(3) waits
 # The day on which an account that is closed expired, counted from 1970: nobody else chooses it (shadow(5)).
 _CLOSED = "1"
 
@@ -96,6 +103,8 @@ class Home:
 class Actual:
     """What is on the host; ``subordinate`` holds the owners (name or uid as text) of subordinate ids.
 
+    ``left_over`` names files of a tool that was killed, or is just at work; ``torn`` the groups that
+    gshadow(5) has otherwise, and ``unshadowed`` the declared users that shadow(5) does not have.
     ``known`` holds the uids that are or were declared here: those with a slice of ours. ``left`` says whose
     the uids were that belong to who was offboarded. ``stale`` says which limits of a unit file the slice that
     runs does not hold.
@@ -110,6 +119,9 @@ class Actual:
     known: frozenset[int] = frozenset()
     left: Mapping[int, str] = field(default_factory=dict)
     stale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_over: tuple[str, ...] = ()
+    torn: tuple[str, ...] = ()
+    unshadowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -262,7 +274,8 @@ def _unlike(user: User, account: Account, *, grouped: bool) -> list[str]:
 
 def plan(desired: Desired, actual: Actual) -> list[Planned]:
     """Return what is to be done, item by item; the accounts have no conflicts."""
-    planned = [
+    planned = _plan_files(actual)
+    planned += [
         _plan_group(name, gid, actual) for name, gid in ((LAB_GROUP, desired.lab_gid), *desired.groups)
     ]
     planned.append(_plan_root_slice(actual))
@@ -280,6 +293,28 @@ def plan(desired: Desired, actual: Actual) -> list[Planned]:
     ]
     planned += [_plan_closed(name, actual) for name in desired.closed_groups]
     return planned
+
+
+def _plan_files(actual: Actual) -> list[Planned]:
+    """Return an item for what a tool left undone that was killed, if one was."""
+    planned = Planned(ItemResult("account files"))
+    if actual.left_over:
+        left = {"left over": ", ".join(actual.left_over)}
+        planned.add("remove what a killed tool left", Step("left", ()), left, {"left over": ""})
+    if actual.torn:
+        torn = ", ".join(actual.torn)
+        text = f"have {_GSHADOW} agree about {torn}"
+        planned.add(text, Step("run", ("grpconv",)), {torn: "differs"}, {torn: "agrees"})
+    if actual.unshadowed:
+        text = f"complete {_SHADOW}"
+        planned.add(text, Step("run", ("pwconv",)), {}, {})
+    for name in actual.unshadowed:
+        # As in _plan_new: pwconv(8) takes over what stands in passwd(5), which is no password at all.
+        command = ("usermod", "-p", "*", name)
+        planned.add(f"lock the password of {name}", Step("run", command), {name: "absent"}, {name: "there"})
+    if planned.item.changed:
+        planned.item.reason = "a tool that changes accounts was cut off"
+    return [planned] if planned.item.changed else []
 
 
 def _membership(actual: Actual) -> dict[str, frozenset[str]]:
@@ -542,7 +577,7 @@ def user_from_options(user: Mapping[str, Any]) -> User:
 
 def read_actual(desired: Desired) -> Actual:
     """Read what is on the host; change nothing. Raises HostError."""
-    shadow = _rows("/etc/shadow", 2)
+    shadow = _rows(_SHADOW, 2)
     passwords = {row[0]: row[1] for row in shadow}
     closed = {row[0] for row in shadow if len(row) > 7 and row[7] == _CLOSED}
     users = {
@@ -562,11 +597,15 @@ def read_actual(desired: Desired) -> Actual:
         row[0]: UnixGroup(row[0], int(row[2]), tuple(name for name in row[3].split(",") if name))
         for row in _rows("/etc/group", 4)
     }
+    names = [wanted.user.name for wanted in desired.users]
+    ours = {LAB_GROUP, *(name for name, _gid in desired.groups), *desired.closed_groups, *names}
+    torn = _torn(name for name in groups if name in ours)
+    made = [wanted.user.name for wanted in desired.users if not wanted.user.existing]
+    unshadowed = tuple(name for name in made if passwords and name in users and name not in passwords)
     _add_foreign(desired, users, groups)
     uids = [wanted.user.uid for wanted in desired.users]
     known = frozenset(filter(None, map(slices.owner, _listed(units.DIRECTORY))))
     unit_names = [slices.root_unit()[0], *map(slice_name, {*uids, *known}), *map(slices.session_name, uids)]
-    names = [wanted.user.name for wanted in desired.users]
     unit_texts = _texts(units.DIRECTORY, unit_names)
     _add_departed(known - set(uids), unit_texts, users)
     return Actual(
@@ -583,7 +622,14 @@ def read_actual(desired: Desired) -> Actual:
             for wanted in desired.users
             for name, wrong in slices.stale(wanted.user.limits, wanted.user.uid).items()
         },
+        left_over=_left_over(),
+        torn=torn,
+        unshadowed=unshadowed,
     )
+
+
+def _left_over() -> tuple[str, ...]:
+    return tuple(posixpath.join("/etc", name) for name in sorted(_listed("/etc")) if _LEFT.fullmatch(name))
 
 
 def _listed(directory: str) -> list[str]:
@@ -597,6 +643,13 @@ def _rows(path: str, columns: int) -> list[list[str]]:
     text = hostfiles.read_text(path) or ""
     rows = [line.split(":") for line in text.splitlines()]
     return [row for row in rows if len(row) >= columns]
+
+
+def _torn(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the groups of group(5) of which gshadow(5), where there is one, has other members."""
+    shadow = {row[0]: set(filter(None, row[3].split(","))) for row in _rows(_GSHADOW, 4)}
+    members = {row[0]: set(filter(None, row[3].split(","))) for row in _rows("/etc/group", 4)}
+    return tuple(sorted(name for name in names if shadow and shadow.get(name) != members[name]))
 
 
 def _texts(directory: str, names: Iterable[str]) -> dict[str, str]:
@@ -709,10 +762,35 @@ def _remove_keys(arguments: tuple[str, ...]) -> None:
         os.unlink(posixpath.join(KEY_DIRECTORY, arguments[0]))
 
 
+@contextlib.contextmanager
+def _account_files() -> Iterator[None]:
+    """Hold the lock that the tools of shadow hold while they change any of their files (lckpwdf(3))."""
+    with os.fdopen(os.open(_FILES_LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as lock:
+        deadline = time.monotonic() + _LOCKED_FOR
+        while True:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise HostError(
+                        "Somebody else is changing accounts, such as by vipw.",
+                        "Wait until that is done, then try again.",
+                    ) from error
+            time.sleep(0.1)
+        yield
+
+
+def _remove_left(_none: tuple[str, ...]) -> None:
+    # With the lock no tool is at work; a file that says so is of one that was killed. Its process number,
+    # by which the tools themselves tell, is somebody else's after a boot.
+    with _account_files():
+        for path in _left_over():
+            os.unlink(path)
+
+
 def _remove_subordinate(owners: tuple[str, ...]) -> None:
-    # The tools of shadow hold this lock while they change any of their files (lckpwdf(3)).
-    with os.fdopen(os.open("/etc/.pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    with _account_files():
         for path in _SUBORDINATE:
             text = hostfiles.read_text(path) or ""
             kept = "".join(
@@ -796,6 +874,7 @@ _DO = {
     "unit": _write_unit,
     "keys": _write_keys,
     "unlock": _remove_keys,
+    "left": _remove_left,
     "subordinate": _remove_subordinate,
     "home": _make_home,
     "close": _close_home,
