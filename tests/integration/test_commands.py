@@ -296,9 +296,12 @@ def test_what_is_done_to_a_container_is_written_down(launched, engine, policy, a
     assert told["state"]["running"] and told["state"]["memory_limit"] == 64 << 20
     containers.stop(engine, alice, "thesis")
     containers.launch(engine, policy, alice, "thesis")
-    inside(alice, "thesis", "echo > /tmp/mine")
+    packages = "~/.local/lib/python3/site-packages/numpy-1.26.0.dist-info"
+    inside(alice, "thesis", f"echo > /tmp/mine; mkdir -p {packages}; echo > {packages}/METADATA")
+    assert told["holds"] is None
     containers.retire(engine, policy, alice, "thesis")
-    assert asked("container-why", alice, "thesis")["undo_until"]
+    told = asked("container-why", alice, "thesis")
+    assert told["undo_until"] and told["holds"]["packages"] == ["numpy 1.26.0"]
     containers.undo(engine, policy, alice, "thesis")
     wanted = containers.Wanted("alice", "thesis", memory=32 << 20)
     assert containers.reconcile(engine, policy, [wanted], check=True)[0].changed

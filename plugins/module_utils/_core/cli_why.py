@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import names
-from .calls import Call, Command, ask, on_job
+from .calls import Call, Command, ask, on_job, told
 from .sizes import format_size
 from .terminal import duration, moment
 
@@ -40,6 +40,7 @@ _STATES = ("made", "replaced", "started", "not-started", "stopped", "retired", "
 _ENDS = {137: "it was killed", 143: "it was told to end"}
 _SHOWN = 20
 _WHEN = 18  # columns of an event's time
+_PACKAGES = 20
 
 
 def _container_why(call: Call) -> int:
@@ -48,12 +49,12 @@ def _container_why(call: Call) -> int:
     if call.json:
         call.answer(data)
         return 0
-    for line in verdict(data):
+    for line in verdict(data, everything=call.options.all):
         call.out.line(names.printable(line))
-    told = history(_events(data), everything=call.options.all)
-    if told:
+    lines = history(_events(data), everything=call.options.all)
+    if lines:
         call.out.line()
-    for line in told:
+    for line in lines:
         when, said = line[:_WHEN], line[_WHEN:]
         call.out.sentence(names.printable(said), names.printable(when))
     return 0
@@ -83,25 +84,25 @@ def history(events: Sequence[Mapping[str, Any]], *, everything: bool = False) ->
     return ([f"{left_out} earlier ones: --all"] if left_out else []) + lines
 
 
-def verdict(data: Mapping[str, Any]) -> list[str]:
-    """Return what is so now, why, and what to do, a sentence a line."""
+def verdict(data: Mapping[str, Any], *, everything: bool = False) -> list[str]:
+    """Return what is so now, why, and what to do, a sentence a line; with ``everything`` all packages."""
     name = str(data.get("project"))
     last = next((one for one in reversed(_events(data)) if one.get("what") in _STATES), None)
     state = data.get("state")
     if data.get("container") is None or not isinstance(state, dict):
-        return _gone(name, data, last)
+        return _gone(name, data, last, everything)
     job = data.get("job")
     about_job = [f"{on_job(job).capitalize()}: container logs {name}"] if job else []
     if state.get("running"):
         lines = [f"The container of {name} runs since {moment(state.get('started'))}."]
-        return lines + _memory(state) + about_job + _before(name, data)
+        return lines + _memory(state) + about_job + _before(name, data, everything)
     lines = [f"The container of {name} does not run.", *_why_down(data, state, last)]
     if data.get("stay_down"):
         lines.append("It stays down when the server is started, because it was stopped on purpose.")
-    return [*lines, *about_job, *_before(name, data), f"Start it again: container start {name}"]
+    return [*lines, *about_job, *_before(name, data, everything), f"Start it again: container start {name}"]
 
 
-def _before(name: str, data: Mapping[str, Any]) -> list[str]:
+def _before(name: str, data: Mapping[str, Any], everything: bool) -> list[str]:
     """Return what is to be known of the one that was there before."""
     lines = []
     whole = ("made", "replaced", "retired", "restored", "removed")
@@ -114,7 +115,19 @@ def _before(name: str, data: Mapping[str, Any]) -> list[str]:
             f"Until {moment(until)} you can have an older one back: container retire {name}, then "
             f"container undo {name}; where this one has work in it, too, that is --back 2."
         )
-    return lines
+    return lines + _holds(data, everything)
+
+
+def _holds(data: Mapping[str, Any], everything: bool) -> list[str]:
+    """Return which packages would come back with the container that was retired."""
+    held = data.get("holds")
+    packages = told(held, "packages") if isinstance(held, dict) else []
+    if not packages:
+        return []
+    shown = packages if everything else packages[:_PACKAGES]
+    more = len(packages) - len(shown)
+    rest = f" and {more} more (--all)" if more else ""
+    return [f"The old one has packages that its image lacks: {', '.join(shown)}{rest}."]
 
 
 def _memory(state: Mapping[str, Any]) -> list[str]:
@@ -138,14 +151,14 @@ def _why_down(data: Mapping[str, Any], state: Mapping[str, Any], last: Mapping[s
     return lines + _memory(state)
 
 
-def _gone(name: str, data: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
+def _gone(name: str, data: Mapping[str, Any], last: Mapping[str, Any] | None, everything: bool) -> list[str]:
     lines = [f"There is no container of {name}."]
     if last is not None:
         lines.append(f"The last one was {_said(last)}, {moment(last.get('time'))}.")
     until = data.get("undo_until")
     if isinstance(until, int):
         lines.append(f"Until {moment(until)} you can have it back: container undo {name}")
-    return [*lines, f"Start a new one: project launch {name}"]
+    return [*lines, *_holds(data, everything), f"Start a new one: project launch {name}"]
 
 
 def _arguments(parser: Any) -> None:
@@ -157,7 +170,8 @@ COMMANDS: tuple[Command, ...] = (
         ("container", "why"),
         "tell what happened to a container, and when",
         "Tell why the project's container runs or does not: when it was made, started, stopped, retired, and "
-        "by whom, whether it ended by itself or for want of memory, and until when it can be brought back.",
+        "by whom, whether it ended by itself or for want of memory, until when one that was retired can be "
+        "brought back, and which packages it has that its image lacks.",
         "container why my-thesis",
         _container_why,
         arguments=_arguments,

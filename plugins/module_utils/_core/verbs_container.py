@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -161,6 +162,10 @@ def _why(request: Request) -> dict[str, Any]:
         info = next((i for i in containers.listing(engine, policy, user) if i.project == project), None)
         found = engine.inspect(info.id) if info is not None else {}
         kept = retired.kept(engine, container=name)
+        holds = None
+        # What could be brought back, as Docker knows it. No lock is held: it may be removed meanwhile.
+        with contextlib.suppress(LabError):
+            holds = retired.measured(engine, kept[0].actual) if kept else None
     happened = events.read(user.uid, project)
     if info is None and not kept and not happened:
         raise NotFound(
@@ -174,6 +179,7 @@ def _why(request: Request) -> dict[str, Any]:
         "rebooted": bool(happened) and happened[-1].boot != events.boot_id(),
         "job": None if job is None else job.shown(),
         "undo_until": retired.until(policy, kept[0].retired) if kept else None,
+        "holds": holds,
         "events": [
             {
                 "what": one.what,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import cli_why, events, state
+from ansible_collections.lab.server.plugins.module_utils._core import cli, cli_why, events, state
 from ansible_collections.lab.server.plugins.module_utils._core.verbs_container import docker_state
-from conftest import Run, result
+from conftest import WIDTH, Run, Screen, result, too_wide
 
 
 @pytest.fixture
@@ -190,6 +190,20 @@ def told(*happened: dict[str, Any], **changes: Any) -> dict[str, Any]:
             told(event("retired"), container=None, state=None, undo_until=1_800_000_000),
             "container undo thesis",
         ),
+        (
+            told(
+                event("retired"),
+                container=None,
+                state=None,
+                undo_until=1_800_000_000,
+                holds={"packages": ["numpy 1.26.0", "polars 1.0"]},
+            ),
+            "The old one has packages that its image lacks: numpy 1.26.0, polars 1.0.",
+        ),
+        (
+            told(event("replaced", "it"), undo_until=1_800_000_000, holds={"packages": ["numpy 1.26.0"]}),
+            "--back 2.\nThe old one has packages that its image lacks: numpy 1.26.0.",
+        ),
         (told(event("retired", reason="nothing in it differs"), container=None, state=None), "differs"),
         (told(container=None, state=None), "There is no container of thesis."),
         (told(state={**DOWN, "error": "no such file"}), "Docker says: no such file."),
@@ -201,6 +215,26 @@ def test_the_verdict_is_in_plain_words(data: dict[str, Any], words: str) -> None
     assert words in "\n".join(said)
     running = bool((data["state"] or {}).get("running"))
     assert running or said[-1].startswith(("Start it again: ", "Start a new one: "))
+
+
+def test_why_names_all_packages_of_a_retired_one_within_the_screen(
+    run: Run, broker: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = [f"package-of-some-name{number} {number}.0" for number in range(30)]
+    holds = {"packages": packages, "files": 3, "bytes": 1, "paths": [], "volumes": [], "complete": True}
+    broker(
+        result(**told(event("retired"), container=None, state=None, undo_until=1_800_000_000, holds=holds))
+    )
+    some = run("container", "why", "thesis")[1]
+    assert packages[19] in some and packages[20] not in some and "and 10 more (--all)." in some
+    assert packages[29] in run("container", "why", "thesis", "--all")[1]
+    assert json.loads(run("container", "why", "thesis", "--json")[1])["holds"] == holds
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    assert cli.main(["container", "why", "thesis", "--all"]) == 0
+    assert too_wide(screen.getvalue()) == []
+    assert packages[29] in " ".join(screen.getvalue().split())
 
 
 def test_why_tells_what_happened_line_by_line(run: Run, broker: Callable[..., Path]) -> None:

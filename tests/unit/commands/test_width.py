@@ -74,6 +74,7 @@ ANSWER: dict[str, Any] = {
     "stay_down": True,
     "undo_until": 1_800_000_000,
     "not_kept": WHY,
+    "holds": {"packages": [f"package-of-a-long-name-{number} 1.{number}" for number in range(30)]},
     "lost": {
         "files": 12,
         "bytes": 1 << 30,
