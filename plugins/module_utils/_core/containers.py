@@ -1186,7 +1186,7 @@ def _is_directory(engine: Engine, container: str, path: str) -> bool:
 def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profile: bool) -> bytes:
     """Return a tar with the account files and, unless one is mounted there, the home.
 
-    Beside a home of the host it has the programs for the user, as root's.
+    The programs for the user are in it also where the image brings the home, or it is that of the host.
 
     It names every folder on the way: Docker's extraction follows a link among the parents, but replaces one
     that the archive itself has as a folder.
@@ -1221,15 +1221,13 @@ def _account_archive(spec: ContainerSpec, passwd: str, group: str, *, with_profi
         if with_profile:
             for name, text in homes.first_files(kept=False).items():
                 add(posixpath.join(spec.home, name), text, 0o644, spec.uid)
-            for folder in (".local", ".local/bin"):
-                add(posixpath.join(spec.home, folder), None, 0o755, spec.uid)
-            for path, text in homes.programs().items():
-                add(posixpath.join(spec.home, path), text, 0o755, spec.uid)
-        if spec.home_mode == HOST_HOME:
-            for folder in (posixpath.dirname(specs.PROGRAMS), specs.PROGRAMS):
-                add(folder, None, 0o755, 0)
-            for path, text in homes.programs(specs.PROGRAMS).items():
-                add(path, text, 0o755, 0)
+        programs = homes.place_of_programs(spec)
+        if programs:
+            owner = spec.uid if programs.startswith(f"{spec.home}/") else 0
+            for folder in (posixpath.dirname(programs), programs):
+                add(folder, None, 0o755, owner)
+            for path, text in homes.programs(programs).items():
+                add(path, text, 0o755, owner)
     return buffer.getvalue()
 
 

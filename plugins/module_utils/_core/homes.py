@@ -59,6 +59,13 @@ def programs(folder: str = _PROGRAMS) -> dict[str, str]:
     }
 
 
+def place_of_programs(spec: ContainerSpec) -> str:
+    """Return where a new container gets the programs for its user; "" where the kept home has them."""
+    if spec.home_mode == HOST_HOME:
+        return PROGRAMS
+    return "" if spec.home_source else posixpath.join(spec.home, _PROGRAMS)
+
+
 def own_files(spec: ContainerSpec) -> set[str]:
     """Return the paths of all that lab.server puts into a container for its user: the home, what is in it."""
     inside = [*first_files(kept=False), *programs(), "workspace"]
