@@ -244,7 +244,10 @@ def _look(root: PrivateRoot) -> dict[str, Any]:
             value = value.rsplit(" ", 1)[0] + str(
                 sorted(re.sub("^(alice):x:", r"\1:!:", line) for line in lines)
             )
-        counted = key.startswith((f"{PLAYED}/starts/", "/run/lab-server/loaded/", "/.upper/tmp/"))
+        # mount(8) is told of its own options by /run/mount, of which nothing hangs here.
+        counted = key.startswith(
+            (f"{PLAYED}/starts/", "/run/lab-server/loaded/", "/.upper/tmp/", "/run/mount")
+        )
         if not backup and not counted and key not in root.loops and "/__pycache__/" not in key:
             found[key] = value
     own = {str(root.base): "base", **{loop: f"disk {number}" for number, loop in enumerate(root.loops)}}

@@ -7,7 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lab.server.plugins.module_utils._core import mounts, quota, state, storage
+from ansible_collections.lab.server.plugins.module_utils._core import (
+    hostfiles,
+    mounts,
+    quota,
+    state,
+    storage,
+)
 from ansible_collections.lab.server.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.lab.server.plugins.module_utils._core.policy import Filesystem, from_inventory
 
@@ -193,6 +199,58 @@ def test_an_ext4_whose_first_block_is_gone_is_damaged_and_not_blank(tmp_path: Pa
     with disk.open("r+b") as file:
         file.write(bytes(64 << 10))
     assert "it is damaged, not blank" in storage._remains(str(disk))
+
+
+def test_a_file_system_of_which_the_making_was_cut_off_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, run = tmp_path / "disk", hostfiles.run
+    with disk.open("wb") as file:
+        file.truncate(300 << 20)
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setattr(storage.stat, "S_ISBLK", lambda _mode: True)
+    monkeypatch.setattr(storage, "_MAKE", {"ext4": ("/sbin/mke2fs", "-q", "-F", "-t", "ext4")})
+    filesystem = replace(HOME, device=str(disk))
+
+    def cut(arguments: list[str], **_more: float) -> None:
+        """Make all but the first block, which mke2fs writes last."""
+        run(arguments)
+        with disk.open("r+b") as file:
+            file.write(bytes(64 << 10))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hostfiles, "run", cut)
+        with pytest.raises(KeyboardInterrupt):
+            storage.make(filesystem)
+
+    def probed() -> storage.Device:
+        found = storage.probe(str(disk))
+        assert found is not None
+        return found
+
+    assert (probed().fstype, probed().uuid, probed().remains) == ("", "", "")
+    # One that somebody else made is damaged, as ever.
+    storage._note_making(frozenset({"/dev/other"}))
+    assert "it is damaged" in probed().remains
+    # Made to its end it is one, whether that was noted or not.
+    storage._note_making(frozenset({str(disk), "/dev/other"}))
+    storage.make(filesystem)
+    assert storage._making() == {"/dev/other"} and probed().fstype == "ext4"
+    storage._note_making(frozenset({str(disk)}))
+    assert probed().fstype == "ext4"
+    storage._note_making(frozenset())
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_an_xfs_that_is_being_made_says_so_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "STATE_DIRECTORY", str(tmp_path / "state"))
+    disk = tmp_path / "disk"
+    storage._note_making(frozenset({str(disk)}))
+    for flag, half_made in ((b"\1", True), (b"\0", False)):
+        disk.write_bytes(b"XFSB" + bytes(122) + flag + bytes(64))
+        assert storage._is_half_made(str(disk), str(disk), "xfs") == half_made
+        assert not storage._is_half_made("/dev/other", str(disk), "xfs")
 
 
 def test_an_xfs_whose_first_block_is_gone_is_damaged_and_not_blank(tmp_path: Path) -> None:

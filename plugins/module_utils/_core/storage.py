@@ -8,6 +8,7 @@ boot unit ask before they let anybody work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
@@ -41,6 +42,9 @@ _EXT4_GROUPS = ((1024, 8192), (2048, 16384), (4096, 32768))
 _EXT4_COPIES = (1, 3, 5, 7, 9, 25, 27)
 _EXT4_MAGIC_AT = 56
 _XFS_BLOCK = 4096
+_XFS_IN_PROGRESS_AT = 126
+# The record of the devices on which file systems are being made.
+_MAKING = "making"
 _XFS_GROUPS = (2, 4, 8, 16, 32)
 _CHUNK = 1 << 20
 _DAMAGED = (
@@ -292,7 +296,10 @@ def _entries(path: str, most: int = 3) -> tuple[str, ...]:
 
 
 def probe(device: str) -> Device | None:
-    """Return what a block device holds, or None if it is not there; raise HostError."""
+    """Return what a block device holds, or None if it is not there; raise HostError.
+
+    One on which a run of ours began to make a file system, and was cut off, is blank.
+    """
     path = os.path.realpath(mounts.device_path(device))
     try:
         status = os.stat(path)
@@ -310,14 +317,16 @@ def probe(device: str) -> Device | None:
         parts.append(f"a partition table ({tags['PTTYPE']})")
     if found.returncode == 8:
         parts.append("the signatures of several file systems")
+    half_made = _is_half_made(device, path, fstype)
+    fstype = "" if half_made else fstype
     return Device(
         path=path,
         number=number,
         fstype=fstype,
-        uuid=tags.get("UUID", ""),
+        uuid="" if half_made else tags.get("UUID", ""),
         features=_features(path) if fstype == "ext4" else frozenset(),
         parts=tuple(parts),
-        remains="" if fstype else _remains(path),
+        remains="" if fstype or half_made else _remains(path),
     )
 
 
@@ -415,6 +424,7 @@ def carry_out(planned: Sequence[tuple[Filesystem, Sequence[Step]]], fstab: str) 
             wanted = fstab_with(
                 wanted, filesystem.mount, fstab_line(filesystem, device.uuid if device else "")
             )
+    _note_making(frozenset())  # whoever was cut off after it was made has not said so
     if wanted != fstab:
         write_fstab(wanted)
     for filesystem, steps in planned:
@@ -438,9 +448,42 @@ def write_fstab(text: str) -> None:
 
 
 def make(filesystem: Filesystem) -> None:
-    """Make a file system with quotas on its device, whatever that holds. Raises HostError."""
+    """Make a file system with quotas on its device, whatever that holds. Raises HostError.
+
+    That it is begun is noted: one that was cut off looks damaged, and would not be made again (``probe``).
+    """
     label = f"lab-{filesystem.role}"
+    _note_making(_making() | {filesystem.device})
     hostfiles.run([*_MAKE[filesystem.fstype], "-L", label, filesystem.device], timeout=3600)
+    _note_making(_making() - {filesystem.device})
+
+
+def _making() -> frozenset[str]:
+    return frozenset((state.read_record(_MAKING) or "").splitlines())
+
+
+def _note_making(devices: frozenset[str]) -> None:
+    if devices:
+        os.makedirs(posixpath.dirname(state.place(_MAKING)), mode=0o700, exist_ok=True)
+        hostfiles.write_text(state.place(_MAKING), "".join(f"{one}\n" for one in sorted(devices)), 0o600)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(state.place(_MAKING))
+
+
+def _is_half_made(device: str, path: str, fstype: str) -> bool:
+    """Say whether we began to make a file system on a device, and what is there is none yet.
+
+    mke2fs(8) writes the first block last, and mkfs.xfs(8) takes a flag out of it last (sb_inprogress in
+    fs/xfs/libxfs/xfs_format.h), with which no kernel mounts it. So nobody can have put anything into it.
+    """
+    if device not in _making():
+        return False
+    if fstype != "xfs":
+        return not fstype
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), 1, _XFS_IN_PROGRESS_AT) == b"\1"
+    return False
 
 
 def _source(point: str) -> str:
