@@ -96,8 +96,8 @@ def die() -> None:
     time.sleep(60)
 
 
-def dies_at(number: int, seconds: float) -> Hook:
-    """Return a hook that kills its process before call ``number``, counted from 1.
+def strikes_at(number: int, seconds: float, strike: Callable[[], None]) -> Hook:
+    """Return a hook that kills, by ``strike``, before call ``number``, counted from 1.
 
     With ``seconds`` it counts the calls that change something, and kills so long after the beginning of one:
     in the middle of a slow call, or shortly after a quick one.
@@ -107,8 +107,9 @@ def dies_at(number: int, seconds: float) -> Hook:
     def hook(name: str) -> None:
         if (not seconds or name in CHANGING) and next(counted) == number:
             if not seconds:
-                die()
-            threading.Timer(seconds, die).start()
+                strike()
+            else:
+                threading.Timer(seconds, strike).start()
 
     return hook
 
@@ -205,7 +206,7 @@ class Killed:
 
     def once(self, number: int, seconds: float, work: Work, what: str) -> bool:
         """Kill the work at that call, look at the locks, and do it again; say whether it was killed."""
-        status = in_child(self.url, dies_at(number, seconds), work)
+        status = in_child(self.url, strikes_at(number, seconds, die), work)
         assert held_locks() == [], what
         assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == ENDED, what
         work(self.engine)
@@ -367,7 +368,7 @@ def test_a_build_ends_with_its_process(engine, url, policy, alice, thesis, tiny,
     """Else it would go on beside the next one, with no lock, for as long as it likes."""
     before = left()
     thesis.write("Dockerfile", f"FROM {tiny}\nRUN sleep 30\n")
-    in_child(url, dies_at(1, 1), lambda engine: images.build(engine, policy, alice, "thesis"))
+    in_child(url, strikes_at(1, 1, die), lambda engine: images.build(engine, policy, alice, "thesis"))
     end = time.monotonic() + 5
     while builders(url) or left().others != before.others:
         assert time.monotonic() < end, (builders(url), left())
@@ -396,6 +397,14 @@ class Daemon:
             connection.connect(self.socket)
             given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", given)[0])
+
+    def answers(self) -> bool:
+        """Say whether it answers."""
+        try:
+            Engine.connect(f"unix://{self.socket}").close()
+        except LabError:
+            return False
+        return True
 
     def _containerd(self) -> list[Path]:
         """Return the folders in /proc of the containerd that it started, which dies with it."""
@@ -428,13 +437,9 @@ class Daemon:
                 start_new_session=True,
             )
         end = time.monotonic() + 20
-        while True:
-            try:
-                Engine.connect(f"unix://{self.socket}").close()
-                break
-            except LabError:
-                assert time.monotonic() < end, self.log.read_text()[-3000:]
-                time.sleep(0.1)
+        while not self.answers():
+            assert time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.1)
         self.pid = self._peer()
 
     def end_strays(self) -> None:
@@ -457,9 +462,7 @@ class Daemon:
 def daemon(url) -> Iterator[Daemon]:
     made = Daemon(url)
     yield made
-    try:
-        Engine.connect(url).close()
-    except LabError:
+    if not made.answers():
         made.start()
     made.end_strays()
     os.close(made.mounts)
@@ -516,41 +519,116 @@ def test_engine_killed_while_a_container_is_made(
     assert left() == before
 
 
+class Fallen(Killed):
+    """Works under which the engine falls at one call after the other, and then done to their end."""
+
+    def __init__(self, url: str, engine: Engine, daemon: Daemon, between: Callable[[], None]) -> None:
+        """``between`` is called when the engine is back, and the work not done again."""
+        super().__init__(url, engine)
+        self.daemon = daemon
+        self.between = between
+
+    def once(self, number: int, seconds: float, work: Work, what: str) -> bool:
+        """Let the engine fall at that call, bring it back, and do the work again; say whether it fell."""
+        status = in_child(self.url, strikes_at(number, seconds, self.daemon.kill), work)
+        assert held_locks() == [], what
+        fell = not self.daemon.answers()
+        # What fell in the middle of a call may have been done; what can be done without is let go.
+        code = os.waitstatus_to_exitcode(status)
+        assert code == ENDED or (fell and code == FAILED), what
+        if fell:
+            self.calls += 1
+            self.daemon.start()
+            self.between()
+        work(self.engine)
+        return fell
+
+
+@pytest.fixture
+def fallen(url, engine, daemon, bystander) -> Fallen:
+    return Fallen(url, engine, daemon, bystander)
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("fault", [("rename", 1, 0), ("rename", 2, 0), ("start", 1, 0.05)], ids=str)
-def test_engine_killed_while_a_container_is_replaced(
-    engine, url, policy, launched, bystander, daemon, settled, left, fault
+@pytest.mark.parametrize("seconds", [0, 0.02])
+def test_engine_killed_at_each_step_while_a_container_is_made_and_removed(
+    engine, policy, alice, launched, fallen, settled, left, seconds
 ):
     before = left()
-    wanted = Wanted("alice", "thesis", pids=32)
-    falls(url, daemon, fault, lambda engine: reconciled(engine, policy, wanted))
-    reconciled(engine, policy, wanted)
-    settled(wanted, str(fault))
-    bystander()
+    made = Wanted("alice", "thesis")
+    in_turns(
+        fallen,
+        seconds,
+        (
+            "remove",
+            lambda engine: reconciled(engine, policy, replace(made, state="absent")),
+            lambda what: settled(None, what),
+        ),
+        (
+            "launch",
+            lambda engine: containers.launch(engine, policy, alice, "thesis"),
+            lambda what: settled(made, what),
+        ),
+    )
     assert left() == before
+    # The removal of the one, and create, put and start of the other; before each there are looks.
+    assert fallen.calls >= (4 if seconds else 8)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "fault",
-    [
-        ("build", 1, 0.5),
-        ("tag", 1, 0),
-    ],
-    ids=str,
-)
-def test_engine_killed_while_an_image_is_built(
-    engine, url, policy, alice, thesis, tiny, launched, bystander, daemon, left, fault
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_engine_killed_at_each_step_while_a_container_is_replaced(
+    engine, policy, alice, launched, fallen, settled, left, inside, seconds
 ):
+    """What was in the old one is kept: it is renamed, and the new one gets its name."""
     before = left()
-    old = images.project_images(engine)[2001, "thesis"]
+    for number in range(1, MOST):
+        inside(alice, "thesis", f"echo {number} > /tmp/work")
+        wanted = Wanted("alice", "thesis", pids=20 + number)
+        what = f"engine killed in call {number} of a replacement after {seconds} s"
+        more = fallen.once(number, seconds, lambda engine: reconciled(engine, policy, wanted), what)  # noqa: B023 - called at once
+        retired.clean_up(engine, policy, time.time())
+        settled(wanted, what, kept=min(number, retired.AT_MOST))
+        if not more:
+            break
+    assert left() == before
+    assert fallen.calls >= 4
+    containers.retire(engine, policy, alice, "thesis")
+    containers.undo(engine, policy, alice, "thesis")
+    assert inside(alice, "thesis", "cat /tmp/work").strip() == str(number)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_engine_killed_at_each_step_while_an_image_is_built(
+    engine, policy, alice, thesis, tiny, launched, fallen, left, seconds
+):
     container = engine.containers(NAME)[0]["Id"]
+    others = fallen.between
+    old = images.project_images(engine)[2001, "thesis"].id
+
+    def all_goes_on() -> None:
+        """The others' container runs, and so does this one, with the image that it had."""
+        others()
+        (own,) = engine.containers(NAME)
+        assert (own["Id"], own["State"], own["ImageID"]) == (container, "running", old)
+        # There is a current image at each moment.
+        assert engine.inspect_image("lab/2001/thesis")
+
+    fallen.between = all_goes_on
+    before = left()
     thesis.write("Dockerfile", f"FROM {tiny}\nCOPY word /word\nRUN sleep 1\n")
-    falls(url, daemon, fault, lambda engine: images.build(engine, policy, alice, "thesis"))
-    assert images.project_images(engine)[2001, "thesis"].id == old.id
-    made = images.build(engine, policy, alice, "thesis")
-    assert images.project_images(engine)[2001, "thesis"].reference == made.facts["image"]
-    assert not images.build(engine, policy, alice, "thesis").changed
-    assert [(item["Id"], item["State"]) for item in engine.containers(NAME)] == [(container, "running")]
-    bystander()
+    for number in range(1, MOST):
+        thesis.write("word", f"{number}\n")
+        what = f"engine killed in call {number} of a build after {seconds} s"
+        more = fallen.once(
+            number, seconds, lambda engine: images.build(engine, policy, alice, "thesis"), what
+        )
+        again = images.build(engine, policy, alice, "thesis")
+        assert not again.changed, what
+        assert images.project_images(engine)[2001, "thesis"].reference == again.facts["image"], what
+        if not more:
+            break
+    all_goes_on()
     assert left() == before
+    assert fallen.calls >= (2 if seconds else 4)
