@@ -251,6 +251,9 @@ def test_an_xfs_that_is_being_made_says_so_itself(tmp_path: Path, monkeypatch: p
         disk.write_bytes(b"XFSB" + bytes(122) + flag + bytes(64))
         assert storage._is_half_made(str(disk), str(disk), "xfs") == half_made
         assert not storage._is_half_made("/dev/other", str(disk), "xfs")
+        # That name may be another disk's after a boot.
+        storage._note_making(frozenset({str(disk), "/dev/sdb"}))
+        assert not storage._is_half_made("/dev/sdb", str(disk), "xfs")
 
 
 def test_an_xfs_whose_first_block_is_gone_is_damaged_and_not_blank(tmp_path: Path) -> None:

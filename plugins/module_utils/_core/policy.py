@@ -85,7 +85,7 @@ _UNUSABLE_OPTIONS = frozenset(
     )
 )
 # Names of devices that change when disks come or go, and of parts of devices.
-_UNSTABLE_DEVICE = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd|nvme|mmcblk|dm-|md|loop|sr)[a-z0-9]*)")
+UNSTABLE_DEVICE = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd|nvme|mmcblk|dm-|md|loop|sr)[a-z0-9]*)")
 # Neither shared data nor Docker's may be there, nor above or below it.
 _SYSTEM_PATHS = (
     *("/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run"),
@@ -707,7 +707,7 @@ def _device(device: str, where: str) -> None:
         raise InvalidInput(
             f"{where}: {_shown(device)} is no device.", "Use /dev/disk/by-id/..., UUID=... or LABEL=..."
         )
-    if _UNSTABLE_DEVICE.fullmatch(device):
+    if UNSTABLE_DEVICE.fullmatch(device):
         raise InvalidInput(
             f"{where}: {device} can be another disk after the next boot.",
             "Use its name in /dev/disk/by-id, /dev/mapper or /dev/VG/LV, or UUID=...",

@@ -21,7 +21,7 @@ from . import hostfiles, mounts, quota, quotable, state, units
 from .errors import HostError, InvalidInput, LabError
 from .items import ItemResult
 from .mounts import Mount
-from .policy import HOME_ROOT, Filesystem, Policy
+from .policy import HOME_ROOT, UNSTABLE_DEVICE, Filesystem, Policy
 
 FSTAB = "/etc/fstab"
 
@@ -477,7 +477,8 @@ def _is_half_made(device: str, path: str, fstype: str) -> bool:
     mke2fs(8) writes the first block last, and mkfs.xfs(8) takes a flag out of it last (sb_inprogress in
     fs/xfs/libxfs/xfs_format.h), with which no kernel mounts it. So nobody can have put anything into it.
     """
-    if device not in _making():
+    # Behind a name that changes from boot to boot there may be another disk by now.
+    if device not in _making() or UNSTABLE_DEVICE.fullmatch(device):
         return False
     if fstype != "xfs":
         return not fstype
