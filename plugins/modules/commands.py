@@ -232,6 +232,7 @@ def _carried() -> None:
         scaffold,
         scratch,
         sessions,
+        sharehandover,
         shares,
         sharesize,
         sizes,

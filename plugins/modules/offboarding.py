@@ -13,7 +13,7 @@ version_added: 0.1.0
 author: lab.server contributors (@lab-server)
 description:
   - Closes the account, retires the containers, archives home, workspace and the kept homes and folders of
-    projects, reads the archives again, and copies projects to other users.
+    projects, reads the archives again, and copies projects to other users or to shares.
   - Removes files and account only with O(purge), in a later run, after O(keep_days), and only while each
     archive is whole.
   - What was done is noted on the server; a run that was broken off is repeated. The uid is never given again.
@@ -28,7 +28,10 @@ options:
     type: str
     required: true
   hand_over:
-    description: Projects of which another user gets a copy, as that user's own and within that user's quota.
+    description:
+      - Projects of which another user gets a copy, as that user's own and within that user's quota.
+      - A share with C(access=group) gets one, too, for all members of its group to work on. They stay
+        files of who leaves, and count for the sizes of that user and of the share.
     type: list
     elements: dict
     default: []
@@ -38,7 +41,7 @@ options:
         type: str
         required: true
       to:
-        description: The lab user who gets the copy.
+        description: The lab user who gets the copy, or C(share:NAME) for the share of that name.
         type: str
         required: true
       name:
@@ -68,6 +71,14 @@ EXAMPLES = r"""
     hand_over:
       - project: survey
         to: bob
+
+- name: Alice leaves, and her group goes on with her survey in its share
+  lab.server.offboarding:
+    user: alice
+    hand_over:
+      - project: survey
+        to: share:vision
+        name: survey-of-alice
 
 - name: Alice's files and account are removed, a month later
   lab.server.offboarding:

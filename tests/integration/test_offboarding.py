@@ -17,6 +17,8 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     formeruids,
     offboarding,
     retired,
+    safefs,
+    shares,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
 from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
@@ -136,6 +138,36 @@ def test_a_user_leaves(engine, policy, root, alice, bob, thesis, home, inside, l
     assert copy.exists() and len(list(archives.iterdir())) == 3
     assert leave(time.time() + LATER, purge=True) == []
     assert formeruids.read() == {2001: "alice"}
+
+
+def test_a_group_goes_on_with_a_project_in_its_share(
+    engine, policy, root, alice, bob, thesis, tiny, home, inside, leave, project_of
+):
+    share = next(one for one in policy.shares if one.name == "vision")
+    with safefs.opened(policy.share_path(share)) as opened:
+        shares.give(opened, share, 0, 3102)
+    containers.launch(engine, policy, alice, "thesis")
+    inside(
+        alice,
+        "thesis",
+        "umask 077; mkdir sub; cp /bin/busybox sub/tool; chmod 6755 sub/tool; echo 1 > result",
+    )
+    over = (HandOver("thesis", "share:vision", "from-alice"),)
+    promised = leave(check=True, hand_over=over)
+    assert leave(hand_over=over) == promised and leave(hand_over=over) == []
+    assert not (root / "srv/.handed").exists()
+    copy = root / "srv/vision/from-alice"
+    tool = (copy / "sub/tool").stat()
+    assert (tool.st_uid, tool.st_gid, tool.st_mode & 0o7777) == (2001, 3102, 0o770)
+    project_of(bob, "mine").write("Dockerfile", f"FROM {tiny}\n")
+    containers.launch(engine, policy, bob, "mine")
+    inside(
+        bob, "mine", f"umask 077; echo 2 >> {copy}/result; mkdir {copy}/sub/new; echo 3 > {copy}/sub/new/x"
+    )
+    assert (copy / "result").read_text() == "1\n2\n"
+    new = (copy / "sub/new").stat()
+    assert (new.st_uid, new.st_gid, new.st_mode & 0o7777) == (2002, 3102, 0o2770)
+    assert (copy / "sub/new/x").stat().st_mode & 0o777 == 0o660
 
 
 def test_a_damaged_archive_keeps_the_files(root, home, leave):

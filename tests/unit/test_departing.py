@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from ansible_collections.lab.server.plugins.module_utils._core import (
     departing,
     names,
     offboarding,
+    quota,
+    sharehandover,
+    shares,
     state,
 )
 from ansible_collections.lab.server.plugins.module_utils._core import policy as policies
@@ -113,7 +117,12 @@ def leave(top: Path, now: float = BEGIN, *, check: bool = False, **changes: Any)
     users = [
         {"name": name, "uid": uid, "group": "students"} for name, uid in (("alice", 2001), ("bob", 2002))
     ]
-    made, _keys = policies.from_inventory({"lab_groups": groups, "lab_users": users})
+    declared = [
+        {"name": "vision", "access": "group", "group": "students"},
+        {"name": "datasets", "access": "read-only"},
+    ]
+    inventory = {"lab_groups": groups, "lab_users": users, "lab_shares": declared}
+    made, _keys = policies.from_inventory({**inventory, "lab_data_root": str(top / "data")})
     asked = replace(Request("alice", str(top / ".offboarded")), **changes)
     return offboarding.reconcile(Host(None, made, "alice"), asked, check=check, now=now)
 
@@ -247,6 +256,10 @@ class Power:
             (departing, "_move"),
             (departing, "_become"),
             (departing.homes, "make_folder"),
+            (sharehandover, "_become"),
+            (sharehandover, "_clear"),
+            (sharehandover.shares, "give"),
+            (sharehandover, "_place"),
         ):
             monkeypatch.setattr(where, name, self._around(getattr(where, name)))
 
@@ -321,3 +334,175 @@ def test_the_name_of_a_kept_folder_is_read_as_it_was_made() -> None:
     assert policies.kept_name(source.name) == ("thesis", "/opt/R_4.x/lib")
     with pytest.raises(InvalidInput):
         policies.kept_name("thesis")
+
+
+# To a share
+
+
+TO_SHARE = (HandOver("survey", "share:vision", "from-alice"),)
+VISION = policies.Share("vision", "group", "students")
+
+
+@pytest.fixture
+def vision(disk: Path) -> Path:
+    """Return the folder of a group share; alice's project has what a project can have."""
+    share = disk / "data/vision"
+    share.mkdir(parents=True)
+    make_share(share)
+    project = disk / ".workspaces/alice/survey"
+    (project / "deep/er").mkdir(parents=True)
+    (project / "deep/er/tool").write_text("#!/bin/sh\n")
+    (project / "deep/er/key").write_text("secret")
+    (project / "deep/er/same").hardlink_to(project / "deep/er/key")
+    (project / "shadow").symlink_to("/etc/shadow")
+    os.mkfifo(project / "waits")
+    for path in (project, *project.rglob("*")):
+        os.lchown(path, 2001, 2001)
+    (project / "deep/er/tool").chmod(0o6755)
+    (project / "deep/er/key").chmod(0o600)
+    (project / "deep").chmod(0o3700)
+    return share
+
+
+def make_share(share: Path) -> None:
+    opened = os.open(share, os.O_RDONLY)
+    shares.give(opened, VISION, 0, 3101)
+    os.close(opened)
+
+
+def is_in_share(share: Path) -> bool:
+    assert [path.name for path in share.iterdir()] == ["from-alice"]
+    assert [path.name for path in share.parent.iterdir()] == ["vision"]
+    top = share / "from-alice"
+    for path in (top, *top.rglob("*")):
+        status = path.lstat()
+        assert (status.st_uid, status.st_gid) == (2001, 3101), path
+        if path.is_dir():
+            assert status.st_mode & 0o7777 == 0o2770, path
+            acl = os.getxattr(path, "system.posix_acl_default")
+            assert shares.decode_acl(acl) == "u::rwx,g::rwx,o::---"
+    assert sorted(path.name for path in top.iterdir()) == ["data", "deep", "shadow"]
+    assert os.readlink(top / "shadow") == "/etc/shadow"
+    modes = {name: (top / "deep/er" / name).stat().st_mode & 0o7777 for name in ("tool", "key", "same")}
+    assert modes == {"tool": 0o770, "key": 0o660, "same": 0o660}
+    assert (top / "deep/er/key").stat().st_nlink == 2
+    return (top / "data").read_text() == "numbers"
+
+
+def test_a_project_goes_to_a_share_with_the_rights_of_the_share(disk: Path, vision: Path) -> None:
+    promised = ok(leave(disk, check=True, hand_over=TO_SHARE))
+    assert list(vision.iterdir()) == []
+    done = ok(leave(disk, hand_over=TO_SHARE))
+    assert done == promised
+    assert dict(done)["hand over survey to the share vision"] == [
+        "copy survey to the share vision as from-alice"
+    ]
+    assert is_in_share(vision)
+    assert not any(actions for _name, actions in ok(leave(disk, hand_over=TO_SHARE)))
+    ok(leave(disk, LATER, purge=True))
+    assert is_in_share(vision)
+
+
+def test_a_hand_over_to_a_share_is_repeated_after_it_was_broken_off_anywhere(
+    disk: Path, vision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(leave(disk))
+    record = disk / "state/offboarding/2001.json"
+    before = record.read_text()
+    deeds = broken_off(disk, monkeypatch, 0, BEGIN, hand_over=TO_SHARE)
+    assert deeds > 8
+    for number in range(1, deeds + 1):
+        shutil.rmtree(vision / "from-alice")
+        record.write_text(before)
+        broken_off(disk, monkeypatch, number, BEGIN, hand_over=TO_SHARE)
+        assert is_in_share(vision), number
+
+
+def test_half_a_project_that_a_lost_server_left_is_made_anew(disk: Path, vision: Path) -> None:
+    half = disk / "data/.handed/2001-vision"
+    (half / "deep").mkdir(parents=True)
+    (half / "deep/x").write_text("half")
+    give(half)
+    ok(leave(disk, hand_over=TO_SHARE))
+    assert is_in_share(vision)
+
+
+@pytest.mark.parametrize(
+    ("to", "told"),
+    [
+        ("share:datasets", "The share datasets has 'access: read-only'"),
+        ("share:nothing", "There is no share nothing."),
+        ("share:vision", "vision/from-alice is there already."),
+    ],
+)
+def test_what_cannot_go_to_a_share_is_told_before_and_changes_nothing(
+    disk: Path, vision: Path, to: str, told: str
+) -> None:
+    (vision / "from-alice").symlink_to("/nowhere")
+    over = (HandOver("survey", to, "from-alice"),)
+    promised = [one.as_dict() for one in leave(disk, check=True, hand_over=over)]
+    results = leave(disk, hand_over=over)
+    assert [one.as_dict() for one in results] == promised
+    assert results[-1].failed and told in results[-1].message
+    assert [path.name for path in vision.iterdir()] == ["from-alice"]
+    assert (vision / "from-alice").is_symlink()
+
+
+@pytest.mark.parametrize("damage", ["mode", "group", "acl", "link", "gone"])
+def test_a_share_that_is_not_as_declared_gets_nothing(disk: Path, vision: Path, damage: str) -> None:
+    if damage == "mode":
+        vision.chmod(0o2777)
+    elif damage == "group":
+        os.chown(vision, 0, 3102)
+        vision.chmod(0o2770)
+    elif damage == "acl":
+        os.removexattr(vision, "system.posix_acl_default")
+    else:
+        vision.rename(disk / "elsewhere")
+        if damage == "link":
+            vision.symlink_to(disk / "elsewhere")
+    for check in (True, False):
+        last = leave(disk, check=check, hand_over=TO_SHARE)[-1]
+        assert last.failed and "The share vision is" in last.message, last.message
+    assert not list((vision if vision.is_dir() else disk / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (quota.PROJECT, "and the share vision has room for 10."),
+        (quota.USER, "and the quota of uid 2001 there has room for 10."),
+        (None, "and the disk of the shares has room for 0."),
+    ],
+)
+def test_a_share_without_room_is_told_before(
+    disk: Path, vision: Path, monkeypatch: pytest.MonkeyPatch, kind: int | None, told: str
+) -> None:
+    if kind is None:
+        full = os.statvfs_result((4096, 4096, 10, 0, 0, 10, 10, 10, 0, 255))
+        monkeypatch.setattr(sharehandover.os, "fstatvfs", lambda _number: full)
+    else:
+        used = quota.Usage(90, 1, policies.Quota(0, 100, 0, 0))
+        asked = {quota.PROJECT: 100_007, quota.USER: 2001}
+        monkeypatch.setattr(sharehandover.sharesize, "numbers", lambda _root: {"vision": 100_007})
+        monkeypatch.setattr(sharehandover.quota, "enforced", lambda _device: frozenset({kind}))
+        monkeypatch.setattr(
+            sharehandover.quota, "read", lambda _device, of, number: used if asked[of] == number else None
+        )
+    last = leave(disk, check=True, hand_over=TO_SHARE)[-1]
+    assert last.failed and told in last.message, last.message
+    assert list(vision.iterdir()) == []
+
+
+def test_colleagues_work_on_what_was_handed_over_and_others_do_not(disk: Path, vision: Path) -> None:
+    ok(leave(disk, hand_over=TO_SHARE))
+    (disk / "data").chmod(0o755)
+    key = vision / "from-alice/deep/er/key"
+
+    def as_bob(group: int, command: str) -> bool:
+        who = {"user": 2002, "group": group, "extra_groups": []}
+        return subprocess.run(["sh", "-c", command], check=False, capture_output=True, **who).returncode == 0
+
+    assert as_bob(3101, f"umask 077; echo more >> {key} && mkdir {key.parent}/new")
+    assert (key.parent / "new").stat().st_mode & 0o2070 == 0o2070
+    assert not as_bob(3102, f"cat {key}")

@@ -412,6 +412,8 @@ def test_a_damaged_record_is_an_error(text: str) -> None:
         ({"directory": "/srv/../etc"}, "directory"),
         ({"hand_over": [{"project": "../x", "to": "bob"}]}, "hand_over: project"),
         ({"hand_over": [{"project": "x", "to": "alice"}]}, "who leaves"),
+        ({"hand_over": [{"project": "x", "to": "share:../home"}]}, "hand_over: to"),
+        ({"hand_over": [{"project": "x", "to": "share:"}]}, "hand_over: to"),
         ({"hand_over": [{"project": "x", "to": "bob", "name": "A"}]}, "hand_over: name"),
         ({"hand_over": [{"project": x, "to": "bob", "name": "z"} for x in "xy"]}, "one name"),
     ],

@@ -38,6 +38,7 @@ from . import (
     privatetmp,
     retired,
     safefs,
+    sharehandover,
     slices,
     state,
     tree,
@@ -309,9 +310,14 @@ class Host:
 
     def check_hand_over(self, over: HandOver, *, begun: bool) -> None:
         """Look whether the project is there, and its new name is free."""
-        to = self._policy.user(over.to)
+        share = sharehandover.share_of(self._policy, over.share) if over.share else None
+        to = None if share else self._policy.user(over.to)
         if not workspaces.has_project(self._policy, self._user(), over.project):
             raise NotFound(f"{self._name} has no project {over.project}.", "Correct hand_over.")
+        if share and not begun:
+            sharehandover.check(self._policy, share, over.name, self._uid, self._size(over.project))
+        if to is None:
+            return
         if not begun and os.path.lexists(posixpath.join(self._policy.workspace(to), over.name)):
             raise Refused(f"{over.to} has a project {over.name} already.", "Give this one another 'name'.")
         for _folder, target in self._kept_folders(over):
@@ -330,16 +336,27 @@ class Host:
 
     def hand_over(self, over: HandOver, directory: str, *, begun: bool) -> None:
         """Pack the project as the one user, and unpack it as the other, within that one's quota."""
+        source = posixpath.join(policies.WORKSPACES_ROOT, self._name, over.project)
+        if over.share:
+            share = sharehandover.share_of(self._policy, over.share)
+            size = self._size(over.project)
+            with self._packed_for(Tree(source, over.project), directory) as number:
+                sharehandover.take_over(self._policy, share, over.name, self._uid, number, size, begun=begun)
+            return
         to = self._policy.user(over.to)
         who = asuser.identity(self._policy, to)
         # Its kept folders first: where the project is, they are.
         for kept, place in self._kept_folders(over):
             with self._packed_for(kept, directory) as number:
                 self._hand_over_kept(to, place, number, begun=begun)
-        source = posixpath.join(policies.WORKSPACES_ROOT, self._name, over.project)
         target = self._policy.workspace(to)
         with self._packed_for(Tree(source, over.project), directory) as number:
             _become(who, lambda: _take_over(target, over.name, number, begun=begun), number)
+
+    def _size(self, project: str) -> int:
+        """Return how many bytes are in a project."""
+        workspace = posixpath.join(policies.WORKSPACES_ROOT, self._name)
+        return asuser.run_as_user(self._who(), lambda: keeping.peek(workspace, project).bytes, _TIMEOUT)
 
     @contextlib.contextmanager
     def _packed_for(self, tree: Tree, directory: str) -> Iterator[int]:

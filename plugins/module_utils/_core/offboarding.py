@@ -21,21 +21,33 @@ from typing import Any, Protocol
 from . import archive
 from .errors import HostError, InvalidInput, LabError, NotFound, Refused
 from .items import ItemResult
-from .names import printable, project_name, user_name
+from .names import printable, project_name, share_name, user_name
 from .sizes import format_size
 from .steps import Step, carry_out
 
 ARCHIVES = "/home/.offboarded"
+#: What the name of a share begins with, where a user could be named, too.
+SHARE = "share:"
 _DAY = 86400
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """A project that another user gets a copy of, under ``name``."""
+    """A project that another user, or a share, gets a copy of, under ``name``."""
 
     project: str
     to: str
     name: str
+
+    @property
+    def share(self) -> str:
+        """The name of the share that gets it; "" where a user does."""
+        return self.to[len(SHARE) :] if self.to.startswith(SHARE) else ""
+
+    @property
+    def whom(self) -> str:
+        """Who gets it, in words."""
+        return f"the share {self.share}" if self.share else self.to
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,11 @@ def request(
 
 def _hand_over(user: str, given: Mapping[str, Any]) -> HandOver:
     project = project_name(given["project"], "hand_over: project")
-    to = user_name(given["to"], "hand_over: to")
+    to = given["to"]
+    if to.startswith(SHARE):
+        share_name(to[len(SHARE) :], "hand_over: to")
+    else:
+        user_name(to, "hand_over: to")
     if to == user:
         raise InvalidInput(f"hand_over: {project} would go to {user}, who leaves.", "Name somebody else.")
     return HandOver(project, to, project_name(given.get("name") or project, "hand_over: name"))
@@ -93,7 +109,7 @@ class Record:
     """What was done. ``doing`` is the step that was begun and not ended; times in seconds since 1970.
 
     ``archives`` are by the path of their tree, ``earlier`` are those, verified too, of how a tree was before.
-    ``handed`` holds "project/user/name", and ``handing`` the one that was begun and not ended.
+    ``handed`` holds "project/user or share/name", and ``handing`` the one that was begun and not ended.
     """
 
     user: str
@@ -287,7 +303,7 @@ class _Work:
             if key in self.record.handed:
                 return []
             self.deeds.check_hand_over(over, begun=self.record.handing == key)
-            return [f"copy {over.project} to {over.to} as {over.name}"]
+            return [f"copy {over.project} to {over.whom} as {over.name}"]
 
         def do() -> None:
             begun = self.record.handing == key
@@ -295,7 +311,7 @@ class _Work:
             self.deeds.hand_over(over, self.asked.directory, begun=begun)
             self.note(handed=(*self.record.handed, key), handing="")
 
-        return Step(f"hand over {over.project} to {over.to}", plan, do)
+        return Step(f"hand over {over.project} to {over.whom}", plan, do)
 
     def _to_keep(self) -> list[str]:
         if self.record.kept_since and not self.repacks:

@@ -9,13 +9,14 @@ project quota (``sharesize``).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
 import stat
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import mounts, sharesize
@@ -164,8 +165,43 @@ def _read(descriptor: int) -> Folder:
     return Folder(status.st_uid, _group_name(status.st_gid), stat.S_IMODE(status.st_mode), acl)
 
 
+@contextlib.contextmanager
+def opened(data_root: str, share: Share, gid: int) -> Iterator[tuple[int, int]]:
+    """Yield the open data root and the open folder of a share that is as it is declared.
+
+    ``gid`` is the number of its group. Raises HostError.
+    """
+    root, folder = _open_root(data_root, make=False), None
+    try:
+        if root is not None:
+            folder = _open_folder(root, share.name)
+        if root is None or folder is None or _read(folder) != _numbered(share, gid):
+            raise HostError(
+                f"The share {share.name} is not on this server as it is declared.",
+                "Run lab.server.site first.",
+            )
+        yield root, folder
+    finally:
+        for descriptor in (folder, root):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _numbered(share: Share, gid: int) -> Folder:
+    return replace(wanted(share), group=_group_name(gid))
+
+
+def give(descriptor: int, share: Share, uid: int, gid: int) -> None:
+    """Make an open folder one that is to be in a share: its group, mode and default ACL, and a user's."""
+    _set(descriptor, wanted(share), uid, gid)
+
+
 def _apply(descriptor: int, target: Folder) -> None:
-    os.fchown(descriptor, target.owner, grp.getgrnam(target.group).gr_gid)
+    _set(descriptor, target, target.owner, grp.getgrnam(target.group).gr_gid)
+
+
+def _set(descriptor: int, target: Folder, uid: int, gid: int) -> None:
+    os.fchown(descriptor, uid, gid)
     os.fchmod(descriptor, target.mode)
     if target.acl:
         os.setxattr(descriptor, _ACL_XATTR, encode_acl(target.acl))
