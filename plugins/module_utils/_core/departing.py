@@ -437,7 +437,7 @@ class Host:
         The user's process gets it as a descriptor, as only root passes through the folder above.
         """
         with contextlib.suppress(NotFound, FileNotFoundError), safefs.opened(path) as folder:
-            asuser.run_as_user(self._who(), lambda: _empty_open(folder), _TIMEOUT, keep=(folder,))
+            asuser.run_as_user(self._who(), lambda: tree.empty(folder), _TIMEOUT, keep=(folder,))
         _remove_folder(path)
 
     def _has_group(self) -> bool:
@@ -686,13 +686,4 @@ def _empty(path: str) -> None:
     with safefs.opened(path) as folder:
         os.fchmod(folder, 0o700)
     with safefs.opened(path) as folder:
-        _empty_open(folder)
-
-
-def _empty_open(folder: int) -> None:
-    """Remove all that is in an open folder."""
-    for name in os.listdir(folder):
-        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            tree.remove(folder, name)
-        else:
-            os.unlink(name, dir_fd=folder)
+        tree.empty(folder)

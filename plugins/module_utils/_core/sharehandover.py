@@ -168,7 +168,7 @@ def _clear(above: int, made: str, who: asuser.Identity) -> None:
     try:
         # One that is root's still is one whose making was broken off, with nothing in it.
         if os.fstat(left).st_uid == who.uid:
-            _become(who, lambda: _empty(left), left)
+            _become(who, lambda: tree.empty(left), left)
     finally:
         os.close(left)
     os.rmdir(made, dir_fd=above)
@@ -241,11 +241,3 @@ def _is_same(share: int, name: str, number: int) -> bool:
     except (LabError, OSError):
         return False
     return True
-
-
-def _empty(folder: int) -> None:
-    for name in os.listdir(folder):
-        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            tree.remove(folder, name)
-        else:
-            os.unlink(name, dir_fd=folder)

@@ -137,6 +137,12 @@ def remove(parent: int, name: str) -> None:
             os.close(holder)
 
 
+def empty(folder: int) -> None:
+    """Remove all that is in an open folder, as ``remove`` does."""
+    for name in _unlink_all(folder):
+        remove(folder, name)
+
+
 def _unlink_all(directory: int) -> list[str]:
     """Remove everything in an open directory but the directories; return their names."""
     below = []
