@@ -13,6 +13,8 @@ import simulated_gpus
 from conftest import ALICE, DAVE, MACHINES, PATIENCE, PlayOutcome, Server
 from simulated_gpus import PLACE, given, knows_cdi
 
+PIN = "/etc/apt/preferences.d/nvidia-container-toolkit.pref"
+
 pytestmark = pytest.mark.thorough
 
 Play = Callable[..., PlayOutcome]
@@ -42,9 +44,18 @@ def equipped(server: Server, play: Play, tmp_path_factory: pytest.TempPathFactor
         "nvidia_container_toolkit_repository_trusted": True,
         "nvidia_container_toolkit_wheel": str(wheel),
     }
+    held = play(
+        "--tags", "gpus", "-e", json.dumps({**settings, "nvidia_container_toolkit_version": "1.18.0"})
+    )
+    assert held.rc == 0, held.text[-3000:]
+    assert "Pin: version 1.18.0-*" in server.root(f"cat {PIN}").out
     done = play("--tags", "gpus", "--diff", "-e", json.dumps(settings))
     assert done.rc == 0, done.text[-3000:]
     return done
+
+
+def test_a_version_that_is_not_held_any_more_has_no_pin(server: Server, equipped: PlayOutcome) -> None:
+    assert server.root(f"test -e {PIN}", check=False).rc == 1
 
 
 def test_the_toolkit_is_installed_and_nobody_gets_gpus_unasked(server: Server, equipped: PlayOutcome) -> None:
