@@ -119,6 +119,7 @@ def show(
     monkeypatch: pytest.MonkeyPatch, lab: Policy, tmp_path: Path, broker: Callable[..., Path]
 ) -> Callable[..., str]:
     """Return a function that shows all that a command prints on a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)  # an export is written where its caller is
     monkeypatch.setattr(os, "getuid", lambda: 2001)
     monkeypatch.setattr(os, "execv", lambda *words: None)
     monkeypatch.setattr(calls, "load", lambda path: lab)
