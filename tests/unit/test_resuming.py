@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,6 +205,35 @@ def test_a_place_is_kept_while_docker_does_not_answer(server: Booted) -> None:
     )
     assert len(pauses) == 2 and "does not answer" in said[0]
     assert "a._.2004" in gpuleases._read_leases() and gpuleases._read_queue() == []
+
+
+def test_who_waits_ends_with_the_server_and_keeps_the_place(
+    server: Booted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, seen = tmp_path / "comm", []
+    monkeypatch.setattr(gpuleases, "_FIRST_PROCESS", str(first))
+    first.write_text("systemd\n")
+
+    def pause(_seconds: float) -> None:
+        first.write_text("systemd-shutdow\n")
+
+    def kill(pid: int, number: int) -> None:
+        seen.append((pid, number, [one.project for one in gpuleases._read_queue()]))
+        raise SystemExit
+
+    monkeypatch.setattr(gpuleases.os, "kill", kill)
+    server.launch(server.user(0), "other", "4")
+    with pytest.raises(SystemExit):
+        gpuleases.wait(
+            server.engine,
+            server.policy,
+            server.user(3),
+            "a",
+            gpurequests.parse("4"),
+            lambda: list(server.devices),
+            pause=pause,
+        )
+    assert seen == [(os.getpid(), signal.SIGKILL, ["a"])]
 
 
 def test_damaged_entries_are_left_out(server: Booted) -> None:

@@ -17,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import posixpath
+import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ from . import (
     gpurequests,
     gpureservations,
     gpus,
+    hostfiles,
     journal,
     leases,
     locks,
@@ -53,6 +56,7 @@ _LEASES, _QUEUE, _USAGE = "gpus/leases.json", "gpus/queue.json", "gpus/usage.jso
 _RESERVED, _YIELDED = "gpus/reservations.json", "gpus/yielded.json"
 _MOST_RESERVED = 400  # that are remembered; of those that are over, the oldest are forgotten
 _PAUSE = 2.0  # seconds between two looks of one who waits
+_FIRST_PROCESS = "/proc/1/comm"
 # What a container is called while it replaces another, or is replaced.
 _SUFFIXES = (".next", ".previous")
 _MOST_WAITING = 16  # of one user
@@ -618,10 +622,20 @@ def wait(
             if text != said:
                 progress(text)
                 said = text
+            if _goes_down():
+                # Ended as by force, so that the place is kept for after the start. Else systemd, which has
+                # asked to end what is left of processes, would wait 90 seconds for it.
+                os.kill(os.getpid(), signal.SIGKILL)
             pause(_PAUSE)
     finally:
         with contextlib.suppress(LabError):
             leave(holder)
+
+
+def _goes_down() -> bool:
+    """Say whether all units of the server have ended, and the rest is about to (systemd-shutdown(8))."""
+    # As long as the kernel keeps a name of a process (proc(5)).
+    return (hostfiles.read_text(_FIRST_PROCESS) or "").strip() == "systemd-shutdown"[:15]
 
 
 def join(

@@ -176,6 +176,6 @@ def stale(limits: Limits, uid: int) -> dict[str, tuple[str, ...]]:
     ]
     found = {name: wrong for name, read in there if (wrong := not_held(limits, read))}
     for name in (slice_name(uid), session_name(uid)):
-        for words in overrides(name.split(".d/")[0]).values():
+        for words in overrides(name.partition(".d/")[0]).values():
             found[name] = [*found.get(name, []), *words]
     return {name: tuple(dict.fromkeys(wrong)) for name, wrong in found.items()}
