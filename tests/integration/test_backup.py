@@ -367,6 +367,71 @@ def test_who_left_and_another_name_of_the_server_are_restored(server: Policy, pl
     assert found == str(place / "restored/a/alice")
 
 
+def test_all_of_a_user_comes_back_by_one_command(server: Policy, place: Path) -> None:
+    alice = server.user("alice")
+    home, workspace = Path(alice.home), Path(server.workspace(alice))
+    kept = Path(policies.HOMES_ROOT) / "alice"
+    _write(alice, home / "deep/er/letter", "mine")
+    _write(alice, workspace / "workspace/data", "a project of that name")
+    os.symlink("/etc/shadow", home / "link")
+    (home / "deep/er/letter").chmod(0o640)
+    for name in ("thesis", "never"):
+        _write(alice, kept / name / ".bashrc", name)
+    backup.back_up(server, alice)
+    shutil.rmtree(home / "deep")
+    shutil.rmtree(workspace / "workspace")
+    shutil.rmtree(kept / "never")
+    (kept / "thesis/.bashrc").unlink()
+    (home / "link").unlink()
+    (home / "note").write_text("newer\n")
+    # Whoever leads a link out of the own home writes there as oneself alone.
+    outside = place / "outside"
+    outside.mkdir()
+    (home / "deep").symlink_to(outside)
+    target = str(place / "restored/all")
+    assert backup.restore_all(server, alice, target) == ["home", "workspace", "kept-homes"]
+    assert (place / "restored/all").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(HostError, match=r"Not all came back to .*home/alice: "):
+        backup.give_back(server, alice, target)
+    assert list(outside.iterdir()) == []
+    (home / "deep").unlink()
+    given, left = backup.give_back(server, alice, target)
+    assert given == [str(home), str(workspace), str(kept / "thesis")] and left == [str(kept / "never")]
+    assert (home / "deep/er/letter").read_text() == "mine"
+    assert (home / "deep/er/letter").stat().st_mode & 0o777 == 0o640
+    assert (workspace / "workspace/data").read_text() == "a project of that name"
+    assert (kept / "thesis/.bashrc").read_text() == "thesis"
+    assert os.readlink(home / "link") == "/etc/shadow" and (home / "note").read_text() == "newer\n"
+    # Once more it is the same; with replace what was backed up wins.
+    assert backup.give_back(server, alice, target) == (given, left)
+    backup.give_back(server, alice, target, replace=True)
+    assert (home / "note").read_text() == "of alice\n"
+    for path in (home / "deep/er/letter", workspace / "workspace/data", home / "note", home / "link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (alice.uid, alice.gid)
+
+
+def test_nothing_is_given_back_to_who_is_not_there_or_from_what_others_reach(
+    server: Policy, place: Path
+) -> None:
+    alice = server.user("alice")
+    backup.back_up(server, alice)
+    target = place / "restored/all"
+    backup.restore_all(server, alice, str(target))
+    later = replace(server, users=(server.user("bob"),))
+    with pytest.raises(Refused, match="alice is no lab user"):
+        backup.give_back(later, backup.somebody(later, "alice"), str(target))
+    target.chmod(0o755)
+    with pytest.raises(Refused, match="root alone can enter"):
+        backup.give_back(server, alice, str(target))
+    with pytest.raises(NotFound, match="nothing of alice"):
+        backup.give_back(server, alice, str(place / "restored"))
+    # A home that is somebody else's gets nothing.
+    target.chmod(0o700)
+    os.chown(alice.home, 2002, 2002)
+    given, left = backup.give_back(server, alice, str(target))
+    assert left == [alice.home] and given == [server.workspace(alice)]
+
+
 @pytest.mark.thorough
 def test_a_password_that_others_can_read_is_refused(server: Policy, place: Path) -> None:
     (place / "password").chmod(0o644)

@@ -18,6 +18,7 @@ import posixpath
 import re
 import shutil
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,8 +37,11 @@ from .restic import Repository
 PASSWORD_PATH = "/etc/lab-server/backup/password"  # noqa: S105  # the path of one
 ENVIRONMENT_PATH = "/etc/lab-server/backup/environment"
 LATEST = "latest"
+#: What the folder holds into which all of a user is restored: each of ``places``, in that order.
+WHOLE = ("home", "workspace", "kept-homes")
 HOUR = 3600
 
+_TAR = "/usr/bin/tar"
 _LEAST_PASSWORD = 16
 _SNAPSHOT = re.compile(r"latest|[0-9a-f]{8,64}")
 _SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -455,9 +459,52 @@ def restore(
     ``server`` is the one that it was backed up on, if not this one.
     Raises InvalidInput, Refused, NotFound and HostError; nothing is left behind then.
     """
+    wanted = locate(policy, user, path)
+    with _extracted(policy, user, [wanted], target, snapshot, server) as (scratch, new):
+        found = scratch + wanted
+        if not os.path.lexists(found):
+            raise _not_there(user, path)
+        os.mkdir(new, 0o700)
+        final = os.path.join(new, posixpath.basename(wanted))
+        os.rename(found, final)
+    return final
+
+
+def restore_all(
+    policy: Policy, user: User, target: str, snapshot: str = LATEST, server: str = ""
+) -> list[str]:
+    """Restore all that a snapshot has of a user, as ``restore`` does; return what is in ``target`` now.
+
+    That is what of WHOLE the snapshot has.
+    """
+    wanted = places(policy, user)
+    with _extracted(policy, user, wanted, target, snapshot, server) as (scratch, new):
+        found = [(name, scratch + place) for name, place in zip(WHOLE, wanted)]
+        found = [(name, path) for name, path in found if os.path.lexists(path)]
+        if not found:
+            raise _not_there(user, user.home)
+        os.mkdir(new, 0o700)
+        for name, path in found:
+            os.rename(path, os.path.join(new, name))
+    return [name for name, _path in found]
+
+
+def _not_there(user: User, path: str) -> NotFound:
+    return NotFound(
+        f"{printable(path)} is not in that snapshot.", f"See others: lab backup {user.name} --list."
+    )
+
+
+@contextlib.contextmanager
+def _extracted(
+    policy: Policy, user: User, paths: Sequence[str], target: str, snapshot: str, server: str
+) -> Iterator[tuple[str, str]]:
+    """Yield a folder of root's with these paths of a snapshot in it, and the whole path of the new folder.
+
+    The first is gone afterwards.
+    """
     if not _SNAPSHOT.fullmatch(snapshot):
         raise InvalidInput(f"{printable(snapshot)[:40]!r} is no snapshot.", "See: lab backup USER --list.")
-    wanted = locate(policy, user, path)
     target = os.path.abspath(target)
     _check_target(target)
     place = repository(policy, user, server)
@@ -465,19 +512,96 @@ def restore(
     try:
         with _read(rules_of(policy), place, user):
             _probe(place)
-            extract(place, snapshot, [wanted], scratch, owned=True)
-        found = scratch + wanted
-        if not os.path.lexists(found):
-            raise NotFound(
-                f"{printable(path)} is not in that snapshot.", f"See others: lab backup {user.name} --list."
-            )
-        os.mkdir(target, 0o700)
-        final = os.path.join(target, posixpath.basename(wanted))
-        os.rename(found, final)
+            extract(place, snapshot, paths, scratch, owned=True)
+        yield scratch, target
     finally:
         # What cannot be removed is root's alone; the error that led here is the one to tell.
         shutil.rmtree(scratch, ignore_errors=True)
-    return final
+
+
+def give_back(
+    policy: Policy, user: User, folder: str, *, replace: bool = False
+) -> tuple[list[str], list[str]]:
+    """Copy what ``restore_all`` left in a folder to where it was; return (those places, those left out).
+
+    A process that is the user writes it, so that owner and quota are right and no link leads root anywhere.
+    What is there already stays, unless ``replace``. A place that is not there is left out. It may be called
+    again. Raises Refused, NotFound and HostError.
+    """
+    if user.uid < 0:
+        raise Refused(
+            f"{user.name} is no lab user of this server.",
+            "Leave --back out, and give the files to somebody else as docs/backup.md says.",
+        )
+    folder = os.path.abspath(folder)
+    _check_parents(folder)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+        raise Refused(
+            f"{printable(folder)} is no folder that root alone can enter.", "Name another one, not there yet."
+        )
+    home, workspace, kept = places(policy, user)
+    pairs = [(os.path.join(folder, WHOLE[0]), home), (os.path.join(folder, WHOLE[1]), workspace)]
+    with contextlib.suppress(FileNotFoundError):
+        above = os.path.join(folder, WHOLE[2])
+        pairs += [(os.path.join(above, name), os.path.join(kept, name)) for name in sorted(os.listdir(above))]
+    pairs = [(source, place) for source, place in pairs if os.path.isdir(source)]
+    if not pairs:
+        raise NotFound(f"There is nothing of {user.name} in {printable(folder)}.", "Name another one.")
+    given, left = [], []
+    for source, place in pairs:
+        if _is_users(user, place):
+            # The workspace has a place of its own, which shows in the home.
+            without = ("./workspace",) if place == home else ()
+            _copy_as(user, source, place, without, replace=replace)
+            given.append(place)
+        else:
+            left.append(place)
+    return given, left
+
+
+def _is_users(user: User, place: str) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.lstat(place)
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == user.uid
+    return False
+
+
+def _copy_as(user: User, source: str, place: str, without: Sequence[str], *, replace: bool) -> None:
+    """Copy a folder of root's into one of the user's; the user's process reads it from a pipe alone."""
+    read = [_TAR, "--create", "--sparse", "--anchored", "--no-wildcards"]
+    read += [f"--exclude={path}" for path in without]
+    read += ["--file=-", f"--directory={source}", "."]
+    write = [_TAR, "--extract", "--file=-", f"--directory={place}", "--same-permissions"]
+    write += [] if replace else ["--skip-old-files"]
+    plain: dict[str, Any] = {"cwd": "/", "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}}
+    with tempfile.TemporaryFile() as wrong:
+        plain["stderr"] = wrong
+        reader = subprocess.Popen(read, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **plain)
+        try:
+            done = subprocess.run(
+                write,
+                stdin=reader.stdout,
+                stdout=subprocess.DEVNULL,
+                user=user.uid,
+                group=user.gid,
+                extra_groups=[],
+                umask=0o077,
+                check=False,
+                **plain,
+            )
+        finally:
+            if reader.stdout is not None:
+                reader.stdout.close()
+            code = reader.wait()
+        if done.returncode or code:
+            wrong.seek(0)
+            lines = wrong.read(1 << 16).decode("utf-8", "replace").splitlines()
+            said = next((line for line in lines if line.strip()), "tar failed")
+            raise HostError(
+                f"Not all came back to {place}: {printable(said)[:200]}",
+                "What came back stays. Make room, or raise the quota, and give the same command again.",
+            )
 
 
 def extract(
@@ -500,6 +624,10 @@ def _check_target(target: str) -> None:
     """Refuse a target that is there, or below a folder that somebody else than root can write."""
     if os.path.lexists(target):
         raise Refused(f"{printable(target)} is there already.", "Name a folder that is not there yet.")
+    _check_parents(target)
+
+
+def _check_parents(target: str) -> None:
     parent = os.path.dirname(target)
     while True:
         try:

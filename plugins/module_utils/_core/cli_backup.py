@@ -168,6 +168,10 @@ def _restore(call: Call) -> int:
 
     policy, options = _policy(), call.options
     user = backup.somebody(policy, options.user)
+    if options.path is None:
+        return _restore_all(call, policy, user)
+    if options.back or options.replace:
+        raise InvalidInput("--back and --replace are for all files of a user.", "Leave PATH out.")
     if options.dry_run:
         wanted = backup.locate(policy, user, options.path)
         if call.json:
@@ -185,10 +189,77 @@ def _restore(call: Call) -> int:
     return 0
 
 
+def _restore_all(call: Call, policy: Policy, user: User) -> int:
+    """Restore all files of a user, and give them back where that is asked for."""
+    from . import backup
+
+    options = call.options
+    if options.replace and not options.back:
+        raise InvalidInput("--replace says how files are given back.", "Add --back.")
+    there = options.back and os.path.lexists(options.to)
+    if options.dry_run:
+        return _would_restore_all(call, list(backup.places(policy, user)), user, there=there)
+    what = f"all of {user.name}, snapshot {options.snapshot}, to {options.to}"
+    what += ", and back" if options.back else ""
+    given: list[str] = []
+    left: list[str] = []
+    with journal.acted("restore", what, owner=user.uid, server=options.server), _ended_in_order():
+        found = []
+        if not there:
+            found = backup.restore_all(policy, user, options.to, options.snapshot, options.server)
+        if options.back:
+            given, left = backup.give_back(policy, user, options.to, replace=options.replace)
+    if call.json:
+        call.answer({"restored": options.to, "holds": found, "given_back": given, "left_out": left})
+        return 0
+    if found:
+        call.out.sentence(f"Restored to {options.to}, for root alone: {', '.join(found)}.")
+    if given:
+        kept = "" if options.replace else " What was there stays as it was."
+        call.out.sentence(f"Given back to {user.name}: {', '.join(given)}.{kept}")
+    if left:
+        call.out.sentence(
+            f"Left out, as there is no such folder of {user.name}: {', '.join(left)}. A kept home is made by "
+            "the first launch of its project; then give the same command again."
+        )
+    if given and not left:
+        call.out.sentence(f"When {user.name} has looked at it, remove {options.to}.")
+    return 0
+
+
+def _would_restore_all(call: Call, places: list[str], user: User, *, there: bool) -> int:
+    options = call.options
+    if call.json:
+        call.answer({"would": places, "back": options.back})
+        return 0
+    if not there:
+        shown = ", ".join(places)
+        call.out.sentence(f"Would restore {shown} of snapshot {options.snapshot} into {options.to}.")
+    if options.back:
+        call.out.sentence(f"Would give back to {user.name} what is in {options.to}.")
+    return 0
+
+
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("user", metavar="USER", help="whose; also somebody who left")
-    parser.add_argument("path", metavar="PATH", help="a path in the workspace, or an absolute one")
-    parser.add_argument("--to", metavar="FOLDER", required=True, help="a folder that is not there yet")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        help="a path in the workspace, or an absolute one; all files of the user where it is left out",
+    )
+    parser.add_argument(
+        "--to",
+        metavar="FOLDER",
+        required=True,
+        help="a folder that is not there yet; with --back also one into which all was restored before",
+    )
+    parser.add_argument(
+        "--back", action="store_true", help="give all files back to the user; what is there already stays"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="with --back: what is there already is replaced"
+    )
     parser.add_argument(
         "--snapshot", metavar="ID", default="latest", help="as lab backup USER --list tells it; %(default)s"
     )
@@ -241,9 +312,9 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         ("lab", "restore"),
         "restore files of a user from the backup",
-        "For root. Restore a file or folder of a user from a snapshot into a new folder that only root can "
-        "enter. Nothing of the user's is touched. The user may have left, and the server have had another "
-        "name.",
+        "For root. Restore a file or folder of a user, or without PATH all files, from a snapshot into a new "
+        "folder that only root can enter. Nothing of the user's is touched, unless --back gives all of it "
+        "back. The user may have left, and the server have had another name.",
         "lab restore alice thesis/data --to /root/restored",
         _restore,
         named=False,

@@ -773,6 +773,52 @@ def test_a_restore_is_written_down_also_one_that_fails(
     ]
 
 
+def test_all_of_a_user_is_restored_and_given_back(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, log: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    given, left = ["/home/alice", "/home/.workspaces/alice"], ["/home/.homes/alice/thesis"]
+
+    def restore_all(_policy: object, _user: object, *words: str) -> list[str]:
+        asked.append(words)
+        return ["home", "workspace", "kept-homes"]
+
+    def give_back(
+        _policy: object, _user: object, folder: str, *, replace: bool
+    ) -> tuple[list[str], list[str]]:
+        asked.append((folder, replace))
+        return given, left
+
+    monkeypatch.setattr(backup, "restore_all", restore_all)
+    monkeypatch.setattr(backup, "give_back", give_back)
+    target = str(tmp_path / "all")
+    words = ("lab", "restore", "alice", "--to", target)
+    code, out, _err = admin(*words, "--back", "--dry-run")
+    assert code == 0 and not log and not asked and "Would give back to alice" in " ".join(out.split())
+    code, out, _err = admin(*words)
+    assert code == 0 and "for root alone: home, workspace, kept-homes." in " ".join(out.split())
+    assert asked == [(target, "latest", "")]
+    code, out, _err = admin(*words, "--back", "--snapshot", "0123abcd")
+    shown = " ".join(out.split())
+    assert code == 0 and asked[1:] == [(target, "0123abcd", ""), (target, False)]
+    assert "What was there stays as it was." in shown and "Left out, as there is no" in shown
+    assert "has looked at it" not in shown
+    # What was restored already is given back as it is.
+    Path(target).mkdir()
+    left.clear()
+    code, out, _err = admin(*words, "--back", "--replace", "--json")
+    told = json.loads(out)
+    assert asked[3:] == [(target, True)] and (told["given_back"], told["holds"]) == (given, [])
+    assert "has looked at it, remove" in " ".join(admin(*words, "--back")[1].split())
+    assert [one["detail"] for one in log][1] == f"all of alice, snapshot 0123abcd, to {target}, and back"
+
+
+@pytest.mark.parametrize("words", [("x", "--back"), ("x", "--replace"), ("--replace",)])
+def test_giving_back_is_for_all_files_of_a_user(admin: Run, words: tuple[str, ...]) -> None:
+    code, _out, err = admin("lab", "restore", "alice", *words, "--to", "/root/x")
+    assert code == 2 and ("Leave PATH out." in err or "Add --back." in err)
+
+
 # ---- at login --------------------------------------------------------------------------------------------
 
 
