@@ -23,6 +23,13 @@ options:
     type: list
     elements: str
     default: []
+  versions:
+    description:
+      - The versions of some of O(present), such as V(1.18.0), which is there in any revision of the
+        distribution's. One that is installed is changed, up or down.
+      - With apt alone.
+    type: dict
+    default: {}
   absent:
     description: Packages that are not installed.
     type: list
@@ -95,11 +102,13 @@ def main() -> None:
     module = build_module(
         {
             "present": {"type": "list", "elements": "str", "default": []},
+            "versions": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "str", "default": []},
         }
     )
     given: dict[str, Any] = module.params
-    run_items(module, lambda: reconcile(given["present"], given["absent"], check=module.check_mode))
+    versions = {str(name): str(version) for name, version in given["versions"].items()}
+    run_items(module, lambda: reconcile(given["present"], given["absent"], versions, check=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -71,20 +71,12 @@ EXAMPLES = r"""
         [Unit]
         RequiresMountsFor=/var/lib/docker
 
-- name: The ssh server has its settings
-  ansible.builtin.copy:
-    src: lab.conf
-    dest: /etc/ssh/sshd_config.d/lab.conf
-    mode: "0644"
-  register: sshd_settings
-
-- name: The ssh server knows them
+- name: The ssh server knows the settings that an earlier task wrote
   lab.server.units:
     current:
       - unit: ssh.service
         files: [/etc/ssh/sshd_config.d/lab.conf]
         reload: true
-        changing: "{{ sshd_settings is changed }}"
 """
 
 RETURN = r"""

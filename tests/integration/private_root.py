@@ -259,18 +259,23 @@ class PrivateRoot:
         shutil.copy2(self.path / "usr/bin/mount.real", self.path / "usr/bin/mount")
 
     def add_packages(self, *names: str) -> None:
-        """Put packages with nothing in them into the only repository that apt knows in the private root."""
+        """Put packages with nothing in them into the only repository that apt knows in the private root.
+
+        Each as name, or name=version.
+        """
         folder = self.path / "srv/packages"
         folder.mkdir()
         index = ""
-        for name in names:
+        for word in names:
+            name, _equals, version = word.partition("=")
             control = (
-                f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: a test\n"
+                f"Package: {name}\nVersion: {version or 1}\nArchitecture: all\nMaintainer: nobody\n"
+                "Description: a test\n"
             )
-            tree = self.base / name
+            tree = self.base / word
             (tree / "DEBIAN").mkdir(parents=True)
             (tree / "DEBIAN/control").write_text(control)
-            made = self.base / f"{name}.deb"
+            made = self.base / f"{word}.deb"
             subprocess.run(["dpkg-deb", "--build", str(tree), str(made)], capture_output=True, check=True)
             data = made.read_bytes()
             (folder / made.name).write_bytes(data)

@@ -167,7 +167,7 @@ def _prepare_shares(root: PrivateRoot) -> None:
 
 
 def _prepare_packages(root: PrivateRoot) -> None:
-    root.add_packages("quota", "acl", "uidmap")
+    root.add_packages("quota", "acl", "uidmap", "toolkit=1.17.8-1", "toolkit=1.18.0-1", "toolkit=1.18.1-2")
     root.run("dpkg", "-i", "/srv/packages/uidmap.deb")
 
 
@@ -248,6 +248,11 @@ ON_THE_HOST: dict[str, tuple[Callable[[PrivateRoot], None], list[Step]]] = {
         [
             Step({"present": ["quota", "acl"], "absent": ["uidmap"]}),
             Step({"present": ["acl"], "absent": ["quota", "never-there"]}),
+            Step({"present": ["toolkit"], "versions": {"toolkit": "1.18.0"}}),
+            Step({"present": ["toolkit"], "versions": {"toolkit": "1.17.8-1"}}),
+            Step({"present": ["toolkit"], "versions": {"toolkit": "1.18.1"}}),
+            Step({"present": ["toolkit"], "versions": {"toolkit": ""}}, changes=False),
+            Step({"present": ["toolkit"], "versions": {"toolkit": "-o x"}}, changes=False, fails=True),
         ],
     ),
     "quotas": (

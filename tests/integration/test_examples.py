@@ -122,6 +122,19 @@ def _homes(root: PrivateRoot) -> None:
         os.chown(root.path / "home" / name, uid, uid)
 
 
+def _ssh_server(root: PrivateRoot) -> None:
+    """Play a systemd whose ssh server runs since before its settings were written."""
+    settings = root.path / "etc/ssh/sshd_config.d/lab.conf"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("X11Forwarding no\n")
+    (root.path / "run/systemd/system").mkdir(parents=True)
+    state = "LoadState=loaded\\nActiveState=active\\nInvocationID=1\\nInactiveExitTimestampMonotonic=1\\n\\n"
+    program = root.path / "usr/bin/systemctl"
+    program.unlink(missing_ok=True)
+    program.write_text(f"#!/bin/sh\n[ \"$1\" != show ] || printf '{state}'\n")
+    program.chmod(0o755)
+
+
 @pytest.mark.parametrize("name", IN_THE_PRIVATE_ROOT)
 def test_in_a_private_root(private_root: PrivateRoot, docker: Any, tiny: str, name: str) -> None:
     taken_for_granted: dict[str, Callable[[PrivateRoot], None]] = {
@@ -129,6 +142,7 @@ def test_in_a_private_root(private_root: PrivateRoot, docker: Any, tiny: str, na
         "filesystems": lambda root: root.add_disk("/dev/disk/by-id/virtio-lab-home"),
         "packages": _packages,
         "shares": _group,
+        "units": _ssh_server,
         "workspaces": _homes,
     }
     taken_for_granted.get(name, lambda root: None)(private_root)
@@ -170,7 +184,8 @@ def test_offboarding(private_root: PrivateRoot, monkeypatch: pytest.MonkeyPatch)
     people = [
         {"name": name, "uid": 29620 + n, "group": "students"} for n, name in enumerate(("alice", "bob"))
     ]
-    policy = _policy(lab_users=people)
+    shares = [{"name": "vision", "access": "group", "group": "students"}]
+    policy = _policy(lab_users=people, lab_shares=shares)
     accounts = {
         "groups": [{"name": "students", "gid": 3101}],
         "users": [{**one, "limits": {"cpus": 2, "memory": "4g", "pids": 512}} for one in people],
@@ -179,16 +194,20 @@ def test_offboarding(private_root: PrivateRoot, monkeypatch: pytest.MonkeyPatch)
     for name, arguments in (
         ("users", accounts),
         ("workspaces", {"policy": policy, "projects": [survey]}),
+        ("shares", {"shares": shares}),
         ("commands", {"policy": policy}),
     ):
         made = run_module(name, arguments, check=False, call=private_root.call)
         assert not made.get("failed"), made
     stage = Stage(private_root.call)
-    leaves, purge = examples("offboarding")
+    leaves, shared, purge = examples("offboarding")
     monkeypatch.setattr(sys.modules[__name__], "examples", lambda _name: [leaves])
     (left,) = run_examples("offboarding", stage)
     assert left["changed"] and (private_root.path / "home/.workspaces/bob/survey").is_dir()
     assert len(list((private_root.path / "home/.offboarded").iterdir())) == 2
+    monkeypatch.setattr(sys.modules[__name__], "examples", lambda _name: [shared])
+    (handed,) = run_examples("offboarding", stage)
+    assert handed["changed"] and (private_root.path / "srv/data/vision/survey-of-alice").is_dir()
     # A month later.
     now = time.time() + 32 * 86400
     later = SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)

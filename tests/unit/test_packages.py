@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import pytest
 from ansible_collections.lab.server.plugins.module_utils._core import packages
-from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError
+from ansible_collections.lab.server.plugins.module_utils._core.errors import HostError, InvalidInput
 
-ANSWER = "acl ii \nquota rc \nxfsprogs hi \ndocker.io iU \n"
+ANSWER = "acl ii  2.3.1-3\nquota rc  4.06-1\nxfsprogs hi  6.1.0-1\ndocker.io iU  20.10.24\n"
 
 
 def test_only_what_is_installed_wholly_counts() -> None:
-    assert packages.installed(ANSWER) == {"acl", "xfsprogs"}
+    assert packages.installed(ANSWER) == {"acl": "2.3.1-3", "xfsprogs": "6.1.0-1"}
 
 
 def test_what_is_there_is_left_alone() -> None:
-    items = packages.plan(["acl", "quota"], ["uidmap", "xfsprogs"], {"acl", "xfsprogs"})
+    items = packages.plan(["acl", "quota"], ["uidmap", "xfsprogs"], packages.installed(ANSWER))
     assert [(item.name, item.actions) for item in items] == [
         ("acl", []),
         ("quota", ["install"]),
@@ -59,7 +59,39 @@ def test_everything_is_installed_in_one_call_and_without_what_is_only_recommende
     assert commands[2][-1] == "update"
     assert commands[3][-2:] == ["remove", "xfsprogs"]
     assert commands[4][-3:] == ["install", "quota", "docker.io"]
-    assert "--no-install-recommends" in commands[4]
+    assert "--no-install-recommends" in commands[4] and "--allow-downgrades" not in commands[4]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [
+        ("2.3.1", ""),
+        ("2.3.1-3", ""),
+        ("", ""),
+        ("2.3", "acl=2.3-*"),
+        ("2.4.0", "acl=2.4.0-*"),
+        ("2.3.1-2", "acl=2.3.1-2"),
+    ],
+)
+def test_a_version_that_is_asked_for_is_installed_up_or_down(
+    commands: list[list[str]], wanted: str, word: str
+) -> None:
+    items = packages.reconcile(["acl"], [], {"acl": wanted}, check=True)
+    assert items[0].changed == bool(word) and len(commands) == 1
+    done = packages.reconcile(["acl"], [], {"acl": wanted}, check=False)
+    assert [item.as_dict() for item in done] == [item.as_dict() for item in items]
+    assert (commands[-1][-3:] == ["install", "--allow-downgrades", word]) == bool(word)
+
+
+def test_a_version_is_none_of_another_kind(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match="is no version of acl"):
+        packages.reconcile(["acl"], [], {"acl": "1.0 -o=x"}, check=False)
+    monkeypatch.setattr(packages, "tools", lambda: packages.DNF)
+    with pytest.raises(InvalidInput, match="apt alone"):
+        packages.reconcile(["acl"], [], {"acl": "1.0"}, check=False)
+    assert commands == []
 
 
 def test_nothing_is_asked_for_nothing(commands: list[list[str]]) -> None:
