@@ -34,6 +34,7 @@ class Machine:
         sys.path.insert(0, LIBRARY)
         # The library as it is installed on the machine.
         self.quota, self.policy = import_module("_core.quota"), import_module("_core.policy").load()
+        self.temporary = tuple(import_module("_core.privatetmp").FOLDERS)
         running = shell("docker ps --format '{{.Names}}'").split()
         held = [
             (user, name) for user in self.policy.users for name in running if name.endswith(f"._.{user.uid}")
@@ -122,8 +123,10 @@ def files(machine: Machine) -> list[Kind]:
         kind("file in the workspace, from the host", own, machine.as_user, machine.workspace(".charged")),
         kind("file in the workspace, from the container", own, machine.inside, f"/workspace/{work}"),
         kind("file in the home on the host", own, machine.as_user, f"{machine.user.home}/.charged"),
-        kind("file in `/tmp` of the server", own, machine.in_session, "/tmp/.charged"),  # noqa: S108  # meant
-        kind("file in `/var/tmp` of the server", own, machine.in_session, "/var/tmp/.charged"),  # noqa: S108  # meant
+        *(
+            kind(f"file in `{path}` of the server", own, machine.in_session, f"{path}/.charged")
+            for path in machine.temporary
+        ),
         kind("file in `/opt` or `/var` of the container", layer, machine.inside, _inner("var/tmp")),
         kind("file in `/tmp` of the container", layer, machine.inside, _inner("tmp")),
         kind(

@@ -245,16 +245,10 @@ def in_turns(killed: Killed, seconds: float, *works: tuple[str, Work, Callable[[
     raise AssertionError(f"There is no end of calls: {works}.")
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("seconds", [0, 0.01])
-def test_killed_while_it_is_made_and_while_it_is_removed(
-    engine, policy, alice, launched, killed, settled, left, seconds
-):
-    before = left()
+def made_and_removed(policy, alice, settled):
+    """Return the removal of alice's container and its launch, as ``in_turns`` takes them."""
     made = Wanted("alice", "thesis")
-    in_turns(
-        killed,
-        seconds,
+    return (
         (
             "remove",
             lambda engine: reconciled(engine, policy, replace(made, state="absent")),
@@ -266,6 +260,15 @@ def test_killed_while_it_is_made_and_while_it_is_removed(
             lambda what: settled(made, what),
         ),
     )
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seconds", [0, 0.01])
+def test_killed_while_it_is_made_and_while_it_is_removed(
+    engine, policy, alice, launched, killed, settled, left, seconds
+):
+    before = left()
+    in_turns(killed, seconds, *made_and_removed(policy, alice, settled))
     assert left() == before
     assert killed.calls >= 3
 
@@ -311,7 +314,7 @@ def test_killed_while_it_is_replaced(
         # Another wish each time: each begins where the one before ended.
         wanted = Wanted("alice", "thesis", pids=20 + number)
         what = f"replacement killed in call {number} after {seconds} s"
-        more = killed.once(number, seconds, lambda engine: reconciled(engine, policy, wanted), what)  # noqa: B023 - called at once
+        more = killed.once(number, seconds, functools.partial(reconciled, policy=policy, wanted=wanted), what)
         # One too many, where it was killed before it looked at the bounds, is the daily clean-up's.
         retired.clean_up(engine, policy, time.time())
         settled(wanted, what, kept=min(number, retired.AT_MOST) if worked else 0)
@@ -555,21 +558,7 @@ def test_engine_killed_at_each_step_while_a_container_is_made_and_removed(
     engine, policy, alice, launched, fallen, settled, left, seconds
 ):
     before = left()
-    made = Wanted("alice", "thesis")
-    in_turns(
-        fallen,
-        seconds,
-        (
-            "remove",
-            lambda engine: reconciled(engine, policy, replace(made, state="absent")),
-            lambda what: settled(None, what),
-        ),
-        (
-            "launch",
-            lambda engine: containers.launch(engine, policy, alice, "thesis"),
-            lambda what: settled(made, what),
-        ),
-    )
+    in_turns(fallen, seconds, *made_and_removed(policy, alice, settled))
     assert left() == before
     # The removal of the one, and create, put and start of the other; before each there are looks.
     assert fallen.calls >= (4 if seconds else 8)
@@ -586,7 +575,7 @@ def test_engine_killed_at_each_step_while_a_container_is_replaced(
         inside(alice, "thesis", f"echo {number} > /tmp/work")
         wanted = Wanted("alice", "thesis", pids=20 + number)
         what = f"engine killed in call {number} of a replacement after {seconds} s"
-        more = fallen.once(number, seconds, lambda engine: reconciled(engine, policy, wanted), what)  # noqa: B023 - called at once
+        more = fallen.once(number, seconds, functools.partial(reconciled, policy=policy, wanted=wanted), what)
         retired.clean_up(engine, policy, time.time())
         settled(wanted, what, kept=min(number, retired.AT_MOST))
         if not more:

@@ -28,11 +28,10 @@ from . import formeruids, hostfiles, mounts, slices, units
 from .errors import HostError, InvalidInput
 from .items import ItemResult
 from .names import group_name, slice_name, user_name
-from .policy import HOME_ROOT, LOCAL, Limits, User
+from .policy import HOME_ROOT, LAB_GROUP, LOCAL, Limits, User
 from .quota import quota_from_options
 from .sizes import parse_size
 
-LAB_GROUP = "lab"
 KEY_DIRECTORY = "/etc/ssh/lab_authorized_keys"
 SHELL = "/bin/bash"
 SKELETON = "/etc/skel"
@@ -599,7 +598,7 @@ def read_actual(desired: Desired) -> Actual:
     }
     names = [wanted.user.name for wanted in desired.users]
     ours = {LAB_GROUP, *(name for name, _gid in desired.groups), *desired.closed_groups, *names}
-    torn = _torn(name for name in groups if name in ours)
+    torn = _torn(group for group in groups.values() if group.name in ours)
     made = [wanted.user.name for wanted in desired.users if not wanted.user.existing]
     unshadowed = tuple(name for name in made if passwords and name in users and name not in passwords)
     _add_foreign(desired, users, groups)
@@ -645,11 +644,12 @@ def _rows(path: str, columns: int) -> list[list[str]]:
     return [row for row in rows if len(row) >= columns]
 
 
-def _torn(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the groups of group(5) of which gshadow(5), where there is one, has other members."""
+def _torn(groups: Iterable[UnixGroup]) -> tuple[str, ...]:
+    """Return those of group(5) of which gshadow(5), where there is one, has other members."""
     shadow = {row[0]: set(filter(None, row[3].split(","))) for row in _rows(_GSHADOW, 4)}
-    members = {row[0]: set(filter(None, row[3].split(","))) for row in _rows("/etc/group", 4)}
-    return tuple(sorted(name for name in names if shadow and shadow.get(name) != members[name]))
+    return tuple(
+        sorted(group.name for group in groups if shadow and shadow.get(group.name) != set(group.members))
+    )
 
 
 def _texts(directory: str, names: Iterable[str]) -> dict[str, str]:

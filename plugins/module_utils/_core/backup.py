@@ -545,12 +545,12 @@ def give_back(
     with contextlib.suppress(FileNotFoundError):
         above = os.path.join(folder, WHOLE[2])
         pairs += [(os.path.join(above, name), os.path.join(kept, name)) for name in sorted(os.listdir(above))]
-    pairs = [(source, place) for source, place in pairs if os.path.isdir(source)]
+    pairs = [(source, place) for source, place in pairs if _owner_of_folder(source) is not None]
     if not pairs:
         raise NotFound(f"There is nothing of {user.name} in {printable(folder)}.", "Name another one.")
     given, left = [], []
     for source, place in pairs:
-        if _is_users(user, place):
+        if _owner_of_folder(place) == user.uid:
             # The workspace has a place of its own, which shows in the home.
             without = ("./workspace",) if place == home else ()
             _copy_as(user, source, place, without, replace=replace)
@@ -560,11 +560,12 @@ def give_back(
     return given, left
 
 
-def _is_users(user: User, place: str) -> bool:
+def _owner_of_folder(path: str) -> int | None:
+    """Return the uid of a folder's owner; None where there is none, or a link in its place."""
     with contextlib.suppress(OSError):
-        status = os.lstat(place)
-        return stat.S_ISDIR(status.st_mode) and status.st_uid == user.uid
-    return False
+        status = os.lstat(path)
+        return status.st_uid if stat.S_ISDIR(status.st_mode) else None
+    return None
 
 
 def _copy_as(user: User, source: str, place: str, without: Sequence[str], *, replace: bool) -> None:

@@ -34,17 +34,16 @@ def _workspace_usage(call: Call) -> int:
     user = call.user()
     usage = quota.usage(call.policy(), user)
     workspace = call.policy().workspace(user)
+    # Where they are the user's own, they are on the same disk and count as well.
+    own = [mount.point for mount in mounts.read() if privatetmp.holds(mount)]
+    seconds = math.inf if call.options.all else _GLANCE / (1 + len(own))
     try:
-        found = tree.survey(workspace, seconds=math.inf if call.options.all else _GLANCE)
+        found = tree.survey(workspace, seconds=seconds)
     except OSError as error:
         raise HostError(
             f"Your workspace {workspace} cannot be read: {error.strerror}.", "Tell your admins."
         ) from error
-    # Where they are the user's own, they are on the same disk and count as well.
-    own = [mount.point for mount in mounts.read() if privatetmp.holds(mount)]
-    temporary = [
-        (point, *tree.total(point, seconds=math.inf if call.options.all else _GLANCE)) for point in own
-    ]
+    temporary = [(point, *tree.total(point, seconds=seconds)) for point in own]
     complete = found.complete and all(whole for _point, _one, whole in temporary)
     limits = usage.quota
     beside = _beside(call)

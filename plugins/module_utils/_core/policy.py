@@ -34,6 +34,8 @@ LOCAL, EXISTING = ACCOUNTS = ("local", "existing")
 #: The gid of the group users (base-passwd), which directories like to give; others below 1000 give rights.
 _USERS_GID = 100
 HOME_ROOT = "/home"
+#: The group in which every lab user is.
+LAB_GROUP = "lab"
 WORKSPACES_ROOT = "/home/.workspaces"
 #: Holds the kept homes of projects, on the file system of the homes, so that the same quota holds.
 HOMES_ROOT = "/home/.homes"

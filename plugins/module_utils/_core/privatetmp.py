@@ -23,15 +23,14 @@ from .mounts import Mount
 
 #: The folders that are each user's own, with its name below ``folder`` and for how many days
 #: what is not used stays.
-FOLDERS: Mapping[str, tuple[str, int]] = {"/tmp": ("tmp", 10), "/var/tmp": ("var-tmp", 30)}  # noqa: S108  # names
+FOLDERS: Mapping[str, tuple[str, int]] = {"/tmp": ("tmp", 10), "/var/tmp": ("var-tmp", 30)}  # noqa: S108  # told of, not written to
 #: Where the sessions of Debian's services are put together (pam-auth-update(8)).
 STACKS = ("/etc/pam.d/common-session", "/etc/pam.d/common-session-noninteractive")
 
 _PROFILE = "lab-server"
 _NOTE = "# Written by the Ansible collection lab.server; changes are lost at its next run.\n"
-_GROUP = "lab"
 _MODULES = (
-    f"[success=1 default=ignore]\tpam_succeed_if.so quiet user notingroup {_GROUP}",
+    f"[success=1 default=ignore]\tpam_succeed_if.so quiet user notingroup {policies.LAB_GROUP}",
     "optional\tpam_namespace.so",
 )
 _UPDATE = "/usr/sbin/pam-auth-update"

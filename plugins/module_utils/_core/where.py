@@ -176,7 +176,7 @@ def judge(policy: Policy, user: User, place: Place, table: Iterable[Mount]) -> s
 #: tmpfiles.d(5): distributions empty the first at every start, and the second when they like.
 _TEMPORARY = {"/tmp": "temporary", "/var/tmp": "clutter"}  # noqa: S108  # told of, not written to
 #: The same where they are the user's own (privatetmp).
-_OWN_TEMPORARY = {"/tmp": "own_temporary", "/var/tmp": "own_clutter"}  # noqa: S108  # as above
+_OWN_TEMPORARY = dict(zip(privatetmp.FOLDERS, ("own_temporary", "own_clutter")))
 
 
 def _of_data(policy: Policy, user: User, real: str) -> str:
